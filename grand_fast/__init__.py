@@ -1,0 +1,11 @@
+"""grand-fast: graph neural diffusion (GRAND) on fused kernels.
+
+Documentation: the README of the repository, and the docstring of each public name.
+"""
+
+from grand_fast import ops
+from grand_fast._version import __version__
+from grand_fast.graph import Graph
+from grand_fast.ops._dispatch import backend
+
+__all__ = ["Graph", "__version__", "backend", "ops"]

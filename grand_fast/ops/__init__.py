@@ -1,0 +1,7 @@
+"""Differentiable operators: check → choose a backend → autograd."""
+
+from grand_fast.ops.attention_diffusion import attention_diffusion
+from grand_fast.ops.csr_diffusion import csr_diffusion
+from grand_fast.ops.edge_attention import edge_attention
+
+__all__ = ["attention_diffusion", "csr_diffusion", "edge_attention"]

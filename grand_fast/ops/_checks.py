@@ -1,0 +1,124 @@
+"""Checks of shape, dtype and device, made on each call; all raise with one form of message."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grand_fast.graph import Graph
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def message(op: str, argument: str, expected: str, got: str, remedy: str = "") -> str:
+    """Operator, argument, what was expected, what came, and a remedy where there is one."""
+    return f"{op}: `{argument}` {expected}, got {got}.{' ' + remedy if remedy else ''}"
+
+
+def check_graph(op: str, graph: Any) -> None:
+    """`graph` is a `Graph`."""
+    if not isinstance(graph, Graph):
+        remedy = "Build one with Graph.from_edge_index(edge_index, num_nodes)."
+        raise TypeError(message(op, "graph", "must be a Graph", type(graph).__name__, remedy))
+
+
+def check_tensor(
+    op: str,
+    name: str,
+    value: Any,
+    *,
+    letters: str,
+    sizes: tuple[int | None, ...],
+    like: Tensor | None = None,
+    graph: Graph | None = None,
+    remedy: str = "",
+) -> None:
+    """`value` is a floating tensor of shape `sizes` (None: any size of at least 1).
+
+    `letters` names the shape ("[N, H, d_k]"); `like` fixes dtype and device, `graph` the device.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(message(op, name, "must be a Tensor", type(value).__name__))
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(message(op, name, "must be floating", str(value.dtype), "Try .float()."))
+    shape = tuple(value.shape)
+    fits = len(shape) == len(sizes) and all(
+        got >= 1 if want is None else got == want
+        for got, want in zip(shape, sizes, strict=True)
+    )
+    if not fits:
+        want = f"[{', '.join('≥1' if s is None else str(s) for s in sizes)}]"
+        raise ValueError(
+            message(op, name, f"must have shape {letters} = {want}", str(list(shape)), remedy)
+        )
+    if like is not None and value.dtype != like.dtype:
+        remedy = f"Convert it with .to({like.dtype})."
+        raise TypeError(message(op, name, f"must be {like.dtype}", str(value.dtype), remedy))
+    device = like.device if like is not None else graph.device if graph is not None else None
+    if device is not None and value.device != device:
+        remedy = f"Move it with .to('{device}')." if like is not None else "Use graph.to(device)."
+        raise ValueError(message(op, name, f"must be on {device}", str(value.device), remedy))
+
+
+def check_choice(
+    op: str, name: str, value: Any, *, known: tuple[str, ...], planned: tuple[str, ...] = ()
+) -> None:
+    """`value` is one of `known`; one of `planned` is named as not supported yet."""
+    if value in known:
+        return
+    if value in planned:
+        raise NotImplementedError(
+            message(op, name, f"is supported for {', '.join(known)} in this version", repr(value))
+        )
+    raise ValueError(message(op, name, f"must be one of {', '.join(known + planned)}", repr(value)))
+
+
+def channel_vector(op: str, name: str, value: Any, x: Tensor) -> Tensor:
+    """`alpha` or `beta` as a vector `[d]` in float32 or wider, differentiable if it was."""
+    d = x.shape[1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _constant_vector(float(value), d, wide, x.device)
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+        raise TypeError(message(op, name, "must be a float or a Tensor", got))
+    if not value.is_floating_point():
+        raise TypeError(message(op, name, "must be floating", str(value.dtype), "Try .float()."))
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, d)):
+        shape = list(value.shape)
+        raise ValueError(message(op, name, f"must be a scalar or [d] = [{d}]", str(shape)))
+    if value.device != x.device:
+        remedy = f"Move it with .to('{x.device}')."
+        raise ValueError(message(op, name, f"must be on {x.device}", str(value.device), remedy))
+    return value.to(wide).expand(d).contiguous()
+
+
+@lru_cache(maxsize=64)
+def _constant_vector(value: float, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be saved for backward
+        return torch.full((d,), value, dtype=dtype, device=device)
+
+
+def check_source(
+    op: str, beta: Any, x0: Any, x: Tensor
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """`beta` and `x0` come together or not at all."""
+    if beta is None and x0 is None:
+        return None, None
+    if beta is None or x0 is None:
+        missing, given = ("beta", "x0") if beta is None else ("x0", "beta")
+        raise ValueError(message(op, missing, f"must come with `{given}`", "None"))
+    sizes = (x.shape[0], x.shape[1])
+    check_tensor(op, "x0", x0, letters="[N, d]", sizes=sizes, like=x)
+    return channel_vector(op, "beta", beta, x), x0
+
+
+def inner_contiguous(t: Tensor) -> Tensor:
+    """`t`, copied only if its rows are not contiguous: launchers take any row stride."""
+    expected = 1
+    for size, stride in zip(reversed(t.shape[1:]), reversed(t.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return t.contiguous()
+        expected *= size
+    return t if t.shape[0] <= 1 or t.stride(0) >= expected else t.contiguous()

@@ -1,0 +1,126 @@
+"""`attention_diffusion`: GRAND's vector field, edge attention and aggregation in one pass."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from grand_fast.graph import Graph
+from grand_fast.ops._checks import (
+    channel_vector,
+    check_graph,
+    check_source,
+    check_tensor,
+    inner_contiguous,
+)
+from grand_fast.ops._dispatch import Backend, choose, launchers, plan
+from grand_fast.ops._source import source_gradients
+from grand_fast.ops.edge_attention import check_attention, check_query_key
+
+_OP = "attention_diffusion"
+
+
+def attention_diffusion(
+    x: Float[Tensor, "N d"],
+    q: Float[Tensor, "N H d_k"],
+    k: Float[Tensor, "N H d_k"],
+    graph: Graph,
+    *,
+    alpha: float | Tensor = 1.0,
+    beta: float | Tensor | None = None,
+    x0: Float[Tensor, "N d"] | None = None,
+    score: str = "scaled_dot",
+    normalizer: str = "softmax",
+    normalize: str = "receiver",
+    edge_weight: Float[Tensor, " E"] | None = None,
+    backend: Backend = "auto",
+) -> Float[Tensor, "N d"]:
+    """The vector field of GRAND: edge attention, softmax and diffusion, fused.
+
+    `f_i = alpha (mean_h Σ_j a^h_ij x_j − x_i) + beta x0_i`, with
+    `a^h_i: = softmax_j(<q^h_i, k^h_j> / √d_k)` over the senders `j` of receiver `i`.
+
+    Args:
+        x: node state `[N, d]`, shared by all heads.
+        q, k: queries of receivers and keys of senders, `[N, H, d_k]`, dtype and device of `x`.
+        graph: the edges; a node without edges gets `−alpha x_i + beta x0_i`.
+        alpha: diffusivity scale, a float, or a tensor (scalar or `[d]`).
+        beta, x0: source scale, like `alpha`, and source `[N, d]`; both or neither.
+        score: `"scaled_dot"`.
+        normalizer: `"softmax"`.
+        normalize: `"receiver"`: the weights of a receiver sum to 1.
+        edge_weight: not supported yet.
+        backend: `"auto"` goes by the device of `x`.
+
+    Returns:
+        `f` `[N, d]`, in the dtype of `x`.
+
+    Differentiable by `x`, `q`, `k`, `alpha`, `beta` and `x0`. Saves its inputs and `lse [N, H]`;
+    nothing of size `E` is stored, the weights are recomputed in backward.
+    Reference: GRAND (Chamberlain et al. 2021), equations 2 and 10.
+    """
+    check_graph(_OP, graph)
+    check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
+    check_query_key(_OP, q, k, graph, like=x)
+    check_attention(_OP, score, normalizer, normalize, edge_weight)
+    alpha = channel_vector(_OP, "alpha", alpha, x)
+    beta, x0 = check_source(_OP, beta, x0, x)
+    name = choose(_OP, backend, x)
+    if name == "reference":
+        f, _ = launchers(_OP, name).attention_diffusion_fwd(
+            x, q, k, alpha=alpha, beta=beta, x0=x0, csr=graph.csr()
+        )
+    else:
+        f = _AttentionDiffusionFunction.apply(x, q, k, alpha, beta, x0, graph, name)
+    return f  # type: ignore[no-any-return]
+
+
+class _AttentionDiffusionFunction(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        alpha: Tensor,
+        beta: Tensor | None,
+        x0: Tensor | None,
+        graph: Graph,
+        name: str,
+    ) -> Tensor:
+        x, q, k = inner_contiguous(x), inner_contiguous(q), inner_contiguous(k)
+        if x0 is not None:
+            x0 = inner_contiguous(x0)
+        f, lse = launchers(_OP, name).attention_diffusion_fwd(
+            x, q, k, alpha=alpha, beta=beta, x0=x0, csr=graph.csr(plan(name))
+        )
+        ctx.save_for_backward(x, q, k, lse, alpha, beta, x0 if ctx.needs_input_grad[4] else None)
+        ctx.graph, ctx.name = graph, name
+        return f  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, q, k, lse, alpha, beta, x0 = ctx.saved_tensors
+        needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dbeta, needs_dx0 = ctx.needs_input_grad[
+            :6
+        ]
+        df = inner_contiguous(df)
+        dx = dq = dk = dalpha = None
+        if needs_dx or needs_dq or needs_dk or needs_dalpha:
+            dx, dq, dk, dalpha = launchers(_OP, ctx.name).attention_diffusion_bwd(
+                df,
+                x,
+                q,
+                k=k,
+                lse=lse,
+                alpha=alpha,
+                csr=ctx.graph.csr(plan(ctx.name)),
+                csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
+                needs_dqk=needs_dq or needs_dk,
+                needs_dalpha=needs_dalpha,
+            )
+        dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
+        return dx, dq, dk, dalpha, dbeta, dx0, None, None

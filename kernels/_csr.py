@@ -1,0 +1,35 @@
+"""The graph arrays and the cost record that every launcher shares."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Csr(NamedTuple):
+    """One CSR view of the graph, as launchers take it: `A` (rows receive) or `Aᵀ`.
+
+    rowptr: [N+1], col: [E], both int32 or both int64.
+    slot:   [E], slot in this view → slot in the CSR of `A`; None in the view of `A` itself.
+    work:   what the backend's `plan(rowptr)` returned; None for the reference.
+    """
+
+    rowptr: Tensor
+    col: Tensor
+    slot: Tensor | None
+    work: Any
+
+
+class Cost(NamedTuple):
+    """Bytes and flops of one call. bytes_min: each row read once; bytes_max: no row reused."""
+
+    bytes_min: int
+    bytes_max: int
+    flops: int
+
+
+def edge_rows(csr: Csr) -> Tensor:
+    """Row of each slot, [E]: the inverse of `rowptr`."""
+    n = csr.rowptr.numel() - 1
+    rows = torch.arange(n, device=csr.rowptr.device)
+    return torch.repeat_interleave(rows, csr.rowptr.diff(), output_size=csr.col.numel())

@@ -1,0 +1,1 @@
+"""Kernels of `attention_diffusion`: reference.py, cpu.py, gpu.py."""

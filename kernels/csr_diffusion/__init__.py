@@ -1,0 +1,1 @@
+"""Kernels of `csr_diffusion`: reference.py, cpu.py, gpu.py."""

@@ -1,0 +1,1 @@
+"""Kernels of `edge_attention`: reference.py, cpu.py, gpu.py."""
