@@ -3,9 +3,20 @@
 Documentation: the README of the repository, and the docstring of each public name.
 """
 
-from grand_fast import ops
+from grand_fast import nn, ops
 from grand_fast._version import __version__
 from grand_fast.graph import Graph
 from grand_fast.ops._dispatch import backend
+from grand_fast.solvers import Solution, Stats, Status, integrate
 
-__all__ = ["Graph", "__version__", "backend", "ops"]
+__all__ = [
+    "Graph",
+    "Solution",
+    "Stats",
+    "Status",
+    "__version__",
+    "backend",
+    "integrate",
+    "nn",
+    "ops",
+]

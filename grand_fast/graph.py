@@ -7,6 +7,7 @@ is the only place where the user's `edge_index` is turned into that layout.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.kernels._csr import Csr
 
@@ -156,6 +158,19 @@ class Graph:
         edges[1, perm] = torch.repeat_interleave(nodes, self.rowptr.diff())
         return edges
 
+    def random_walk_weights(
+        self, dtype: torch.dtype = torch.float32, *, edge_order: Literal["user", "csr"] = "user"
+    ) -> Tensor:
+        """`a_ij = w_ij / Σ_j w_ij`, `[E]`: rows of `A` sum to one."""
+        weight = self.edge_weight
+        if weight is None:
+            weight = torch.ones(self.num_edges, device=self.device)
+        receiver = self.edge_index()[1]
+        wide = weight.to(torch.float64)
+        total = wide.new_zeros(self.num_nodes).index_add(0, receiver, wide)
+        a = (wide / total[receiver]).to(dtype)
+        return a if edge_order == "user" else a[self.perm.long()]
+
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on `device`; itself when it is there already."""
         device = torch.empty(0, device=device).device
@@ -215,6 +230,20 @@ class Graph:
         return torch.from_numpy(order.astype(np.int64))
 
 
+def cached_graph(edge_index: Tensor, num_nodes: int) -> Graph:
+    """The graph of an `edge_index` (source to target), kept while that tensor lives unchanged."""
+    if edge_index.is_inference():  # has no version counter: a change would go unseen
+        return Graph.from_edge_index(edge_index, num_nodes)
+    key = (edge_index._version, num_nodes)
+    known: tuple[Any, Graph] | None = _graphs.get(edge_index)  # type: ignore[no-untyped-call]
+    if known is None or known[0] != key:
+        known = _graphs[edge_index] = (key, Graph.from_edge_index(edge_index, num_nodes))
+    return known[1]
+
+
+_graphs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
 def _message(argument: str, expected: str, got: str, remedy: str = "") -> str:
     return f"Graph: `{argument}` {expected}, got {got}.{' ' + remedy if remedy else ''}"
 
@@ -232,13 +261,14 @@ def _edges(edge_index: Any, flow: str) -> tuple[Tensor, Tensor, int | None, Tens
         kinds = "an integer tensor [2, E], EdgeIndex, or a sparse matrix"
         raise TypeError(_message("edge_index", f"must be {kinds}", type(edge_index).__name__))
     if edge_index.layout is not torch.strided:
-        matrix = edge_index.to_sparse_coo()
+        matrix = edge_index.to_sparse_coo()  # type: ignore[no-untyped-call]
         # coalesce() would add up repeated edges; a CSR tensor's own order is already by row
         rows, cols = matrix._indices()
         return rows, cols, _square(tuple(matrix.shape)), _floating(matrix._values())
     size = None
-    if hasattr(edge_index, "sparse_size"):  # PyG EdgeIndex
-        size = edge_index.num_rows if edge_index.num_rows is not None else edge_index.num_cols
+    pyg = sys.modules.get("torch_geometric")  # whoever holds an EdgeIndex has imported it
+    if pyg is not None and isinstance(edge_index, pyg.EdgeIndex):
+        size = max((s for s in edge_index.sparse_size() if s is not None), default=None)
         edge_index = edge_index.as_tensor()
     if edge_index.dtype not in _INDEX_DTYPES:
         remedy = "Convert it with .long()." if edge_index.is_floating_point() else ""

@@ -44,8 +44,7 @@ def check_tensor(
         raise TypeError(message(op, name, "must be floating", str(value.dtype), "Try .float()."))
     shape = tuple(value.shape)
     fits = len(shape) == len(sizes) and all(
-        got >= 1 if want is None else got == want
-        for got, want in zip(shape, sizes, strict=True)
+        got >= 1 if want is None else got == want for got, want in zip(shape, sizes, strict=True)
     )
     if not fits:
         want = f"[{', '.join('≥1' if s is None else str(s) for s in sizes)}]"

@@ -36,5 +36,5 @@ class _Reorder(Function):
         return user
 
     @staticmethod
-    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
         return _Reorder.apply(da, ctx.perm, not ctx.scatter), None, None

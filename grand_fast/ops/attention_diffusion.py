@@ -101,8 +101,8 @@ class _AttentionDiffusionFunction(Function):
         return f  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:
         x, q, k, lse, alpha, beta, x0 = ctx.saved_tensors
         needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dbeta, needs_dx0 = ctx.needs_input_grad[
             :6

@@ -97,8 +97,8 @@ class _CsrDiffusionFunction(Function):
         return f
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:
         x, a, alpha, beta, x0 = ctx.saved_tensors
         needs_dx, needs_da, needs_dalpha, needs_dbeta, needs_dx0 = ctx.needs_input_grad[:5]
         df = inner_contiguous(df)

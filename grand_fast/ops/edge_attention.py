@@ -63,9 +63,7 @@ def edge_attention(
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)
     name = choose(_OP, backend, q)
     if name == "reference":
-        a, _ = launchers(_OP, name).edge_attention_fwd(
-            q, k, mean_heads=mean_heads, csr=graph.csr()
-        )
+        a, _ = launchers(_OP, name).edge_attention_fwd(q, k, mean_heads=mean_heads, csr=graph.csr())
     else:
         a = _EdgeAttentionFunction.apply(q, k, mean_heads, graph, name)
     return to_user(a, graph) if edge_order == "user" else a
@@ -80,9 +78,7 @@ def check_query_key(op: str, q: Any, k: Any, graph: Graph, *, like: Tensor | Non
     check_tensor(op, "k", k, letters=letters, sizes=tuple(q.shape), like=q)
 
 
-def check_attention(
-    op: str, score: Any, normalizer: Any, normalize: Any, edge_weight: Any
-) -> None:
+def check_attention(op: str, score: Any, normalizer: Any, normalize: Any, edge_weight: Any) -> None:
     """The choices that this version supports."""
     check_choice(op, "score", score, known=("scaled_dot",), planned=_PLANNED_SCORES)
     check_choice(op, "normalizer", normalizer, known=("softmax",), planned=("squareplus",))
@@ -106,8 +102,8 @@ class _EdgeAttentionFunction(Function):
         return a  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
         q, k, lse = ctx.saved_tensors
         dq, dk = launchers(_OP, ctx.name).edge_attention_bwd(
             da.contiguous(),

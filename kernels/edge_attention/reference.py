@@ -35,9 +35,7 @@ def edge_attention_fwd(
     return (a.mean(1) if mean_heads else a).to(q.dtype), lse
 
 
-def cost(
-    *, n: int, e: int, h: int, d_k: int, element_bytes: int, index_bytes: int = 4
-) -> Cost:
+def cost(*, n: int, e: int, h: int, d_k: int, element_bytes: int, index_bytes: int = 4) -> Cost:
     """Bytes and flops of one forward call that writes the weights of all heads."""
     index = index_bytes * (n + 1 + e)
     written = element_bytes * e * h + 4 * n * h

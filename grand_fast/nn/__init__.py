@@ -1,0 +1,6 @@
+"""Layers and models in PyG's style: parameters, without kernels or solver arithmetic."""
+
+from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.nn.grand import GRAND
+
+__all__ = ["GRAND", "AttentionDiffusion"]

@@ -1,0 +1,133 @@
+"""`GRAND`: encoder → diffusion → decoder."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from grand_fast import ops
+from grand_fast.graph import Graph, cached_graph
+from grand_fast.nn._scale import DiffusionScale
+from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.solvers import AbstractTerm, Adjoint, Method, Stats, Status, integrate
+from grand_fast.solvers._solution import checksum, status_of
+
+VARIANTS = ("l", "nl", "laplacian")
+
+
+class GRAND(nn.Module):
+    """Graph neural diffusion for node classification.
+
+    `x(0) = encoder(input)`, `dx/dt = f(x)` up to `T`, `logits = decoder(relu(x(T)))`
+
+    Args:
+        in_channels, hidden_channels, out_channels: of the input, of the state (`d`), classes.
+        variant: `"l"` attention from `x(0)`, constant in time; `"nl"` attention from each `x(t)`;
+            `"laplacian"` no attention: random-walk weights from the graph's edge weights.
+        heads, attention_channels: `H` and `H · d_k` (by default `hidden_channels`).
+        T, method, step_size, adjoint: as in `grand_fast.integrate`; `T` in units of diffusion time.
+        dropout, input_dropout: before the decoder, before the encoder.
+        alpha, source: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
+
+    After a forward pass `.stats` holds the solver's work and `.status` whether it succeeded.
+    Reference: GRAND (Chamberlain et al. 2021), section 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        variant: str = "nl",
+        heads: int = 1,
+        attention_channels: int | None = None,
+        T: float = 1.0,
+        method: Method = "rk4",
+        step_size: float | None = 1.0,
+        adjoint: Adjoint = "checkpoint",
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        alpha: float | Literal["learned"] = "learned",
+        source: bool = False,
+    ) -> None:
+        super().__init__()
+        if variant == "nl-rw":
+            known = ", ".join(VARIANTS)
+            raise NotImplementedError(
+                f"GRAND: `variant` is supported for {known} in this version, got 'nl-rw'."
+            )
+        if variant not in VARIANTS:
+            raise ValueError(
+                f"GRAND: `variant` must be one of {', '.join(VARIANTS)}, got {variant!r}."
+            )
+        self.variant = variant
+        self.T, self.method, self.step_size, self.adjoint = T, method, step_size, adjoint
+        self.dropout, self.input_dropout = dropout, input_dropout
+        self.encoder = nn.Linear(in_channels, hidden_channels)
+        self.field: AttentionDiffusion | DiffusionScale
+        if variant == "laplacian":
+            self.field = DiffusionScale(alpha, source=source)
+        else:
+            self.field = AttentionDiffusion(
+                hidden_channels, attention_channels, heads, alpha=alpha, source=source
+            )
+        self.decoder = nn.Linear(hidden_channels, out_channels)
+        self.stats: Stats | None = None
+        self._total: Tensor | None = None  # the sum of x(T), not finite if the solve failed
+
+    def reset_parameters(self) -> None:
+        """Start again from random weights."""
+        for module in (self.encoder, self.field, self.decoder):
+            module.reset_parameters()
+
+    def forward(self, x: Tensor, graph_or_edge_index: Graph | Tensor) -> Tensor:
+        """Logits `[N, out_channels]` of the nodes with input `x [N, in_channels]`.
+
+        A `Graph` is used as it is. An `edge_index` (source to target) is sorted once and kept as
+        long as that tensor lives unchanged; it gets no self-loops.
+        """
+        graph = graph_or_edge_index
+        if not isinstance(graph, Graph):
+            graph = cached_graph(graph, x.shape[0])
+        x = functional.dropout(x, self.input_dropout, self.training)
+        x = self.encoder(x)
+        solution = integrate(
+            self._term(x, graph),
+            x,
+            self.T,
+            method=self.method,
+            step_size=self.step_size,
+            adjoint=self.adjoint,
+        )
+        self.stats, self._total = solution.stats, checksum(solution.x)
+        x = functional.dropout(torch.relu(solution.x), self.dropout, self.training)
+        logits: Tensor = self.decoder(x)
+        return logits
+
+    @property
+    def status(self) -> Status | None:
+        """How the last solve ended (reads one value from the device); None before the first."""
+        return None if self._total is None else status_of(self._total)
+
+    def _term(self, x0: Tensor, graph: Graph) -> AbstractTerm:
+        field = self.field
+        scale = field if isinstance(field, DiffusionScale) else field.scale
+        source = None if scale.beta is None else x0
+        if isinstance(field, AttentionDiffusion) and self.variant == "nl":
+            return NonlinearDiffusion(field, graph, source)
+        if isinstance(field, AttentionDiffusion):
+            q, k = field.query_key(x0)
+            a = ops.edge_attention(q, k, graph, mean_heads=True, edge_order="csr")
+        else:
+            a = graph.random_walk_weights(x0.dtype, edge_order="csr")
+        return LinearDiffusion(a, graph, alpha=scale.alpha, beta=scale.beta, x0=source)
+
+    def extra_repr(self) -> str:
+        """The solve, for `print(model)`."""
+        return (
+            f"variant={self.variant}, T={self.T}, method={self.method}, "
+            f"step_size={self.step_size}, adjoint={self.adjoint}"
+        )

@@ -1,0 +1,51 @@
+"""What is integrated: a vector field, seen by the solvers through two methods."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+class AbstractTerm(ABC):
+    """The right-hand side of `dx/dt = f(t, x)`.
+
+    A term whose kernel can add `tau · f` to a tensor in the same pass overrides `axpy`; every
+    solver then gains from it without knowing.
+    """
+
+    @abstractmethod
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f(t, x)`, shaped like `x`."""
+
+    def axpy(self, t: float, x: Tensor, base: Tensor, tau: float) -> Tensor:
+        """`base + tau · f(t, x)`."""
+        return base.add(self.vf(t, x), alpha=tau)
+
+
+class FunctionTerm(AbstractTerm):
+    """A plain function `f(t, x)` as a term."""
+
+    def __init__(self, func: Callable[[float, Tensor], Tensor]) -> None:
+        self.func = func
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f(t, x)`."""
+        return self.func(t, x)
+
+
+class CountedTerm(AbstractTerm):
+    """A term that counts its evaluations in `nfe`."""
+
+    def __init__(self, term: AbstractTerm) -> None:
+        self.term = term
+        self.nfe = 0
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f(t, x)`, counted."""
+        self.nfe += 1
+        return self.term.vf(t, x)
+
+    def axpy(self, t: float, x: Tensor, base: Tensor, tau: float) -> Tensor:
+        """`base + tau · f(t, x)`, counted once."""
+        self.nfe += 1
+        return self.term.axpy(t, x, base, tau)
