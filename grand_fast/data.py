@@ -1,0 +1,288 @@
+"""Data sets for node classification, and their splits.
+
+The citation, co-purchase and co-author graphs are read from the raw files that PyG's loaders
+download; nothing here uses the network, and no `processed/` folder is written, so a read-only
+root will do. `digits` is built from scikit-learn's bundled images and needs no files.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+_PLANETOID_PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
+_PLANETOID_URL = "https://github.com/kimiyoung/planetoid/raw/master/data"
+_NPZ_URL = "https://github.com/shchur/gnn-benchmark/raw/master/data/npz"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where PyG keeps a data set: `<folder>/<name>/raw/<files>` below the root."""
+
+    folder: str  # by PyG's examples, the lower-case name of the class
+    loader: str  # class in torch_geometric.datasets
+    name: str  # PyG's name for it
+    files: tuple[str, ...]
+    url: str
+
+
+def _planetoid(name: str) -> _Source:
+    files = tuple(f"ind.{name.lower()}.{part}" for part in _PLANETOID_PARTS)
+    return _Source("planetoid", "Planetoid", name, files, _PLANETOID_URL)
+
+
+_SOURCES = {
+    "Cora": _planetoid("Cora"),
+    "CiteSeer": _planetoid("CiteSeer"),
+    "PubMed": _planetoid("PubMed"),
+    "CoauthorCS": _Source("coauthor", "Coauthor", "CS", ("ms_academic_cs.npz",), _NPZ_URL),
+    "Computers": _Source(
+        "amazon", "Amazon", "Computers", ("amazon_electronics_computers.npz",), _NPZ_URL
+    ),
+    "Photo": _Source("amazon", "Amazon", "Photo", ("amazon_electronics_photo.npz",), _NPZ_URL),
+}
+DATASETS: tuple[str, ...] = ("digits", *_SOURCES)
+SPLITS: tuple[str, ...] = ("planetoid", "random")
+_SPREADING_ALPHAS = (0.2, 0.5, 0.8, 0.9, 0.95, 0.99)
+
+
+class DataError(Exception):
+    """A data set's files are missing or damaged; the text names the file and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Node ids for training, for choosing the model, and for the final figure; disjoint."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NodeData:
+    """A graph with features and one label a node.
+
+    Attributes:
+        name: one of `DATASETS`.
+        x: features `[N, F]`, float32.
+        y: labels `[N]`, int64.
+        edge_index: `[2, E]`, each undirected edge in both directions, no self-loops.
+        public_split: the split published with the data, or None.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    edge_index: Tensor
+    public_split: Split | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """`N`."""
+        return self.x.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes are numbered from 0."""
+        return int(self.y.max()) + 1
+
+
+def load(name: str, *, root: Path | str | None = None, neighbours: int = 10) -> NodeData:
+    """Read or build one of `DATASETS`, whole.
+
+    Args:
+        name: one of `DATASETS`.
+        root: folder laid out as PyG's loaders leave it: `planetoid/Cora/raw/…`, `Cora/raw/…`, or
+            that `raw/` itself. By default `$GRAND_FAST_DATA`, else `data`. Not used by `digits`.
+        neighbours: of each image in the graph of `digits`; not used by the others.
+
+    Raises:
+        DataError: files are missing or damaged. ValueError: unknown name.
+    """
+    if name == "digits":
+        return _digits(neighbours)
+    if name not in _SOURCES:
+        raise ValueError(f"data: `name` must be one of {', '.join(DATASETS)}, got {name!r}.")
+    source = _SOURCES[name]
+    raw = _raw_folder(source, Path(root or os.environ.get("GRAND_FAST_DATA") or "data"))
+    _check_present(name, source, raw)
+    try:
+        data = _read(source, raw)
+    except Exception as error:  # a cut file fails in as many ways as there are formats
+        path = _damaged_file(source, raw)
+        culprit = path or raw / source.files[0]
+        raise DataError(
+            f"{name}: {culprit} cannot be read ({type(error).__name__}: {error}); it may be "
+            f"half-downloaded. Delete it and run: {_get(source, culprit)}"
+        ) from error
+    # A cut list of test nodes still reads as a shorter, valid one
+    if path := _damaged_file(source, raw):
+        raise DataError(
+            f"{name}: {path} does not belong to the other files; it may be half-downloaded. "
+            f"Delete it and run: {_get(source, path)}"
+        )
+    public = None
+    if "train_mask" in data:
+        masks = (data.train_mask, data.val_mask, data.test_mask)
+        public = Split(*(mask.nonzero().flatten() for mask in masks))
+    return NodeData(name, data.x, data.y, data.edge_index, public)
+
+
+def largest_component(data: NodeData) -> NodeData:
+    """The subgraph of the largest connected component, without a public split."""
+    from torch_geometric.data import Data
+    from torch_geometric.transforms import LargestConnectedComponents
+
+    whole = Data(x=data.x, y=data.y, edge_index=data.edge_index)
+    part = LargestConnectedComponents()(whole)
+    return NodeData(data.name, part.x, part.y, part.edge_index)
+
+
+def random_split(y: Tensor, *, seed: int, labels_per_class: int, development: int) -> Split:
+    """Draw a split as the paper's released code does (Shchur et al. 2018).
+
+    Of `development` random nodes, `labels_per_class` of each class are for training and the rest
+    for validation; all other nodes are the test set. Equal seeds give equal splits.
+    """
+    labels = y.numpy()
+    if development >= labels.size:
+        raise ValueError(
+            f"data: a split with {development} nodes for training and validation needs more "
+            f"nodes than that, got {labels.size}."
+        )
+    chosen = np.random.RandomState(seed).choice(labels.size, development, replace=False)
+    # The released code seeds a second time, so the same nodes as there are drawn
+    random = np.random.RandomState(seed)
+    train = []
+    for label in range(labels.max() + 1):
+        members = chosen[labels[chosen] == label]
+        if members.size < labels_per_class:
+            raise ValueError(
+                f"data: `labels_per_class` must be at most {members.size}, the nodes of class "
+                f"{label} among {development} drawn with seed {seed}, got {labels_per_class}."
+            )
+        train.append(random.choice(members, labels_per_class, replace=False))
+    train_ids = np.concatenate(train)
+    val_ids = np.setdiff1d(chosen, train_ids)
+    if val_ids.size == 0:
+        raise ValueError(
+            f"data: `labels_per_class` must leave nodes for validation, got {labels_per_class}, "
+            f"which uses all of {development}."
+        )
+    test_ids = np.setdiff1d(np.arange(labels.size), chosen)
+    return Split(*(torch.from_numpy(np.sort(ids)) for ids in (train_ids, val_ids, test_ids)))
+
+
+def label_spreading_accuracy(data: NodeData, split: Split) -> float:
+    """Test accuracy of scikit-learn's LabelSpreading on the same graph and training labels.
+
+    Its `alpha`, which decides most of the result, is the one best on the validation nodes, as the
+    model it is compared with is chosen.
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.semi_supervised import LabelSpreading
+
+    n = data.num_nodes
+    adjacency = csr_matrix((np.ones(data.edge_index.shape[1]), data.edge_index.numpy()), (n, n))
+    known = np.full(n, -1)
+    known[split.train.numpy()] = data.y[split.train].numpy()
+    results = []
+    for alpha in _SPREADING_ALPHAS:
+        model = LabelSpreading(kernel=lambda *_: adjacency, alpha=alpha, max_iter=1000)
+        guess = torch.from_numpy(model.fit(data.x.numpy(), known).transduction_)
+        results.append([accuracy(guess, data.y, ids) for ids in (split.val, split.test)])
+    return max(results, key=lambda result: result[0])[1]
+
+
+def accuracy(guess: Tensor, y: Tensor, ids: Tensor) -> float:
+    """Share of the nodes `ids` whose guessed class `[N]` is their label."""
+    return float((guess[ids] == y[ids]).double().mean())
+
+
+def _digits(neighbours: int) -> NodeData:
+    """scikit-learn's 1,797 images of 8×8 pixels, each joined to its nearest in pixel space."""
+    from sklearn.datasets import load_digits
+    from sklearn.neighbors import kneighbors_graph
+
+    bunch = load_digits()
+    n = bunch.data.shape[0]
+    if not 1 <= neighbours < n:
+        raise ValueError(f"data: `neighbours` must lie in [1, {n - 1}], got {neighbours}.")
+    x = (bunch.data / 16.0).astype(np.float32)  # pixels are 0…16
+    nearest = kneighbors_graph(x, neighbours)
+    edges = nearest.maximum(nearest.T).tocoo()  # joined if either is among the other's nearest
+    edge_index = torch.from_numpy(np.stack([edges.row, edges.col]).astype(np.int64))
+    y = torch.from_numpy(bunch.target.astype(np.int64))
+    return NodeData("digits", torch.from_numpy(x), y, edge_index)
+
+
+def _raw_folder(source: _Source, root: Path) -> Path:
+    """The first place below `root` that exists, else the one a download would fill."""
+    usual = root / source.folder / source.name / "raw"
+    for raw in (usual, root / source.loader / source.name / "raw", root / source.name / "raw"):
+        if raw.is_dir():
+            return raw
+    holds_files = any((root / "raw" / file).exists() for file in source.files)
+    return root / "raw" if holds_files else usual
+
+
+def _get(source: _Source, path: Path) -> str:
+    """The shell command that fetches one file."""
+    return f"curl -fL --create-dirs -o '{path}' {source.url}/{path.name}"
+
+
+def _check_present(name: str, source: _Source, raw: Path) -> None:
+    missing = [raw / file for file in source.files if not (raw / file).is_file()]
+    if not missing:
+        return
+    others = f" (and {len(missing) - 1} more of its files)" if len(missing) > 1 else ""
+    if raw.parent.name == source.name and len(missing) > 1:
+        code = f"{source.loader}('{raw.parent.parent}', '{source.name}')"
+        get = f'python -c "from torch_geometric.datasets import {source.loader}; {code}"'
+    else:
+        get = _get(source, missing[0])
+    raise DataError(
+        f"{name}: missing file {missing[0]}{others}. Point --root (or GRAND_FAST_DATA) at the "
+        f"folder that holds '{source.folder}', or download it: {get}"
+    )
+
+
+def _read(source: _Source, raw: Path) -> Data:
+    from torch_geometric.io import read_npz, read_planetoid_data
+
+    if source.loader == "Planetoid":
+        return read_planetoid_data(str(raw), source.name)
+    return read_npz(str(raw / source.files[0]))
+
+
+def _damaged_file(source: _Source, raw: Path) -> Path | None:
+    """The first file that is cut short, as far as that can be told from the files alone."""
+    if source.loader != "Planetoid":
+        return None  # one file, whose archive format notices a cut
+    rows = {}
+    for part, file in zip(_PLANETOID_PARTS[:-1], source.files, strict=False):
+        try:
+            with open(raw / file, "rb") as stream:
+                rows[part] = pickle.load(stream, encoding="latin1")
+        except Exception:
+            return raw / file
+    # Test nodes are numbered after those of allx, one to each row of tx; a last line that lost
+    # digits breaks the first rule
+    path = raw / source.files[-1]
+    try:
+        index = np.loadtxt(path, dtype=np.int64, ndmin=1)
+    except Exception:
+        return path
+    whole = index.size == rows["tx"].shape[0] and index.min() >= rows["allx"].shape[0]
+    return None if whole else path
