@@ -128,7 +128,7 @@ def edge_offsets(BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr):
 def head_columns(H: tl.constexpr, d_k: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
     """Offsets and mask of a row of q or k, laid out as padded heads: [BLOCK_H · BLOCK_K]."""
     c = tl.arange(0, BLOCK_H * BLOCK_K)
-    if BLOCK_K == d_k:
+    if d_k == BLOCK_K:
         offs, mask = c, c < H * d_k
     else:
         offs = (c // BLOCK_K) * d_k + c % BLOCK_K

@@ -1,0 +1,118 @@
+"""Compile Triton kernels for a GPU that is not there, exactly as their launchers would.
+
+A stand-in driver answers the few questions that Triton's own launch path asks of a device, so
+arguments are specialised as on that GPU and the machine code is the one a user gets. Nothing runs.
+With `TRITON_INTERPRET=1` there is no compiler: leave it unset.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+TARGETS = {arch: GPUTarget("cuda", int(arch[3:]), 32) for arch in ("sm_80", "sm_90")}
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a kernel, as a launcher made it."""
+
+    kernel: JITFunction[Any]
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the kernel."""
+        return str(self.kernel.__name__)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes from its multiprocessor.
+
+    registers: per lane; at most 255, and 64 let 32 warps be resident. stack: bytes per lane of
+    local memory, where spilled registers go (Triton has no other use for it). shared: bytes per
+    program. float_atomics: instructions in its PTX.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    warps: int
+    float_atomics: int
+
+
+class _AbsentDevice:
+    """The answers Triton's launch path needs to compile for a device that is not there."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return f"{self.target.backend}:{self.target.arch}"  # keys the kernel's cache
+
+    def get_current_stream(self, device: Any = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextmanager
+def record() -> Iterator[list[Launch]]:
+    """Collect the launches of a block instead of making them; outputs stay uninitialised."""
+    launches: list[Launch] = []
+    run = JITFunction.run
+
+    def note(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append(Launch(self, tuple(grid), args, kwargs))
+
+    JITFunction.run = note
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+
+
+def compile_launch(launch: Launch, arch: str) -> CompiledKernel:
+    """The kernel of `launch`, specialised on its arguments and compiled for `arch`."""
+    active = driver._active
+    driver.set_active(_AbsentDevice(TARGETS[arch]))
+    try:
+        return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.kwargs)
+    finally:
+        driver._active = active  # set_active(None) would look for a real device
+
+
+def resources(compiled: CompiledKernel) -> Resources:
+    """Registers, stack and shared memory of a kernel compiled for NVIDIA, from its cubin."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        command = [str(_CUOBJDUMP), "-res-usage", str(cubin)]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    field = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", usage)}
+    return Resources(
+        registers=field["REG"],
+        stack=field["STACK"] + field["LOCAL"],
+        shared=compiled.metadata.shared,
+        warps=compiled.metadata.num_warps,
+        float_atomics=len(re.findall(r"\b(?:atom|red)\.\S*\.b?f\d+", compiled.asm["ptx"])),
+    )
