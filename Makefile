@@ -1,0 +1,41 @@
+# Each target makes .venv and installs when that is missing or out of date.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BENCH ?= ops
+
+.PHONY: demo test bench lint format clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(STAMP)  ## train GRAND on the bundled digits; prints test accuracy and the picture's path
+	$(BIN)/grand-fast train
+
+test: $(STAMP)  ## every test; those of the GPU kernels run in two processes of their own
+	$(BIN)/python -m pytest tests --ignore=tests/gpu --durations=10
+	$(BIN)/python -m pytest tests/gpu --durations=5
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu --durations=5
+
+bench: $(STAMP)  ## a benchmark suite: make bench BENCH=ops
+	$(BIN)/python -m bench $(BENCH)
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## ruff, writing
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or pass PYTHON=..."; exit 1; }
+	@echo "Installing into $(VENV): a few minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt --progress-bar on -e ".[bench,test,dev]"
+	@touch $@

@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+import grand_fast as gf
+from grand_fast.solvers import METHODS, AbstractTerm
+from grand_fast.testing import assert_close
+
+
+@pytest.mark.parametrize(
+    ("T", "step_size", "steps"),
+    [(1.0, None, 1), (1.0, 1.0, 1), (1.0, 0.1, 10), (0.3, 0.1, 3), (1.1, 0.1, 11), (2.5, 1.0, 3),
+     (0.5, 1.0, 1), (0.0, 0.1, 0), (18.2948, 1.0, 19)],
+)  # fmt: skip
+def test_steps_end_exactly_at_T(T, step_size, steps):
+    seen = []
+
+    def f(t, x):
+        seen.append(t)
+        return torch.ones_like(x)
+
+    x0 = torch.zeros(1, dtype=torch.float64)
+    solution = gf.integrate(f, x0, T, method="euler", step_size=step_size)
+    assert solution.stats == gf.Stats(nfe=steps, accepted=steps, rejected=0)
+    assert len(seen) == steps
+    assert_close("x(T)", solution.x, torch.full((1,), T, dtype=torch.float64), tolerance=1e-15)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpoint_gradients_equal_direct(method):
+    w = torch.nn.Linear(4, 4).double()
+    x0 = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for adjoint in ("direct", "checkpoint"):
+        solution = gf.integrate(
+            lambda t, x: torch.tanh(w(x)) - x, x0, 2.3, method=method, step_size=0.5,
+            adjoint=adjoint,
+        )  # fmt: skip
+        grads.append(torch.autograd.grad(solution.x.square().sum(), [x0, *w.parameters()]))
+    for direct, checkpointed in zip(*grads, strict=True):
+        assert_close("gradient", checkpointed, direct, tolerance=1e-14)
+
+
+def test_checkpoint_keeps_one_state_a_step():
+    a = torch.randn(20, 20)
+    steps, kept = 6, {}
+
+    for adjoint in ("direct", "checkpoint"):
+        saved = {}
+
+        def pack(t, saved=saved):
+            saved[t.untyped_storage().data_ptr()] = t.numel()
+            return t
+
+        x0 = torch.randn(20, 8, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            gf.integrate(
+                lambda t, x: torch.tanh(a @ x), x0, float(steps), step_size=1.0, adjoint=adjoint
+            )
+        kept[adjoint] = sum(saved.values()) / x0.numel()
+    assert kept["checkpoint"] <= steps
+    assert kept["direct"] > 3 * steps
+
+
+def test_a_term_may_fuse_its_update():
+    class Fused(AbstractTerm):
+        calls = 0
+
+        def vf(self, t, x):
+            raise AssertionError("the solver must call axpy")
+
+        def axpy(self, t, x, base, tau):
+            self.calls += 1
+            return base - tau * x
+
+    term = Fused()
+    x0 = torch.ones(3, dtype=torch.float64)
+    got = gf.integrate(term, x0, 1.0, step_size=0.25, method="rk4").x
+    want = gf.integrate(lambda t, x: -x, x0, 1.0, step_size=0.25, method="rk4").x
+    assert term.calls == 16
+    assert_close("x(T)", got, want, tolerance=1e-15)
+
+
+def test_initial_state_is_never_changed():
+    for method in METHODS:
+        x0 = torch.randn(3)
+        before = x0.clone()
+        gf.integrate(lambda t, x: -x, x0, 1.0, step_size=0.5, method=method)
+        assert torch.equal(x0, before)
+
+
+def test_status_says_what_to_try():
+    x0 = torch.ones(3)
+    solution = gf.integrate(lambda t, x: x * float("inf"), x0, 1.0)
+    assert solution.status is gf.Status.NON_FINITE
+    with pytest.raises(RuntimeError, match="NON_FINITE.*smaller step_size"):
+        solution.check()
+    fine = gf.integrate(lambda t, x: -x, x0, 1.0)
+    assert fine.check() is fine and fine.status is gf.Status.SUCCESS
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(mode):
+    x0 = torch.ones(3, requires_grad=True)
+    with mode():
+        x = gf.integrate(lambda t, x: -x, x0, 1.0, step_size=0.1).x
+    assert not x.requires_grad
+
+
+BAD = {
+    "method": (ValueError, "euler, rk4, rk4_classic, got 'rk5'", {"method": "rk5"}),
+    "adjoint": (ValueError, "direct, checkpoint", {"adjoint": "continuous"}),
+    "T negative": (ValueError, "`T`.*at least 0, got -1", {"T": -1.0}),
+    "T nan": (ValueError, "`T` must be finite", {"T": float("nan")}),
+    "T type": (TypeError, "`T` must be a float, got str", {"T": "1"}),
+    "step 0": (ValueError, "`step_size`.*above 0, got 0", {"step_size": 0.0}),
+    "x0": (TypeError, "`x0`.*floating.*int64", {"x0": torch.ones(3).long()}),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    error, text, options = BAD[case]
+    options = {"x0": torch.ones(3), "T": 1.0, **options}
+    with pytest.raises(error, match=text) as caught:
+        gf.integrate(lambda t, x: -x, options.pop("x0"), options.pop("T"), **options)
+    assert str(caught.value).startswith("integrate: ")

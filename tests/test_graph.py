@@ -1,0 +1,182 @@
+import time
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from torch_geometric import EdgeIndex
+
+from grand_fast import Graph
+from grand_fast.graph import cached_graph
+from grand_fast.testing import GRAPH_KINDS, random_edge_index, random_graph
+
+
+@pytest.mark.parametrize("kind", GRAPH_KINDS)
+def test_both_views_describe_the_edges(kind):
+    edges, n = random_edge_index(kind)
+    graph = Graph.from_edge_index(edges, n)
+    assert (graph.num_nodes, graph.num_edges) == (n, edges.shape[1])
+    assert graph.rowptr.dtype == graph.col.dtype == graph.perm.dtype == torch.int32
+    sender, receiver = edges
+    row = torch.repeat_interleave(torch.arange(n), graph.rowptr.diff())
+    perm = graph.perm.long()
+    assert torch.equal(row, receiver[perm])
+    assert torch.equal(graph.col.long(), sender[perm])
+    assert torch.equal(torch.sort(perm).values, torch.arange(edges.shape[1]))
+    row_t = torch.repeat_interleave(torch.arange(n), graph.rowptr_t.diff())
+    perm_t = graph.perm_t.long()
+    assert torch.equal(row_t, graph.col.long()[perm_t])
+    assert torch.equal(graph.col_t.long(), row[perm_t])
+    assert torch.equal(graph.edge_index(), edges)
+
+
+def test_flow_says_which_row_receives():
+    edges, n = random_edge_index("random")
+    as_pyg = Graph.from_edge_index(edges, n)
+    as_released = Graph.from_edge_index(edges.flip(0), n, flow="target_to_source")
+    assert torch.equal(as_pyg.col, as_released.col)
+    assert torch.equal(as_pyg.rowptr, as_released.rowptr)
+    with pytest.raises(ValueError, match="flow"):
+        Graph.from_edge_index(edges, n, flow="sideways")
+
+
+def test_kinds_of_input_agree():
+    edges, n = random_edge_index("random")
+    want = Graph.from_edge_index(edges, n)
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(Graph.from_edge_index(edges.to(dtype), n).col, want.col)
+    assert torch.equal(Graph.from_edge_index(EdgeIndex(edges, sparse_size=(n, n))).col, want.col)
+    assert Graph.from_edge_index(EdgeIndex(edges, sparse_size=(99, 99))).num_nodes == 99
+
+    # A matrix is A of y = A x: receivers in its rows
+    sender, receiver = (i.numpy() for i in edges.unique(dim=1))
+    values = np.arange(1.0, len(sender) + 1)
+    matrix = scipy.sparse.coo_array((values, (receiver, sender)), shape=(n, n)).tocsr()
+    x = torch.randn(n, 3, dtype=torch.float64)
+    for given in (
+        matrix,
+        scipy.sparse.csr_matrix(matrix),
+        torch.sparse_csr_tensor(matrix.indptr, matrix.indices, matrix.data, (n, n)),
+    ):
+        graph = Graph.from_edge_index(given)
+        from grand_fast.ops import csr_diffusion
+
+        ax = csr_diffusion(x, graph.edge_weight.double(), graph, backend="reference") + x
+        torch.testing.assert_close(ax, torch.from_numpy(matrix @ x.numpy()))
+
+
+def test_self_loops_are_appended_where_missing():
+    edges = torch.tensor([[0, 1, 1], [1, 1, 2]])
+    weight = torch.tensor([3.0, 4.0, 5.0])
+    graph = Graph.from_edge_index(edges, 4, weight, self_loops=0.5)
+    assert torch.equal(graph.edge_index()[:, :3], edges)
+    assert torch.equal(graph.edge_index()[:, 3:], torch.tensor([[0, 2, 3], [0, 2, 3]]))
+    assert torch.equal(graph.edge_weight, torch.tensor([3.0, 4.0, 5.0, 0.5, 0.5, 0.5]))
+    assert Graph.from_edge_index(edges, 4, self_loops=1.0).edge_weight is None
+    assert torch.equal(
+        Graph.from_edge_index(edges, 4, self_loops=2.0).edge_weight,
+        torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0]),
+    )
+
+
+def test_nodes_without_edges_and_empty_graphs():
+    assert Graph.from_edge_index(torch.empty(2, 0, dtype=torch.long)).num_nodes == 0
+    graph = Graph.from_edge_index(torch.tensor([[0], [1]]), 5)
+    assert graph.num_nodes == 5 and graph.rowptr.tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_symmetry_is_of_edges_and_weights():
+    edges = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    assert Graph.from_edge_index(edges).is_symmetric()
+    assert not Graph.from_edge_index(edges[:, :3]).is_symmetric()
+    assert Graph.from_edge_index(edges, None, torch.tensor([1.0, 1.0, 2.0, 2.0])).is_symmetric()
+    assert not Graph.from_edge_index(edges, None, torch.arange(4.0)).is_symmetric()
+
+
+@pytest.mark.parametrize("method", ["rcm", "degree"])
+@pytest.mark.parametrize("kind", GRAPH_KINDS)
+def test_reorder_renumbers_the_nodes(kind, method):
+    graph = random_graph(kind)
+    moved, order = graph.reorder(method)
+    assert torch.equal(torch.sort(order).values, torch.arange(graph.num_nodes))
+    assert torch.equal(order[moved.edge_index()], graph.edge_index())
+
+
+def test_reorder_brings_neighbours_together():
+    n = 400
+    path = torch.stack([torch.arange(n - 1), torch.arange(1, n)])
+    shuffled = torch.randperm(n)[torch.cat([path, path.flip(0)], dim=1)]
+    moved, _ = Graph.from_edge_index(shuffled, n).reorder("rcm")
+    sender, receiver = moved.edge_index()
+    assert (sender - receiver).abs().max() == 1
+    with pytest.raises(ValueError, match="rcm"):
+        moved.reorder("hilbert")
+
+
+def test_random_walk_weights_sum_to_one():
+    graph = Graph.from_edge_index(
+        torch.tensor([[0, 1, 2], [1, 2, 2]]), 3, torch.tensor([2.0, 1.0, 3.0])
+    )
+    assert graph.random_walk_weights().tolist() == [1.0, 0.25, 0.75]
+
+
+def test_to_the_same_device_is_the_same_graph():
+    graph = random_graph("random")
+    assert graph.to("cpu") is graph
+    assert graph.to("meta").device.type == "meta"
+
+
+def test_cached_graph_follows_the_tensor():
+    edges, n = random_edge_index("random")
+    first = cached_graph(edges, n)
+    assert cached_graph(edges, n) is first
+    assert cached_graph(edges, n + 1) is not first
+    edges[0, 0] = (edges[0, 0] + 1) % n
+    changed = cached_graph(edges, n)
+    assert torch.equal(changed.edge_index(), edges)
+
+
+EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
+BAD = {
+    "transposed": (ValueError, r"\[2, E\].*\[3, 2\].*edge_index\.t\(\)", (EDGES.t(),)),
+    "one row": (ValueError, r"\[2, E\]", (EDGES[0],)),
+    "floating": (TypeError, r"integer.*float32.*\.long\(\)", (EDGES.float(),)),
+    "boolean": (TypeError, "integer.*bool", (EDGES.bool(),)),
+    "list": (TypeError, "edge_index.*list", ([[0, 1], [1, 0]],)),
+    "negative": (ValueError, "at least 0, got id -1", (EDGES - 1,)),
+    "too large": (ValueError, "num_nodes=2, got id 2.*num_nodes=3", (EDGES, 2)),
+    "num_nodes": (TypeError, "num_nodes.*float", (EDGES, 3.0)),
+    "num_nodes < 0": (ValueError, "num_nodes", (EDGES, -3)),
+    "weight length": (ValueError, r"\[E\] = \[3\], got \[2\]", (EDGES, 3, torch.ones(2))),
+    "weight shape": (ValueError, "flatten", (EDGES, 3, torch.ones(3, 1))),
+    "weight dtype": (TypeError, "edge_weight.*int64", (EDGES, 3, torch.ones(3).long())),
+    "weight nan": (ValueError, "finite, got nan at edge 1",
+                   (EDGES, 3, torch.tensor([1.0, float("nan"), 1.0]))),
+    "weight device": (ValueError, "device", (EDGES, 3, torch.ones(3, device="meta"))),
+    "not square": (ValueError, "square", (scipy.sparse.csr_array((2, 3)),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    error, text, arguments = BAD[case]
+    with pytest.raises(error, match=text) as caught:
+        Graph.from_edge_index(*arguments)
+    assert str(caught.value).startswith("Graph: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loops", [True, "1", float("nan"), float("inf")])
+def test_bad_self_loops(loops):
+    with pytest.raises((TypeError, ValueError), match="self_loops"):
+        Graph.from_edge_index(EDGES, self_loops=loops)
+
+
+@pytest.mark.slow
+def test_arxiv_builds_in_a_second(arxiv):
+    edges = arxiv.edge_index()[:, torch.randperm(arxiv.num_edges)]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        Graph.from_edge_index(edges, arxiv.num_nodes)
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[0] < 1.0, seconds

@@ -1,0 +1,34 @@
+"""`__all__` is exactly the documented surface."""
+
+import inspect
+
+import pytest
+
+import grand_fast as gf
+
+SURFACE = {
+    gf: {"Graph", "Solution", "Stats", "Status", "__version__", "backend", "integrate", "nn",
+         "ops"},
+    gf.ops: {"attention_diffusion", "csr_diffusion", "edge_attention"},
+    gf.nn: {"GRAND", "AttentionDiffusion"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", SURFACE, ids=lambda m: m.__name__)
+def test_surface(module):
+    assert set(module.__all__) == SURFACE[module]
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert value.__doc__, f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("function", [
+    gf.ops.attention_diffusion, gf.ops.csr_diffusion, gf.ops.edge_attention, gf.integrate,
+    gf.Graph.from_edge_index,
+])  # fmt: skip
+def test_every_argument_is_documented(function):
+    documented = function.__doc__
+    assert "Args:" in documented and "Returns:" in documented
+    for name in inspect.signature(function).parameters:
+        assert name in documented, f"{function.__name__}: {name}"
