@@ -1,0 +1,100 @@
+"""LLVM IR → machine code in this process, kept on disk in the user's cache folder.
+
+LLVM is driven directly rather than through Numba's decorators: a kernel then compiles in tenths of
+a second, loads in milliseconds, and runs on plain threads (see `_cpu.py`).
+"""
+
+import ctypes
+import hashlib
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+
+KernelFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)  # releases the GIL
+
+_lock = threading.Lock()
+_engines: list[llvm.ExecutionEngine] = []  # machine code lives as long as its engine
+_DIGEST_BYTES = 32
+
+
+def compile_kernel(name: str, source: str) -> ctypes._CFuncPtr:
+    """The function `name` of the LLVM IR `source`, from the cache if it was compiled before."""
+    with _lock:
+        machine = _target_machine()
+        path = _cache_folder() / f"{name}-{_key(source, machine)}.o"
+        code = _read(path)
+        if code is None:
+            code = _compile(source, machine)
+            _write(path, code)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        _engines.append(engine)
+        return KernelFunction(engine.get_function_address(name))
+
+
+def _target_machine() -> llvm.TargetMachine:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=_host_features(),
+        opt=3,
+        jit=True,
+    )
+
+
+def _host_features() -> str:
+    return llvm.get_host_cpu_features().flatten()
+
+
+def _compile(source: str, machine: llvm.TargetMachine) -> bytes:
+    module = llvm.parse_assembly(source)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    # The kernels are vectorised and unrolled as they are written.
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return machine.emit_object(module)
+
+
+def _key(source: str, machine: llvm.TargetMachine) -> str:
+    parts = (
+        source,
+        llvmlite.__version__,
+        str(llvm.llvm_version_info),
+        machine.triple,
+        llvm.get_host_cpu_name(),
+        _host_features(),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "grand_fast" / "kernels"
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Written beside its place and renamed: another process sees all of it or nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(file.name, path)
+    except OSError:
+        return  # a cache that cannot be written costs time at the next start, nothing else

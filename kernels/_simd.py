@@ -1,0 +1,492 @@
+"""A small language in which the CPU kernels are written: vectors, arrays and loops → LLVM IR.
+
+A kernel is built by ordinary Python code that runs once per shape: a Python `for` is unrolled,
+`Kernel.loop` becomes a loop, and `+ − · /` on `Vec` and `Int` write instructions. A `Vec` has 16
+lanes of float32 or 8 of float64; LLVM maps it to one zmm, two ymm, or several NEON registers, so
+no compiler is needed at install. Loads and stores take the number of lanes they may touch: the
+tail of a row of any length stays inside one masked instruction, and no array needs padding.
+
+    k = Kernel("scale", torch.float32, torch.int32)
+    x, y = k.matrix("x"), k.matrix("y")
+    with k.tasks() as i:                       # every i in [0, n_tasks), shared by the threads
+        y.row(i).store(x.row(i).load(5) * k.splat(2.0), 5)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import llvmlite.ir as ir
+import torch
+
+_I1, _I8, _I32, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_POINTER = ir.PointerType()
+REGISTER_BYTES = 64
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """What the vector code has to know of an IEEE type."""
+
+    scalar: ir.Type
+    bits: int
+    mantissa: int  # stored bits
+    exp_low: float  # below it exp would leave the normal range
+    exp_degree: int  # Taylor degree of exp on |r| ≤ ln(2)/2, error below one rounding
+    log_terms: int  # terms of the atanh series of log on [√½, √2]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one element."""
+        return self.bits // 8
+
+    @property
+    def lanes(self) -> int:
+        """Elements of one `Vec`."""
+        return REGISTER_BYTES // self.bytes
+
+
+FORMATS = {
+    torch.float32: FloatFormat(ir.FloatType(), 32, 23, -86.0, 7, 5),
+    torch.float64: FloatFormat(ir.DoubleType(), 64, 52, -707.0, 13, 12),
+}
+
+
+class Kernel:
+    """A kernel under construction: `void name(const int64 *arguments, int64 thread)`.
+
+    Asking for an argument (`matrix`, `vector`, `indices`, `longs`, `number`) declares it;
+    `arguments` lists them as (name, "address" | "stride" | "number") for the launcher.
+    """
+
+    def __init__(self, name: str, dtype: torch.dtype, index: torch.dtype) -> None:
+        self.name = name
+        self.format = FORMATS[dtype]
+        self.lanes = self.format.lanes
+        self.index = _I32 if index == torch.int32 else _I64
+        self.vector_type = ir.VectorType(self.format.scalar, self.lanes)
+        self.arguments: list[tuple[str, str]] = []
+        self._declared: dict[tuple[str, str], ir.Value] = {}
+        self.module = ir.Module(name)
+        signature = ir.FunctionType(ir.VoidType(), [_POINTER, _I64])
+        self.function = ir.Function(self.module, signature, name)
+        # `entry` loads arguments and holds variables; the program itself starts in `body`.
+        self._entry = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.builder = ir.IRBuilder(self.function.append_basic_block("body"))
+        self._body = self.builder.block
+        self.thread = Int(self, self.function.args[1])
+
+    def source(self) -> str:
+        """The finished kernel as LLVM IR."""
+        if not self.builder.block.is_terminated:
+            self.builder.ret_void()
+            self._entry.branch(self._body)
+        return str(self.module)
+
+    # Arguments
+
+    def _argument(self, name: str, kind: str) -> ir.Value:
+        key = (name, kind)
+        if key not in self._declared:
+            slot = ir.Constant(_I64, len(self.arguments))
+            arguments = self.function.args[0]
+            at = self._entry.gep(arguments, [slot], source_etype=_I64)
+            type_ = _POINTER if kind == "address" else _I64
+            self._declared[key] = self._entry.load(at, typ=type_)
+            self.arguments.append(key)
+        return self._declared[key]
+
+    def matrix(self, name: str) -> Matrix:
+        """A tensor `[rows, …]` with contiguous rows and any row stride."""
+        stride = Int(self, self._argument(name, "stride"))
+        return Matrix(Floats(self, self._argument(name, "address")), stride)
+
+    def vector(self, name: str) -> Floats:
+        """A contiguous float tensor."""
+        return Floats(self, self._argument(name, "address"))
+
+    def indices(self, name: str) -> Ints:
+        """A contiguous tensor of the graph's index type."""
+        return Ints(self, self._argument(name, "address"), self.index)
+
+    def longs(self, name: str) -> Ints:
+        """A contiguous int64 tensor."""
+        return Ints(self, self._argument(name, "address"), _I64)
+
+    def number(self, name: str) -> Int:
+        """An integer."""
+        return Int(self, self._argument(name, "number"))
+
+    # Constants and variables
+
+    def int(self, value: Int | int) -> Int:
+        """`value` as a running integer."""
+        return value if isinstance(value, Int) else Int(self, ir.Constant(_I64, value))
+
+    def splat(self, value: float) -> Vec:
+        """A constant in every lane."""
+        return self.constant([value] * self.lanes)
+
+    def constant(self, values: Sequence[float]) -> Vec:
+        """A constant for each lane."""
+        return Vec(self, ir.Constant(self.vector_type, [float(v) for v in values]))
+
+    def variable(self, value: Vec) -> Variable:
+        """A vector that loops may change; LLVM keeps it in a register where it can."""
+        return Variable(value, self._entry.alloca(self.vector_type))
+
+    # Control flow
+
+    @contextmanager
+    def loop(self, start: Int | int, stop: Int | int, step: int = 1) -> Iterator[Int]:
+        """`for i in range(start, stop, step)` in the running kernel."""
+        b = self.builder
+        start, stop = self.int(start), self.int(stop)
+        before = b.block
+        head, body, after = (b.append_basic_block(f"loop.{n}") for n in ("head", "body", "end"))
+        b.branch(head)
+        b.position_at_end(head)
+        i = b.phi(_I64)
+        i.add_incoming(start.value, before)
+        b.cbranch(b.icmp_signed("<", i, stop.value), body, after)
+        b.position_at_end(body)
+        yield Int(self, i)
+        i.add_incoming(b.add(i, ir.Constant(_I64, step)), b.block)
+        b.branch(head)
+        b.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition: ir.Value) -> Iterator[None]:
+        """`if condition:` in the running kernel."""
+        with self.builder.if_then(condition):
+            yield
+
+    @contextmanager
+    def tasks(self) -> Iterator[Int]:
+        """Tasks 0 … n_tasks − 1, each given to the first thread that is free.
+
+        Who runs a task never changes what it writes, so results do not depend on the threads.
+        """
+        b = self.builder
+        counter = self._argument("counter", "address")
+        n_tasks = self.number("n_tasks")
+        head, body, after = (b.append_basic_block(f"task.{n}") for n in ("head", "body", "end"))
+        b.branch(head)
+        b.position_at_end(head)
+        task = b.atomic_rmw("add", counter, ir.Constant(_I64, 1), "monotonic")
+        b.cbranch(b.icmp_signed("<", task, n_tasks.value), body, after)
+        b.position_at_end(body)
+        yield Int(self, task)
+        b.branch(head)
+        b.position_at_end(after)
+
+    def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
+        """Call one of LLVM's intrinsic functions."""
+        function = self.module.globals.get(name)
+        if function is None:
+            signature = ir.FunctionType(result, [a.type for a in arguments])
+            function = ir.Function(self.module, signature, name)
+        return self.builder.call(function, arguments)
+
+
+class Int:
+    """A 64-bit integer of the running kernel."""
+
+    def __init__(self, kernel: Kernel, value: ir.Value) -> None:
+        self.kernel, self.value = kernel, value
+
+    def _with(self, operation: Callable, other: Int | int) -> Int:
+        return Int(self.kernel, operation(self.value, self.kernel.int(other).value))
+
+    def __add__(self, other: Int | int) -> Int:
+        return self._with(self.kernel.builder.add, other)
+
+    def __sub__(self, other: Int | int) -> Int:
+        return self._with(self.kernel.builder.sub, other)
+
+    def __mul__(self, other: Int | int) -> Int:
+        return self._with(self.kernel.builder.mul, other)
+
+    def __le__(self, other: Int | int) -> ir.Value:
+        return self.kernel.builder.icmp_signed("<=", self.value, self.kernel.int(other).value)
+
+    def __gt__(self, other: Int | int) -> ir.Value:
+        return self.kernel.builder.icmp_signed(">", self.value, self.kernel.int(other).value)
+
+    def minimum(self, other: Int | int) -> Int:
+        """The smaller of the two."""
+        other = self.kernel.int(other)
+        smaller = self.kernel.builder.select(self <= other, self.value, other.value)
+        return Int(self.kernel, smaller)
+
+
+class Vec:
+    """`lanes` floats of the running kernel."""
+
+    def __init__(self, kernel: Kernel, value: ir.Value) -> None:
+        self.kernel, self.value = kernel, value
+
+    def _with(self, operation: Callable, other: Vec) -> Vec:
+        return Vec(self.kernel, operation(self.value, other.value))
+
+    def __add__(self, other: Vec) -> Vec:
+        return self._with(self.kernel.builder.fadd, other)
+
+    def __sub__(self, other: Vec) -> Vec:
+        return self._with(self.kernel.builder.fsub, other)
+
+    def __mul__(self, other: Vec) -> Vec:
+        return self._with(self.kernel.builder.fmul, other)
+
+    def __truediv__(self, other: Vec) -> Vec:
+        return self._with(self.kernel.builder.fdiv, other)
+
+    def shuffle(self, lanes: Sequence[int], other: Vec | None = None) -> Vec:
+        """Lane `l` of the result is lane `lanes[l]` of `self` followed by `other`."""
+        pick = ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
+        second = (other or self).value
+        return Vec(self.kernel, self.kernel.builder.shuffle_vector(self.value, second, pick))
+
+    def first(self, n: Int, rest: Vec) -> Vec:
+        """The first `n` lanes of `self`, then those of `rest`."""
+        mask = _first_lanes(self.kernel, n)
+        return Vec(self.kernel, self.kernel.builder.select(mask, self.value, rest.value))
+
+
+class Variable:
+    """A vector that is assigned more than once."""
+
+    def __init__(self, value: Vec, place: ir.Value) -> None:
+        self.kernel, self._place = value.kernel, place
+        self.value = value
+
+    @property
+    def value(self) -> Vec:
+        """Its present value."""
+        return Vec(self.kernel, self.kernel.builder.load(self._place, typ=self.kernel.vector_type))
+
+    @value.setter
+    def value(self, value: Vec) -> None:
+        self.kernel.builder.store(value.value, self._place)
+
+
+class Ints:
+    """An array of integers."""
+
+    def __init__(self, kernel: Kernel, address: ir.Value, element: ir.IntType) -> None:
+        self.kernel, self._address, self._element = kernel, address, element
+
+    def __getitem__(self, i: Int | int) -> Int:
+        b = self.kernel.builder
+        at = b.gep(self._address, [self.kernel.int(i).value], source_etype=self._element)
+        value = b.load(at, typ=self._element)
+        return Int(self.kernel, value if self._element is _I64 else b.sext(value, _I64))
+
+
+class Floats:
+    """An array of floats, or the rest of one from some element on."""
+
+    def __init__(self, kernel: Kernel, address: ir.Value) -> None:
+        self.kernel, self._address = kernel, address
+
+    def at(self, i: Int | int) -> Floats:
+        """The array from element `i` on."""
+        k = self.kernel
+        at = k.builder.gep(self._address, [k.int(i).value], source_etype=k.format.scalar)
+        return Floats(k, at)
+
+    def load(self, lanes: int | None = None) -> Vec:
+        """The first `lanes` elements (all by default), then zeros; nothing beyond is read."""
+        k = self.kernel
+        if lanes is None or lanes == k.lanes:
+            value = k.builder.load(self._address, typ=k.vector_type, align=k.format.bytes)
+            return Vec(k, value)
+        return self._masked_load(_lane_mask(k, range(lanes)), k.splat(0.0))
+
+    def load_first(self, n: Int) -> Vec:
+        """The first `n` elements, then zeros; `n` is known only to the running kernel."""
+        return self._masked_load(_first_lanes(self.kernel, n), self.kernel.splat(0.0))
+
+    def load_into(self, vec: Vec, start: int, lanes: int) -> Vec:
+        """`vec` with its lanes from `start` on replaced by the first `lanes` elements."""
+        mask = _lane_mask(self.kernel, range(start, start + lanes))
+        return self.at(-start)._masked_load(mask, vec)  # masked lanes are not touched
+
+    def _masked_load(self, mask: ir.Value, rest: Vec) -> Vec:
+        k = self.kernel
+        name = f"llvm.masked.load.v{k.lanes}f{k.format.bits}.p0"
+        align = ir.Constant(_I32, k.format.bytes)
+        return Vec(
+            k, k.intrinsic(name, k.vector_type, [self._address, align, mask, rest.value])
+        )
+
+    def splat(self) -> Vec:
+        """The first element in every lane."""
+        k = self.kernel
+        scalar = k.builder.load(self._address, typ=k.format.scalar)
+        undefined = ir.Constant(k.vector_type, ir.Undefined)
+        one = Vec(k, k.builder.insert_element(undefined, scalar, ir.Constant(_I32, 0)))
+        return one.shuffle([0] * k.lanes)
+
+    def store(self, vec: Vec, lanes: int | None = None) -> None:
+        """Write the first `lanes` lanes (all by default) and nothing beyond."""
+        k = self.kernel
+        if lanes is None or lanes == k.lanes:
+            k.builder.store(vec.value, self._address, align=k.format.bytes)
+        else:
+            self._masked_store(vec, _lane_mask(k, range(lanes)))
+
+    def store_first(self, vec: Vec, n: Int) -> None:
+        """Write the first `n` lanes; `n` is known only to the running kernel."""
+        self._masked_store(vec, _first_lanes(self.kernel, n))
+
+    def _masked_store(self, vec: Vec, mask: ir.Value) -> None:
+        k = self.kernel
+        name = f"llvm.masked.store.v{k.lanes}f{k.format.bits}.p0"
+        align = ir.Constant(_I32, k.format.bytes)
+        k.intrinsic(name, ir.VoidType(), [vec.value, self._address, align, mask])
+
+    def prefetch(self, n: int) -> None:
+        """Ask for the cache lines of the first `n` elements."""
+        k = self.kernel
+        read, keep, data = ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)
+        for start in range(0, n, k.lanes):  # a register is as wide as a cache line
+            line = self.at(start)._address
+            k.intrinsic("llvm.prefetch.p0", ir.VoidType(), [line, read, keep, data])
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of floats, `stride` elements apart."""
+
+    first: Floats
+    stride: Int
+
+    def row(self, i: Int) -> Floats:
+        """Row `i`."""
+        return self.first.at(i * self.stride)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A register's worth of a row: `lanes` elements from `start` on."""
+
+    start: int
+    lanes: int
+
+
+def chunks(n: int, lanes: int, start: int = 0) -> list[Chunk]:
+    """`n` elements from `start` on, cut into registers; the last may be partial."""
+    return [Chunk(start + i, min(lanes, n - i)) for i in range(0, n, lanes)]
+
+
+def _lane_mask(k: Kernel, active: range) -> ir.Value:
+    return ir.Constant(ir.VectorType(_I1, k.lanes), [int(i in active) for i in range(k.lanes)])
+
+
+def _first_lanes(k: Kernel, n: Int) -> ir.Value:
+    b = k.builder
+    numbers = ir.VectorType(_I32, k.lanes)
+    zero = ir.Constant(_I32, 0)
+    count = b.trunc(n.minimum(k.lanes).value, _I32)
+    counts = b.insert_element(ir.Constant(numbers, ir.Undefined), count, zero)
+    counts = b.shuffle_vector(counts, counts, ir.Constant(numbers, [0] * k.lanes))
+    return b.icmp_signed("<", ir.Constant(numbers, list(range(k.lanes))), counts)
+
+
+def fma(a: Vec, b: Vec, c: Vec) -> Vec:
+    """`a · b + c`, rounded once."""
+    k = a.kernel
+    name = f"llvm.fma.v{k.lanes}f{k.format.bits}"
+    return Vec(k, k.intrinsic(name, k.vector_type, [a.value, b.value, c.value]))
+
+
+def add(a: Vec, b: Vec) -> Vec:
+    """`a + b`, as a function."""
+    return a + b
+
+
+def maximum(a: Vec, b: Vec) -> Vec:
+    """The larger of the two in each lane; `b` where either is NaN."""
+    k = a.kernel
+    larger = k.builder.fcmp_ordered(">", a.value, b.value)
+    return Vec(k, k.builder.select(larger, a.value, b.value))
+
+
+def butterfly(vec: Vec, operation: Callable[[Vec, Vec], Vec], low: int, high: int) -> Vec:
+    """Combine lanes whose numbers differ in the bits `low`, 2·`low`, … below `high`."""
+    bit = low
+    while bit < high:
+        vec = operation(vec, vec.shuffle([i ^ bit for i in range(vec.kernel.lanes)]))
+        bit *= 2
+    return vec
+
+
+def transposed_sum(parts: Sequence[Callable[[], Vec]], lanes: int) -> Vec:
+    """Lane `l` holds the sum over all lanes of vector `l · n // lanes`; n is a power of two.
+
+    n reductions for about the price of one. The vectors come as functions, called when they are
+    first needed, so that only about log n of them are alive at a time.
+    """
+
+    def combine(members: Sequence[Callable[[], Vec]], bit: int) -> Vec:
+        if len(members) == 1:
+            return butterfly(members[0](), add, 1, 2 * bit)
+        half = len(members) // 2
+        # Members are halved by the top bit of their number, which becomes lane bit `bit`.
+        low = combine(members[:half], bit // 2)
+        high = combine(members[half:], bit // 2)
+        own = [i + (lanes if i & bit else 0) for i in range(lanes)]
+        partner = [i ^ bit for i in range(lanes)]
+        partner = [p + (lanes if i & bit else 0) for i, p in enumerate(partner)]
+        return low.shuffle(own, high) + low.shuffle(partner, high)
+
+    return combine(parts, lanes // 2)
+
+
+def exp(x: Vec) -> Vec:
+    """`e^x` for `x` up to about 80, to one rounding; a vanishing result may be 1e-37, not 0."""
+    k, f = x.kernel, x.kernel.format
+    b = k.builder
+    low = k.splat(f.exp_low)
+    below = b.fcmp_ordered("<", x.value, low.value)  # false for NaN, which passes through
+    x = Vec(k, b.select(below, low.value, x.value))
+    # Adding 1.5 · 2^mantissa rounds to an integer n and leaves it in the low bits of the sum.
+    shift = k.splat(1.5 * 2.0**f.mantissa)
+    shifted = fma(x, k.splat(math.log2(math.e)), shift)
+    n = shifted - shift
+    r = fma(n, k.splat(-_LN2_HIGH), x)
+    r = fma(n, k.splat(-_LN2_LOW), r)
+    p = k.splat(1.0 / math.factorial(f.exp_degree))
+    for i in reversed(range(f.exp_degree)):
+        p = fma(p, r, k.splat(1.0 / math.factorial(i)))
+    bits = ir.VectorType(ir.IntType(f.bits), k.lanes)
+    to_exponent = ir.Constant(bits, [f.mantissa] * k.lanes)
+    scale = b.shl(b.bitcast(shifted.value, bits), to_exponent)
+    return Vec(k, b.bitcast(b.add(b.bitcast(p.value, bits), scale), k.vector_type))
+
+
+_LN2_HIGH = 0.693145751953125  # 15 bits of ln 2: its product with an exponent is exact
+_LN2_LOW = math.log(2.0) - _LN2_HIGH
+
+
+def log(x: Vec) -> Vec:
+    """Natural logarithm of a normal `x > 0`, to about two roundings."""
+    k, f = x.kernel, x.kernel.format
+    b = k.builder
+    bits = ir.VectorType(ir.IntType(f.bits), k.lanes)
+    root_half = b.bitcast(k.splat(math.sqrt(0.5)).value, bits)
+    mantissa = ir.Constant(bits, [f.mantissa] * k.lanes)
+    x_bits = b.bitcast(x.value, bits)
+    n = b.ashr(b.sub(x_bits, root_half), mantissa)  # x = m · 2^n with m in [√½, √2)
+    m = Vec(k, b.bitcast(b.sub(x_bits, b.shl(n, mantissa)), k.vector_type))
+    one = k.splat(1.0)
+    t = (m - one) / (m + one)
+    t2 = t * t
+    series = k.splat(0.0)  # atanh(t) / t
+    for i in reversed(range(f.log_terms)):
+        series = fma(series, t2, k.splat(1.0 / (2 * i + 1)))
+    return fma(Vec(k, b.sitofp(n, k.vector_type)), k.splat(math.log(2.0)), k.splat(2.0) * t * series)

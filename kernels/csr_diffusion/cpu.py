@@ -1,0 +1,171 @@
+"""csr_diffusion: f[i,:] = alpha · (Σ_{e in row i} a[e] · x[col[e],:] − x[i,:]) + beta · x0[i,:]
+
+Work:     one task per 4096 edges; a row's sums stay in registers, 256 channels (float32) a sweep.
+Bytes:    4(N+1) + 4E + b(E + 3Nd), b bytes per element, if each x row is read once;
+          4(N+1) + 4E + b(E + Ed + 2Nd) if no x row is reused.
+Backward: dx = alpha · (Aᵀ df − df) by the same sweep on the CSR of Aᵀ;
+          da[e] = <alpha · df[i], x[col[e]]>; dalpha = Σ_j x[j] · (Aᵀ df − df)[j]. Saves a and x.
+Order:    one writer per output element, edges summed in CSR order, rows of more than 4096 edges
+          piece by piece: bitwise repeatable for any number of threads.
+"""
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grand_fast.kernels._cpu import Compiled, each_row, sum_pieces
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._diffusion import (
+    PREFETCH_EDGES,
+    channel_blocks,
+    prefetch_rows,
+    store_field,
+    store_field_gradient,
+    store_partial,
+    weighted_sum,
+)
+from grand_fast.kernels._simd import Kernel, Vec, chunks, fma, transposed_sum
+
+
+@lru_cache(maxsize=256)
+def _csr_diffusion_fwd_kernel(
+    d: int, dtype: torch.dtype, index: torch.dtype, *, has_source: bool, pieces: bool
+) -> Compiled:
+    k = Kernel("csr_diffusion_fwd", dtype, index)
+    x, a, col = k.matrix("x"), k.vector("a"), k.indices("col")
+    with each_row(k, pieces=pieces) as row:
+        for block in channel_blocks(d, k.lanes):
+            ax = weighted_sum(k, row, block, x, col, lambda e: a.at(e).splat(), prefetch=True)
+            if pieces:
+                store_partial(k, "partial", row, block, ax)
+            else:
+                store_field(k, row, block, ax, x, has_source=has_source)
+    return Compiled(k)
+
+
+@lru_cache(maxsize=256)
+def _csr_diffusion_bwd_dx_kernel(
+    d: int, dtype: torch.dtype, index: torch.dtype, *, needs_dalpha: bool, pieces: bool
+) -> Compiled:
+    k = Kernel("csr_diffusion_bwd_dx", dtype, index)
+    df, a, col, slot = k.matrix("df"), k.vector("a"), k.indices("col"), k.indices("slot")
+    with each_row(k, pieces=pieces) as row:
+        for block in channel_blocks(d, k.lanes):
+            atg = weighted_sum(
+                k, row, block, df, col, lambda e: a.at(slot[e]).splat(), prefetch=True
+            )
+            if pieces:
+                store_partial(k, "partial", row, block, atg)
+            else:
+                store_field_gradient(k, row, block, atg, df, needs_dalpha=needs_dalpha)
+    return Compiled(k)
+
+
+@lru_cache(maxsize=256)
+def _csr_diffusion_bwd_da_kernel(
+    d: int, dtype: torch.dtype, index: torch.dtype, *, pieces: bool
+) -> Compiled:
+    k = Kernel("csr_diffusion_bwd_da", dtype, index)
+    df, x, alpha = k.matrix("df"), k.matrix("x"), k.vector("alpha")
+    da, col = k.vector("da"), k.indices("col")
+    channels = chunks(d, k.lanes)
+    with each_row(k, pieces=pieces) as row:
+        g = [
+            alpha.at(c.start).load(c.lanes) * df.row(row.node).at(c.start).load(c.lanes)
+            for c in channels
+        ]
+        with k.loop(row.begin, row.end, k.lanes) as e:  # one edge per lane
+            for z in range(k.lanes):
+                prefetch_rows(k, col, e + z + PREFETCH_EDGES, [(x, d)])
+
+            def dot(z: int, e=e) -> Vec:
+                sender = x.row(col[(e + z).minimum(row.end - 1)])
+                total = k.splat(0.0)
+                for c, g_c in zip(channels, g, strict=True):
+                    total = fma(g_c, sender.at(c.start).load(c.lanes), total)
+                return total
+
+            products = transposed_sum([lambda z=z: dot(z) for z in range(k.lanes)], k.lanes)
+            da.at(e).store_first(products, row.end - e)
+    return Compiled(k)
+
+
+def csr_diffusion_fwd(
+    x: Float[Tensor, "N d"],
+    a: Float[Tensor, " E"],
+    *,
+    alpha: Float[Tensor, " d"],
+    beta: Float[Tensor, " d"] | None,
+    x0: Float[Tensor, "N d"] | None,
+    csr: Csr,
+) -> Float[Tensor, "N d"]:
+    """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""
+    n, d = x.shape
+    work, has_source = csr.work, x0 is not None
+    f = torch.empty(n, d, dtype=x.dtype)
+    alpha = alpha.to(x.dtype)
+    arguments = {"x": x, "a": a, "col": csr.col, "rowptr": csr.rowptr, "alpha": alpha, "f": f}
+    arguments["last_edge"] = csr.col.numel() - 1
+    if beta is not None and x0 is not None:
+        arguments |= {"beta": beta.to(x.dtype), "x0": x0}
+    shape = (d, x.dtype, csr.col.dtype)
+    _csr_diffusion_fwd_kernel(*shape, has_source=has_source, pieces=False)(
+        work, pieces=False, **arguments
+    )
+    if work.hub_rows.numel():
+        partial = torch.empty(work.piece_row.numel(), d, dtype=x.dtype)
+        kernel = _csr_diffusion_fwd_kernel(*shape, has_source=False, pieces=True)
+        kernel(work, pieces=True, partial=partial, **arguments)
+        hubs = work.hub_rows
+        f[hubs] = alpha * (sum_pieces(partial, work) - x[hubs])
+        if beta is not None and x0 is not None:
+            f[hubs] += beta * x0[hubs]
+    return f
+
+
+def csr_diffusion_bwd(
+    df: Float[Tensor, "N d"],
+    x: Float[Tensor, "N d"],
+    a: Float[Tensor, " E"],
+    *,
+    alpha: Float[Tensor, " d"],
+    csr: Csr,
+    csr_t: Csr,
+    needs_dx: bool,
+    needs_da: bool,
+    needs_dalpha: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients by `x`, `a` (slot order of `csr`) and `alpha` that are needed."""
+    n, d = x.shape
+    alpha = alpha.to(x.dtype)
+    shape = (d, x.dtype, csr.col.dtype)
+    arguments = {"df": df, "x": x, "a": a, "alpha": alpha, "last_edge": csr.col.numel() - 1}
+    dx = da = dalpha = None
+    if needs_da:
+        da = torch.empty_like(a)
+        for pieces in (False, True):
+            if not pieces or csr.work.hub_rows.numel():
+                _csr_diffusion_bwd_da_kernel(*shape, pieces=pieces)(
+                    csr.work, pieces=pieces, da=da, col=csr.col, rowptr=csr.rowptr, **arguments
+                )
+    if needs_dx or needs_dalpha:
+        work = csr_t.work
+        dx = torch.empty(n, d, dtype=x.dtype)
+        shares = torch.zeros(work.bounds.numel() - 1, d, dtype=x.dtype)
+        arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
+        arguments |= {"dx": dx, "dalpha": shares}
+        _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=needs_dalpha, pieces=False)(
+            work, pieces=False, **arguments
+        )
+        dalpha = shares.sum(0)
+        if work.hub_rows.numel():
+            partial = torch.empty(work.piece_row.numel(), d, dtype=x.dtype)
+            kernel = _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=False, pieces=True)
+            kernel(work, pieces=True, partial=partial, **arguments)
+            hubs = work.hub_rows
+            net = sum_pieces(partial, work) - df[hubs]
+            dx[hubs] = alpha * net
+            dalpha += (x[hubs] * net).sum(0)
+    return dx if needs_dx else None, da, dalpha if needs_dalpha else None
