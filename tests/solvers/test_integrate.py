@@ -11,7 +11,7 @@ from grand_fast.testing import assert_close
     [(1.0, None, 1), (1.0, 1.0, 1), (1.0, 0.1, 10), (0.3, 0.1, 3), (1.1, 0.1, 11), (2.5, 1.0, 3),
      (0.5, 1.0, 1), (0.0, 0.1, 0), (18.2948, 1.0, 19)],
 )  # fmt: skip
-def test_steps_end_exactly_at_T(T, step_size, steps):
+def test_steps_end_exactly_at_the_end_time(T, step_size, steps):
     seen = []
 
     def f(t, x):
