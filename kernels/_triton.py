@@ -201,18 +201,6 @@ def log_sum(m, l):  # noqa: E741
 
 
 @triton.jit
-def join(part_ptr, first, last, offs, mask, stride: tl.constexpr):
-    """Σ of the partial sums of pieces `first ≤ piece < last`, in order: [columns]."""
-    offs_p = tl.arange(0, 8)  # pieces in flight
-    total = tl.zeros(offs.shape, tl.float32)
-    for p in range(first, last, 8):
-        mask_p = p + offs_p < last
-        at = part_ptr + (p + offs_p)[:, None] * stride + offs
-        total += tl.sum(tl.load(at, mask=mask_p[:, None] & mask, other=0.0), 0)
-    return total
-
-
-@triton.jit
 def store_diffusion(
     f_ptr,
     ax,
@@ -245,9 +233,10 @@ def store_diffusion(
 def store_dq(
     dq_ptr,
     delta_ptr,
+    sum_p,
     sum_pt,
-    sum_ptk,
     sum_pk,
+    sum_ptk,
     t0,
     row,
     scale,
@@ -256,14 +245,20 @@ def store_dq(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """dq = scale (Σ p t k − (Σ p t) Σ p k) of one row, and Delta = Σ p t + t0.
+    """dq = scale (Σ p t k − Delta Σ p k) of one row, and Delta = Σ p t; sums over its edges.
 
-    sum_pt [BLOCK_H], the others [BLOCK_H · BLOCK_K]; t is counted from t0, which cancels in dq.
+    sum_p, sum_pt [BLOCK_H]; sum_pk, sum_ptk [BLOCK_H · BLOCK_K]. t is counted from t0, which
+    cancels in dq. The difference of the two sums can be small against them: that Σ p is only 1 up
+    to the rounding of lse would show, so all are divided by it.
     """
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
-    spread = tl.reshape(tl.broadcast_to(sum_pt[:, None], [BLOCK_H, BLOCK_K]), [BLOCK_H * BLOCK_K])
-    dq = scale * (sum_ptk - spread * sum_pk)
+    over_p = tl.where(sum_p > 0.0, 1.0 / sum_p, 0.0)  # a row without edges: dq = 0
+    delta = sum_pt * over_p
+    difference = tl.reshape(sum_ptk, [BLOCK_H, BLOCK_K]) - delta[:, None] * tl.reshape(
+        sum_pk, [BLOCK_H, BLOCK_K]
+    )
+    dq = tl.reshape(scale * over_p[:, None] * difference, [BLOCK_H * BLOCK_K])
     at = dq_ptr + row * (H * d_k) + offs_a
     tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=mask_a)
-    tl.store(delta_ptr + row * H + offs_h, sum_pt + t0, mask=offs_h < H)
+    tl.store(delta_ptr + row * H + offs_h, delta + t0, mask=offs_h < H)
