@@ -1,9 +1,23 @@
 """Weighted sums of gathered rows, and what a diffusion makes of them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from grand_fast.kernels._cpu import Row
-from grand_fast.kernels._simd import Chunk, Floats, Int, Ints, Kernel, Matrix, Vec, chunks, fma
+from torch import Tensor
+
+from grand_fast.kernels._cpu import Row, Work, sum_pieces
+from grand_fast.kernels._simd import (
+    Chunk,
+    Floats,
+    Int,
+    Ints,
+    Kernel,
+    Matrix,
+    Variable,
+    Vec,
+    chunks,
+    fma,
+)
 
 MAX_ACCUMULATORS = 16  # of 32 registers; a wider row is summed a block of channels at a time
 PREFETCH_EDGES = 16  # how far ahead rows are asked for: about the latency of memory
@@ -26,27 +40,52 @@ def prefetch_rows(k: Kernel, col: Ints, e: Int, tables: list[tuple[Matrix, int]]
         table.row(j).prefetch(min(n, _PREFETCH_ELEMENTS))
 
 
+@dataclass(frozen=True)
+class Term:
+    """`Σ_e weight(e) · table[col[e], chunk]`: one register of a weighted sum of rows."""
+
+    table: Matrix
+    chunk: Chunk
+    weight: Callable[[Int], Vec]
+
+
+def accumulate(
+    k: Kernel,
+    row: Row,
+    col: Ints,
+    terms: list[Term],
+    sums: list[Variable],
+    *,
+    prefetch: list[tuple[Matrix, int]],
+) -> None:
+    """Add the edges of `row`, in their order, to the sums of `terms`."""
+    with k.loop(row.begin, row.end) as e:
+        if prefetch:
+            prefetch_rows(k, col, e + PREFETCH_EDGES, prefetch)
+        j = col[e]
+        rows = {term.table: term.table.row(j) for term in terms}
+        weights = {term.weight: term.weight(e) for term in terms}
+        for term, total in zip(terms, sums, strict=True):
+            gathered = rows[term.table].at(term.chunk.start).load(term.chunk.lanes)
+            total.value = fma(weights[term.weight], gathered, total.value)
+
+
 def weighted_sum(
     k: Kernel,
     row: Row,
-    block: list[Chunk],
-    table: Matrix,
     col: Ints,
+    table: Matrix,
+    block: list[Chunk],
     weight: Callable[[Int], Vec],
     *,
     prefetch: bool,
 ) -> list[Vec]:
     """`Σ_e weight(e) · table[col[e], block]` over the edges of `row`, in their order."""
+    terms = [Term(table, c, weight) for c in block]
     sums = [k.variable(k.splat(0.0)) for _ in block]
-    with k.loop(row.begin, row.end) as e:
-        if prefetch:
-            width = block[-1].start + block[-1].lanes - block[0].start
-            ahead = Matrix(table.first.at(block[0].start), table.stride)
-            prefetch_rows(k, col, e + PREFETCH_EDGES, [(ahead, width)])
-        w = weight(e)
-        gathered = table.row(col[e])
-        for total, c in zip(sums, block, strict=True):
-            total.value = fma(w, gathered.at(c.start).load(c.lanes), total.value)
+    start, width = block[0].start, block[-1].start + block[-1].lanes - block[0].start
+    ahead = [(Matrix(table.first.at(start), table.stride), width)] if prefetch else []
+    accumulate(k, row, col, terms, sums, prefetch=ahead)
     return [total.value for total in sums]
 
 
@@ -80,6 +119,41 @@ def store_partial(k: Kernel, name: str, row: Row, block: list[Chunk], sums: list
     """The sums of a piece of a long row, as they are."""
     for total, c in zip(sums, block, strict=True):
         k.matrix(name).row(row.out).at(c.start).store(total, c.lanes)
+
+
+def finish_field(
+    f: Tensor,
+    partial: Tensor,
+    work: Work,
+    *,
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    x0: Tensor | None,
+) -> None:
+    """`store_field` for the long rows, from the sums of their pieces `[pieces, d]`."""
+    hubs = work.hub_rows
+    field = alpha * (sum_pieces(partial, work) - x[hubs])
+    if beta is not None and x0 is not None:
+        field += beta * x0[hubs]
+    f[hubs] = field
+
+
+def finish_field_gradient(
+    dx: Tensor,
+    dalpha: Tensor,
+    partial: Tensor,
+    work: Work,
+    *,
+    df: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+) -> None:
+    """`store_field_gradient` for the long rows, from the sums of their pieces `[pieces, d]`."""
+    hubs = work.hub_rows
+    net = sum_pieces(partial, work) - df[hubs]
+    dx[hubs] = alpha * net
+    dalpha += (x[hubs] * net).sum(0)
 
 
 def _load(row: Floats, c: Chunk) -> Vec:

@@ -15,11 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, each_row, sum_pieces
+from grand_fast.kernels._cpu import Compiled, each_row
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
     PREFETCH_EDGES,
     channel_blocks,
+    finish_field,
+    finish_field_gradient,
     prefetch_rows,
     store_field,
     store_field_gradient,
@@ -37,7 +39,7 @@ def _csr_diffusion_fwd_kernel(
     x, a, col = k.matrix("x"), k.vector("a"), k.indices("col")
     with each_row(k, pieces=pieces) as row:
         for block in channel_blocks(d, k.lanes):
-            ax = weighted_sum(k, row, block, x, col, lambda e: a.at(e).splat(), prefetch=True)
+            ax = weighted_sum(k, row, col, x, block, lambda e: a.at(e).splat(), prefetch=True)
             if pieces:
                 store_partial(k, "partial", row, block, ax)
             else:
@@ -54,7 +56,7 @@ def _csr_diffusion_bwd_dx_kernel(
     with each_row(k, pieces=pieces) as row:
         for block in channel_blocks(d, k.lanes):
             atg = weighted_sum(
-                k, row, block, df, col, lambda e: a.at(slot[e]).splat(), prefetch=True
+                k, row, col, df, block, lambda e: a.at(slot[e]).splat(), prefetch=True
             )
             if pieces:
                 store_partial(k, "partial", row, block, atg)
@@ -118,10 +120,7 @@ def csr_diffusion_fwd(
         partial = torch.empty(work.piece_row.numel(), d, dtype=x.dtype)
         kernel = _csr_diffusion_fwd_kernel(*shape, has_source=False, pieces=True)
         kernel(work, pieces=True, partial=partial, **arguments)
-        hubs = work.hub_rows
-        f[hubs] = alpha * (sum_pieces(partial, work) - x[hubs])
-        if beta is not None and x0 is not None:
-            f[hubs] += beta * x0[hubs]
+        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0)
     return f
 
 
@@ -164,8 +163,5 @@ def csr_diffusion_bwd(
             partial = torch.empty(work.piece_row.numel(), d, dtype=x.dtype)
             kernel = _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=False, pieces=True)
             kernel(work, pieces=True, partial=partial, **arguments)
-            hubs = work.hub_rows
-            net = sum_pieces(partial, work) - df[hubs]
-            dx[hubs] = alpha * net
-            dalpha += (x[hubs] * net).sum(0)
+            finish_field_gradient(dx, dalpha, partial, work, df=df, x=x, alpha=alpha)
     return dx if needs_dx else None, da, dalpha if needs_dalpha else None

@@ -1,0 +1,347 @@
+"""Backward of the edge attention: gradients by q and k, and by the values of a diffusion.
+
+With t[e,h] the gradient by the weight a[e,h] and Δ[i,h] = Σ_{e in row i} a[e,h] t[e,h]:
+ds[e,h] = a[e,h] · (t[e,h] − Δ[i,h]) / √d_k,  dq[i,h] = Σ_e ds[e,h] k[col[e],h],  dk likewise.
+
+Row pass:    on the CSR of A; recomputes a from lse, gives Δ and dq.
+Column pass: on the CSR of Aᵀ; recomputes a from lse, gives dk and, for a diffusion, dx.
+t comes from `da`, or in a diffusion from the state: t[e,h] = <alpha · df[i], x[col[e]]> / H.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grand_fast.kernels._cpu import Compiled, Row, each_row, sum_pieces
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._diffusion import (
+    MAX_ACCUMULATORS,
+    Term,
+    accumulate,
+    finish_field_gradient,
+    store_field_gradient,
+    store_partial,
+)
+from grand_fast.kernels._edge_scores import (
+    HeadGroup,
+    RowBuffer,
+    block_scores,
+    block_slots,
+    buffer_size,
+    head_groups,
+    load_heads,
+    prefetch_block,
+)
+from grand_fast.kernels._simd import (
+    Floats,
+    Int,
+    Kernel,
+    Matrix,
+    Vec,
+    add,
+    butterfly,
+    chunks,
+    exp,
+    fma,
+    transposed_sum,
+)
+
+# Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads.
+Source = Literal["state", "heads", "mean"]
+_COLUMN_EDGES = 32  # the rows that the column pass reads twice stay in the nearest cache
+_KernelShape = tuple[int, int, int, torch.dtype, torch.dtype]  # d, H, d_k, dtype, index
+
+
+@lru_cache(maxsize=256)
+def _row_kernel(
+    d: int,
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
+    *,
+    source: Source,
+    step: Literal["whole", "delta", "dq"],
+) -> Compiled:
+    """`whole` rows; or for pieces of long rows first their `delta`, then, Δ known, their `dq`."""
+    k = Kernel(f"attention_bwd_row_{step}", dtype, index)
+    q, key, col = k.matrix("q"), k.matrix("k"), k.indices("col")
+    lse, delta = k.matrix("lse"), k.matrix("delta")
+    scratch = k.matrix("scratch").row(k.thread)
+    tables = [(key, h * d_k)] + ([(k.matrix("x"), d)] if source == "state" else [])
+    with each_row(k, pieces=step != "whole") as row:
+        weight_gradient = _weight_gradient(k, source, d, h, row, own="df", others="x")
+        for group in head_groups(k, h, d_k):
+            p_buffer = RowBuffer(scratch, group, row)
+            t_buffer = RowBuffer(scratch.at(k.number("buffer")), group, row)
+            own_q, own_lse = load_heads(group, q.row(row.node)), group.load([lse.row(row.node)])
+            sums = k.variable(k.splat(0.0))
+            with k.loop(row.begin, row.end, group.edges) as e:
+                prefetch_block(group, col, e, tables)
+                slots = block_slots(group, row, e)
+                senders = [col[slot] for slot in slots]
+                s = block_scores(group, own_q, [key.row(j) for j in senders])
+                p = exp(s - own_lse).first((row.end - e) * group.width, k.splat(0.0))
+                t = weight_gradient(group, slots, senders)
+                sums.value = fma(p, t, sums.value)
+                p_buffer.at(e).store(p)
+                t_buffer.at(e).store(t)
+            if step == "dq":
+                row_delta = group.load([delta.row(row.node)])
+            else:
+                row_delta = group.over_edges(sums.value)
+                group.store(delta.row(row.out), row_delta)
+            if step == "delta":
+                continue
+            with k.loop(row.begin, row.end, group.edges) as e:
+                p, t = p_buffer.at(e).load(), t_buffer.at(e).load()
+                p_buffer.at(e).store(_score_gradient(group, source, h, p, t, row_delta))
+            for terms in _head_terms(group, key, p_buffer):
+                dq = [k.variable(k.splat(0.0)) for _ in terms]
+                accumulate(k, row, col, terms, dq, prefetch=[])
+                block = [term.chunk for term in terms]
+                store_partial(k, "dq", row, block, [total.value for total in dq])
+    return Compiled(k)
+
+
+@lru_cache(maxsize=256)
+def _column_kernel(
+    d: int,
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
+    *,
+    source: Source,
+    needs_dk: bool,
+    needs_dalpha: bool,
+    pieces: bool,
+) -> Compiled:
+    k = Kernel("attention_bwd_column", dtype, index)
+    q, key, col = k.matrix("q"), k.matrix("k"), k.indices("col")
+    lse = k.matrix("lse")
+    scratch = k.matrix("scratch").row(k.thread)
+    w_scratch = scratch.at(k.number("buffer"))
+    has_state = source == "state"
+    tables = [(q, h * d_k), (lse, h)] + ([(k.matrix("df"), d)] if has_state else [])
+    groups = head_groups(k, h, d_k)
+    channels = chunks(d, k.lanes) if has_state else []
+    with each_row(k, pieces=pieces) as row:
+        weight_gradient = _weight_gradient(k, source, d, h, row, own="x", others="df")
+        own_k = [load_heads(group, key.row(row.node)) for group in groups]
+        dk = [[k.variable(k.splat(0.0)) for _ in _head_channels(g)] for g in groups]
+        atg = [k.variable(k.splat(0.0)) for _ in channels]
+        with k.loop(row.begin, row.end, _COLUMN_EDGES) as begin:
+            end = (begin + _COLUMN_EDGES).minimum(row.end)
+            part = Row(row.node, begin, end, row.out, row.part)
+            for group, own, sums in zip(groups, own_k, dk, strict=True):
+                ds_buffer, w_buffer = (RowBuffer(b, group, part) for b in (scratch, w_scratch))
+                with k.loop(part.begin, part.end, group.edges) as e:
+                    prefetch_block(group, col, e, tables)
+                    slots = block_slots(group, part, e)
+                    receivers = [col[slot] for slot in slots]
+                    s = block_scores(group, own, [q.row(i) for i in receivers])
+                    p = exp(s - group.load([lse.row(i) for i in receivers]))
+                    p = p.first((part.end - e) * group.width, k.splat(0.0))
+                    if needs_dk:
+                        t = weight_gradient(group, slots, receivers)
+                        delta = group.load([k.matrix("delta").row(i) for i in receivers])
+                        ds_buffer.at(e).store(_score_gradient(group, source, h, p, t, delta))
+                    if has_state:
+                        w = group.over_heads(p * group.of_heads(1.0 / h))
+                        w_buffer.at(e).store(w + w_buffer.at(e).load() if group.first else w)
+                if needs_dk:
+                    done = 0
+                    for terms in _head_terms(group, q, ds_buffer):
+                        accumulate(k, part, col, terms, sums[done : done + len(terms)], prefetch=[])
+                        done += len(terms)
+            if has_state:
+                weight = _splat_of(w_buffer, 0)
+                terms = [Term(k.matrix("df"), c, weight) for c in channels]
+                for i in range(0, len(terms), MAX_ACCUMULATORS):
+                    j = i + MAX_ACCUMULATORS
+                    accumulate(k, part, col, terms[i:j], atg[i:j], prefetch=[])
+        if needs_dk:
+            for group, sums in zip(groups, dk, strict=True):
+                store_partial(k, "dk", row, _head_channels(group), [s.value for s in sums])
+        if has_state:
+            sums = [total.value for total in atg]
+            if pieces:
+                store_partial(k, "partial", row, channels, sums)
+            else:
+                store_field_gradient(
+                    k, row, channels, sums, k.matrix("df"), needs_dalpha=needs_dalpha
+                )
+    return Compiled(k)
+
+
+def _weight_gradient(
+    k: Kernel, source: Source, d: int, h: int, row: Row, *, own: str, others: str
+) -> Callable[[HeadGroup, Sequence[Int], Sequence[Int]], Vec]:
+    """Writes `t` of a block, given its slots in this view and the nodes at its far ends.
+
+    From the state: the product of alpha · own[row] and others[node], not yet divided by H.
+    """
+    if source == "state":
+        channels = chunks(d, k.lanes)
+        alpha, row_own = k.vector("alpha"), k.matrix(own).row(row.node)
+        local = [
+            alpha.at(c.start).load(c.lanes) * row_own.at(c.start).load(c.lanes) for c in channels
+        ]
+
+        def dot(other: Floats) -> Vec:
+            total = k.splat(0.0)
+            for own_c, c in zip(local, channels, strict=True):
+                total = fma(own_c, other.at(c.start).load(c.lanes), total)
+            return total
+
+        def from_state(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
+            rows = [k.matrix(others).row(node) for node in nodes]
+            return transposed_sum([lambda r=r: dot(r) for r in rows], k.lanes)
+
+        return from_state
+
+    da = k.vector("da")
+    # Row pass: slots are those of A. Column pass: `slot` leads from Aᵀ to A.
+    in_a = (lambda slot: slot) if own == "df" else (lambda slot: k.indices("slot")[slot])
+
+    def from_heads(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
+        rows = [da.at(in_a(slot) * h) for slot in slots]
+        if len(rows) == 1:
+            return rows[0].at(group.first).load_into(k.splat(0.0), 0, group.count)
+        return group.load(rows)
+
+    def from_mean(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
+        vec = k.splat(0.0)
+        for z, slot in enumerate(slots):
+            vec = da.at(in_a(slot)).load_into(vec, z * group.width, 1)
+        return butterfly(vec, add, 1, group.width)
+
+    return from_heads if source == "heads" else from_mean
+
+
+def _score_gradient(group: HeadGroup, source: Source, h: int, p: Vec, t: Vec, delta: Vec) -> Vec:
+    """`ds`, with the 1/H of a mean over heads, which `t` and `delta` leave out."""
+    heads = 1 if source == "heads" else h
+    factor = group.kernel.splat(1.0 / (heads * math.sqrt(group.d_k)))
+    return p * factor * (t - delta)
+
+
+def _head_channels(group: HeadGroup) -> list:
+    return [c for i in range(group.count) for c in group.channels(i)]
+
+
+def _head_terms(group: HeadGroup, table: Matrix, ds: RowBuffer) -> list[list[Term]]:
+    """`Σ_e ds[e,h] · table[col[e],h]` for the group's heads, in blocks that fit the registers."""
+    terms = []
+    for i in range(group.count):
+        weight = _splat_of(ds, i)
+        terms += [Term(table, c, weight) for c in group.channels(i)]
+    return [terms[i : i + MAX_ACCUMULATORS] for i in range(0, len(terms), MAX_ACCUMULATORS)]
+
+
+def _splat_of(buffer: RowBuffer, lane: int) -> Callable[[Int], Vec]:
+    return lambda e: buffer.at(e).at(lane).splat()
+
+
+def row_pass(
+    q: Tensor,
+    k: Tensor,
+    *,
+    lse: Tensor,
+    csr: Csr,
+    df: Tensor | None = None,
+    x: Tensor | None = None,
+    alpha: Tensor | None = None,
+    da: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`dq [N, H, d_k]`, and `lse` and Δ `[N, H]`, side by side in memory for the column pass."""
+    n, h, d_k = q.shape
+    source, d = _source(x, da)
+    work, shape = csr.work, (d, h, d_k, q.dtype, csr.col.dtype)
+    dq = torch.empty(n, h, d_k, dtype=q.dtype)
+    stats = torch.empty(n, 2, h, dtype=q.dtype)
+    stats[:, 0] = lse
+    lse, delta = stats.unbind(1)
+    buffer = buffer_size(work.longest, h)
+    arguments = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(df, x, alpha, da)
+    arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": csr.col.numel() - 1}
+    kernel = _row_kernel(*shape, source=source, step="whole")
+    kernel(work, pieces=False, scratch=2 * buffer, delta=delta, dq=dq, **arguments)
+    if work.hub_rows.numel():
+        pieces = work.piece_row.numel()
+        partial_delta = torch.empty(pieces, h, dtype=q.dtype)
+        kernel = _row_kernel(*shape, source=source, step="delta")
+        kernel(work, pieces=True, scratch=2 * buffer, delta=partial_delta, **arguments)
+        delta[work.hub_rows] = sum_pieces(partial_delta, work)
+        partial = torch.empty(pieces, h, d_k, dtype=q.dtype)
+        kernel = _row_kernel(*shape, source=source, step="dq")
+        kernel(work, pieces=True, scratch=2 * buffer, delta=delta, dq=partial, **arguments)
+        dq[work.hub_rows] = sum_pieces(partial, work)
+    return dq, lse, delta
+
+
+def column_pass(
+    q: Tensor,
+    k: Tensor,
+    *,
+    lse: Tensor,
+    delta: Tensor | None,
+    csr_t: Csr,
+    df: Tensor | None = None,
+    x: Tensor | None = None,
+    alpha: Tensor | None = None,
+    da: Tensor | None = None,
+    needs_dalpha: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """`dk` if Δ is given; `dx` and, if needed, `dalpha` of a diffusion."""
+    n, h, d_k = q.shape
+    source, d = _source(x, da)
+    work, shape = csr_t.work, (d, h, d_k, q.dtype, csr_t.col.dtype)
+    buffer = buffer_size(_COLUMN_EDGES, h)
+    arguments = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(df, x, alpha, da)
+    arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
+    arguments["last_edge"] = csr_t.col.numel() - 1
+    dk = dx = shares = dalpha = None
+    if delta is not None:
+        dk = torch.empty(n, h, d_k, dtype=q.dtype)
+        arguments["delta"] = delta
+    if x is not None:
+        dx = torch.empty(n, d, dtype=q.dtype)
+        shares = torch.zeros(work.bounds.numel() - 1, d, dtype=q.dtype)
+    switches = {"source": source, "needs_dk": dk is not None}
+    kernel = _column_kernel(*shape, **switches, needs_dalpha=needs_dalpha, pieces=False)
+    outputs = {"dk": dk, "dx": dx, "dalpha": shares}
+    kernel(work, pieces=False, scratch=2 * buffer, **arguments, **outputs)
+    if shares is not None:
+        dalpha = shares.sum(0)
+    if work.hub_rows.numel():
+        pieces = work.piece_row.numel()
+        partial_dk = torch.empty(pieces, h, d_k, dtype=q.dtype)
+        partial = torch.empty(pieces, d, dtype=q.dtype)
+        kernel = _column_kernel(*shape, **switches, needs_dalpha=False, pieces=True)
+        outputs = {"dk": partial_dk, "partial": partial}
+        kernel(work, pieces=True, scratch=2 * buffer, **arguments, **outputs)
+        if dk is not None:
+            dk[work.hub_rows] = sum_pieces(partial_dk, work)
+        if dx is not None:
+            finish_field_gradient(dx, dalpha, partial, work, df=df, x=x, alpha=alpha)
+    return dk, dx, dalpha if needs_dalpha else None
+
+
+def _source(x: Tensor | None, da: Tensor | None) -> tuple[Source, int]:
+    if da is None:
+        assert x is not None
+        return "state", x.shape[1]
+    return ("mean" if da.dim() == 1 else "heads"), 0
+
+
+def _given(
+    df: Tensor | None, x: Tensor | None, alpha: Tensor | None, da: Tensor | None
+) -> dict[str, Tensor]:
+    named = {"df": df, "x": x, "alpha": alpha, "da": da}
+    return {name: value for name, value in named.items() if value is not None}

@@ -1,0 +1,144 @@
+"""attention_diffusion: f[i,:] = alpha · (mean_h Σ_{e in row i} a[e,h] · x[col[e],:] − x[i,:])
+                                + beta · x0[i,:],   a = edge_attention(q, k)
+
+Work:     one task per 4096 edges; a row is swept twice: its scores, as many edges at a time as
+          fill a register with edges × heads, then its weighted sum of x.
+Bytes:    4(N+1) + 4E + 4NH + b(2Nd + 2N·d_att), b bytes per element, if each row of x and k is
+          read once; 4(N+1) + 4E + 4NH + b(N(d + d_att) + E(d + d_att)) if none is reused.
+Backward: two passes that recompute the weights (`_attention_backward.py`); nothing of size E.
+          Saves x, q, k and lse.
+Order:    one writer per output element, edges summed in CSR order, rows of more than 4096 edges
+          piece by piece: bitwise repeatable for any number of threads.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grand_fast.kernels._attention_backward import column_pass, row_pass
+from grand_fast.kernels._cpu import Compiled, each_row
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._diffusion import (
+    channel_blocks,
+    finish_field,
+    store_field,
+    store_partial,
+    weighted_sum,
+)
+from grand_fast.kernels._edge_scores import (
+    RowBuffer,
+    buffer_size,
+    combine_lse,
+    head_groups,
+    softmax,
+)
+from grand_fast.kernels._simd import Kernel
+
+
+@lru_cache(maxsize=256)
+def _attention_diffusion_fwd_kernel(
+    d: int,
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
+    *,
+    has_source: bool,
+    step: Literal["whole", "lse", "sum"],
+) -> Compiled:
+    """`whole` rows; or for pieces of long rows first their `lse`, then, lse known, their `sum`."""
+    k = Kernel(f"attention_diffusion_fwd_{step}", dtype, index)
+    x, q, key, col, lse = k.matrix("x"), k.matrix("q"), k.matrix("k"), k.indices("col"), k.matrix("lse")
+    scratch = k.matrix("scratch").row(k.thread)
+    tables = [(key, h * d_k), (x, d)] if step != "lse" else [(key, h * d_k)]
+    with each_row(k, pieces=step != "whole") as row:
+        for group in head_groups(k, h, d_k):
+            scores = RowBuffer(scratch.at(k.number("buffer")) if group.first else scratch, group, row)
+            weights = RowBuffer(scratch, group, row)
+            normaliser = softmax(
+                group, row, q, key, col, lse, scores, tables, known=step == "sum"
+            )
+            mean = normaliser * group.of_heads(1.0 / h)
+            with k.loop(row.begin, row.end, group.edges) as e:
+                w = group.over_heads(scores.at(e).load() * mean)
+                weights.at(e).store(w + weights.at(e).load() if group.first else w)
+        if step == "lse":
+            continue_ = []
+        else:
+            continue_ = channel_blocks(d, k.lanes)
+        for block in continue_:
+            ax = weighted_sum(
+                k, row, col, x, block, lambda e: weights.at(e).splat(), prefetch=False
+            )
+            if step == "sum":
+                store_partial(k, "partial", row, block, ax)
+            else:
+                store_field(k, row, block, ax, x, has_source=has_source)
+    return Compiled(k)
+
+
+def attention_diffusion_fwd(
+    x: Float[Tensor, "N d"],
+    q: Float[Tensor, "N H d_k"],
+    k: Float[Tensor, "N H d_k"],
+    *,
+    alpha: Float[Tensor, " d"],
+    beta: Float[Tensor, " d"] | None,
+    x0: Float[Tensor, "N d"] | None,
+    csr: Csr,
+) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
+    """The vector field `f`, and `lse` of the scores."""
+    n, d = x.shape
+    _, h, d_k = q.shape
+    work, has_source = csr.work, x0 is not None
+    f = torch.empty(n, d, dtype=x.dtype)
+    lse = torch.empty(n, h, dtype=x.dtype)
+    alpha = alpha.to(x.dtype)
+    shape = (d, h, d_k, x.dtype, csr.col.dtype)
+    buffer = buffer_size(work.longest, h)
+    arguments = {"x": x, "q": q, "k": k, "alpha": alpha, "f": f, "buffer": buffer}
+    arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": csr.col.numel() - 1}
+    if beta is not None and x0 is not None:
+        beta = beta.to(x.dtype)
+        arguments |= {"beta": beta, "x0": x0}
+    _attention_diffusion_fwd_kernel(*shape, has_source=has_source, step="whole")(
+        work, pieces=False, scratch=2 * buffer, lse=lse, **arguments
+    )
+    if work.hub_rows.numel():
+        kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, step="lse")
+        partial_lse = torch.empty(work.piece_row.numel(), h, dtype=x.dtype)
+        kernel(work, pieces=True, scratch=2 * buffer, lse=partial_lse, **arguments)
+        lse[work.hub_rows] = combine_lse(partial_lse, work)
+        kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, step="sum")
+        partial = torch.empty(work.piece_row.numel(), d, dtype=x.dtype)
+        kernel(work, pieces=True, scratch=2 * buffer, lse=lse, partial=partial, **arguments)
+        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0)
+    return f, lse
+
+
+def attention_diffusion_bwd(
+    df: Float[Tensor, "N d"],
+    x: Float[Tensor, "N d"],
+    q: Float[Tensor, "N H d_k"],
+    *,
+    k: Float[Tensor, "N H d_k"],
+    lse: Float[Tensor, "N H"],
+    alpha: Float[Tensor, " d"],
+    csr: Csr,
+    csr_t: Csr,
+    needs_dqk: bool,
+    needs_dalpha: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """`dx` with q and k held fixed, and `dq`, `dk`, `dalpha` if needed."""
+    alpha = alpha.to(x.dtype)
+    dq = delta = None
+    if needs_dqk:
+        dq, lse, delta = row_pass(q, k, lse=lse, csr=csr, df=df, x=x, alpha=alpha)
+    dk, dx, dalpha = column_pass(
+        q, k, lse=lse, delta=delta, csr_t=csr_t, df=df, x=x, alpha=alpha, needs_dalpha=needs_dalpha
+    )
+    assert dx is not None
+    return dx, dq, dk, dalpha
