@@ -1,63 +1,23 @@
 """Data sets for node classification, and their splits.
 
-The citation, co-purchase and co-author graphs are read from the raw files that PyG's loaders
-download; nothing here uses the network, and no `processed/` folder is written, so a read-only
-root will do. `digits` is built from scikit-learn's bundled images and needs no files.
+`digits` is built from scikit-learn's bundled images and needs no files; see `raw_files` for the
+others.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch_geometric.data import Data
+from grand_fast import raw_files
 
-_PLANETOID_PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
-_PLANETOID_URL = "https://github.com/kimiyoung/planetoid/raw/master/data"
-_NPZ_URL = "https://github.com/shchur/gnn-benchmark/raw/master/data/npz"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where PyG keeps a data set: `<folder>/<name>/raw/<files>` below the root."""
-
-    folder: str  # by PyG's examples, the lower-case name of the class
-    loader: str  # class in torch_geometric.datasets
-    name: str  # PyG's name for it
-    files: tuple[str, ...]
-    url: str
-
-
-def _planetoid(name: str) -> _Source:
-    files = tuple(f"ind.{name.lower()}.{part}" for part in _PLANETOID_PARTS)
-    return _Source("planetoid", "Planetoid", name, files, _PLANETOID_URL)
-
-
-_SOURCES = {
-    "Cora": _planetoid("Cora"),
-    "CiteSeer": _planetoid("CiteSeer"),
-    "PubMed": _planetoid("PubMed"),
-    "CoauthorCS": _Source("coauthor", "Coauthor", "CS", ("ms_academic_cs.npz",), _NPZ_URL),
-    "Computers": _Source(
-        "amazon", "Amazon", "Computers", ("amazon_electronics_computers.npz",), _NPZ_URL
-    ),
-    "Photo": _Source("amazon", "Amazon", "Photo", ("amazon_electronics_photo.npz",), _NPZ_URL),
-}
-DATASETS: tuple[str, ...] = ("digits", *_SOURCES)
+DATASETS: tuple[str, ...] = ("digits", *raw_files.NAMES)
 SPLITS: tuple[str, ...] = ("planetoid", "random")
 _SPREADING_ALPHAS = (0.2, 0.5, 0.8, 0.9, 0.95, 0.99)
-
-
-class DataError(Exception):
-    """A data set's files are missing or damaged; the text names the file and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +63,7 @@ def load(name: str, *, root: Path | str | None = None, neighbours: int = 10) -> 
 
     Args:
         name: one of `DATASETS`.
-        root: folder laid out as PyG's loaders leave it: `planetoid/Cora/raw/…`, `Cora/raw/…`, or
-            that `raw/` itself. By default `$GRAND_FAST_DATA`, else `data`. Not used by `digits`.
+        root: of the raw files, see `raw_files.find`; not used by `digits`.
         neighbours: of each image in the graph of `digits`; not used by the others.
 
     Raises:
@@ -112,26 +71,9 @@ def load(name: str, *, root: Path | str | None = None, neighbours: int = 10) -> 
     """
     if name == "digits":
         return _digits(neighbours)
-    if name not in _SOURCES:
+    if name not in DATASETS:
         raise ValueError(f"data: `name` must be one of {', '.join(DATASETS)}, got {name!r}.")
-    source = _SOURCES[name]
-    raw = _raw_folder(source, Path(root or os.environ.get("GRAND_FAST_DATA") or "data"))
-    _check_present(name, source, raw)
-    try:
-        data = _read(source, raw)
-    except Exception as error:  # a cut file fails in as many ways as there are formats
-        path = _damaged_file(source, raw)
-        culprit = path or raw / source.files[0]
-        raise DataError(
-            f"{name}: {culprit} cannot be read ({type(error).__name__}: {error}); it may be "
-            f"half-downloaded. Delete it and run: {_get(source, culprit)}"
-        ) from error
-    # A cut list of test nodes still reads as a shorter, valid one
-    if path := _damaged_file(source, raw):
-        raise DataError(
-            f"{name}: {path} does not belong to the other files; it may be half-downloaded. "
-            f"Delete it and run: {_get(source, path)}"
-        )
+    data = raw_files.read(name, root)
     public = None
     if "train_mask" in data:
         masks = (data.train_mask, data.val_mask, data.test_mask)
@@ -225,64 +167,3 @@ def _digits(neighbours: int) -> NodeData:
     edge_index = torch.from_numpy(np.stack([edges.row, edges.col]).astype(np.int64))
     y = torch.from_numpy(bunch.target.astype(np.int64))
     return NodeData("digits", torch.from_numpy(x), y, edge_index)
-
-
-def _raw_folder(source: _Source, root: Path) -> Path:
-    """The first place below `root` that exists, else the one a download would fill."""
-    usual = root / source.folder / source.name / "raw"
-    for raw in (usual, root / source.loader / source.name / "raw", root / source.name / "raw"):
-        if raw.is_dir():
-            return raw
-    holds_files = any((root / "raw" / file).exists() for file in source.files)
-    return root / "raw" if holds_files else usual
-
-
-def _get(source: _Source, path: Path) -> str:
-    """The shell command that fetches one file."""
-    return f"curl -fL --create-dirs -o '{path}' {source.url}/{path.name}"
-
-
-def _check_present(name: str, source: _Source, raw: Path) -> None:
-    missing = [raw / file for file in source.files if not (raw / file).is_file()]
-    if not missing:
-        return
-    others = f" (and {len(missing) - 1} more of its files)" if len(missing) > 1 else ""
-    if raw.parent.name == source.name and len(missing) > 1:
-        code = f"{source.loader}('{raw.parent.parent}', '{source.name}')"
-        get = f'python -c "from torch_geometric.datasets import {source.loader}; {code}"'
-    else:
-        get = _get(source, missing[0])
-    raise DataError(
-        f"{name}: missing file {missing[0]}{others}. Point --root (or GRAND_FAST_DATA) at the "
-        f"folder that holds '{source.folder}', or download it: {get}"
-    )
-
-
-def _read(source: _Source, raw: Path) -> Data:
-    from torch_geometric.io import read_npz, read_planetoid_data
-
-    if source.loader == "Planetoid":
-        return read_planetoid_data(str(raw), source.name)
-    return read_npz(str(raw / source.files[0]))
-
-
-def _damaged_file(source: _Source, raw: Path) -> Path | None:
-    """The first file that is cut short, as far as that can be told from the files alone."""
-    if source.loader != "Planetoid":
-        return None  # one file, whose archive format notices a cut
-    rows = {}
-    for part, file in zip(_PLANETOID_PARTS[:-1], source.files, strict=False):
-        try:
-            with open(raw / file, "rb") as stream:
-                rows[part] = pickle.load(stream, encoding="latin1")
-        except Exception:
-            return raw / file
-    # Test nodes are numbered after those of allx, one to each row of tx; a last line that lost
-    # digits breaks the first rule
-    path = raw / source.files[-1]
-    try:
-        index = np.loadtxt(path, dtype=np.int64, ndmin=1)
-    except Exception:
-        return path
-    whole = index.size == rows["tx"].shape[0] and index.min() >= rows["allx"].shape[0]
-    return None if whole else path

@@ -154,7 +154,7 @@ def _epoch(
     guess = logits.argmax(dim=1)
     val_accuracy = accuracy(guess, data.y, split.val)
     seconds = time.perf_counter() - start
-    epoch = Epoch(float(loss), float(val_loss), val_accuracy, nfe, seconds)
+    epoch = Epoch(loss.item(), val_loss.item(), val_accuracy, nfe, seconds)
     if not result.weights or _rank(epoch) > _rank(result.best):
         weights = {name: w.detach().cpu().clone() for name, w in model.state_dict().items()}
         result.test_accuracy = accuracy(guess, data.y, split.test)
