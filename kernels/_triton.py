@@ -19,7 +19,7 @@ from torch import Tensor
 
 PIECE_EDGES = 256  # a hub of 13 000 edges takes 51 programs; its rounds of loads no longer show
 _WARP_BYTES = 32 * 16  # what one warp reads with one 128-bit load per lane
-_WARP_COLUMNS = 512  # columns one warp holds; 16 registers a lane for each float32 row of a tile
+_WARP_COLUMNS = 512  # a wider row is shared by more warps, at the price of a barrier a turn
 
 
 class Work(NamedTuple):
@@ -77,7 +77,9 @@ def launcher(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def tile(score_columns: int, value_columns: int, dtype: torch.dtype, values: int) -> dict[str, int]:
+def tile(
+    score_columns: int, value_columns: int, dtype: torch.dtype, values: int, *, scalars: int = 1
+) -> dict[str, int]:
     """Edges that a program gathers at a time, `[BLOCK_E, BLOCK_G]`, and its warps.
 
     Args:
@@ -85,14 +87,17 @@ def tile(score_columns: int, value_columns: int, dtype: torch.dtype, values: int
             but one. `value_width` keeps the second at least as wide as the lanes of the first.
         dtype: that of the tables.
         values: elements of the wider tile, per warp.
+        scalars: numbers gathered per edge next to the tables: its index, or lse of every head.
     """
     width = max(score_columns, value_columns)
-    # A row wider than that is shared by more warps, at the price of a barrier a turn.
     warps = min(8, max(1, width // _WARP_COLUMNS))
     lanes = min(32, max(1, score_columns * dtype.itemsize // 16))
-    groups = 32 // lanes
+    groups = min(32 // lanes, max(1, 2 * values * warps // width))
     edges = values * warps // (width * groups)
-    return {"BLOCK_E": min(16, max(1, edges)), "BLOCK_G": groups, "num_warps": warps}
+    # A load of one scalar per lane or more gets a layout of its own, and drags the scores into it
+    # through shared memory: stay below.
+    edges = min(edges, 16 * warps // (groups * scalars))
+    return {"BLOCK_E": max(1, edges), "BLOCK_G": groups, "num_warps": warps}
 
 
 def value_width(d: int, score_columns: int, dtype: torch.dtype) -> int:

@@ -334,7 +334,7 @@ def edge_attention_bwd(
         d_k=d_k,
         IS_MEAN=is_mean,
         **widths,
-        **tile(columns, columns, q.dtype, _TILE["bwd_dk"]),
+        **tile(columns, columns, q.dtype, _TILE["bwd_dk"], scalars=widths["BLOCK_H"]),
     )
     join_dk(dk, part_k, csr=csr_t)
     return dq, dk
