@@ -1,0 +1,236 @@
+"""The GPU kernels in Triton's interpreter, through the public operators, against float64.
+
+It shows masks, offsets, empty rows, split rows and the algebra. It says nothing about races inside
+a program, compilation (`test_compile.py`) or speed.
+"""
+
+import functools
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd import grad
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "needs Triton's interpreter, in a process of its own: "
+        "TRITON_INTERPRET=1 pytest tests/gpu/test_interpreter.py",
+        allow_module_level=True,
+    )
+
+from grand_fast import Graph
+from grand_fast.kernels import _triton
+from grand_fast.kernels.edge_attention import reference
+from grand_fast.kernels.edge_attention.gpu import edge_attention_fwd
+from grand_fast.ops import attention_diffusion, csr_diffusion, edge_attention
+from grand_fast.testing import assert_close, random_edge_index
+
+from ._memory import checked_memory
+
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning")
+
+PIECE_EDGES = 8  # rows of a small graph then have several pieces
+KINDS = ("random", "no_edges", "empty", "empty_rows", "hub", "loops", "repeated", "single")
+SIZES = ((5, 3, 7), (16, 4, 8), (1, 1, 1), (33, 2, 3), (3, 16, 2))  # d, H, d_k
+CASES = [(kind, SIZES[i % len(SIZES)]) for i, kind in enumerate(KINDS)] + [
+    ("hub", SIZES[0]), ("empty_rows", SIZES[1]), ("random", SIZES[4]), ("repeated", SIZES[3]),
+]  # fmt: skip
+IDS = [f"{kind}-d{d}-H{h}-dk{d_k}" for kind, (d, h, d_k) in CASES]
+HALF = (torch.bfloat16, torch.float16)
+OPERATORS = ("csr_diffusion", "edge_attention", "edge_attention_mean", "attention_diffusion")
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch, nan_filled):
+    monkeypatch.setattr(_triton, "plan", functools.partial(_triton.plan, piece_edges=PIECE_EDGES))
+
+
+def _graph(kind, n=12):
+    edge_index, n = random_edge_index(kind, 18 if kind == "empty_rows" else n)
+    if kind == "hub":  # node 1 then receives from, and node 2 sends to, a good 20 edges more
+        edge_index = edge_index[:, :110]
+    return Graph.from_edge_index(edge_index, n)
+
+
+def _inputs(operator, graph, d, h, d_k, dtype=torch.float32):
+    n = graph.num_nodes
+    shapes = {"x": (n, d), "alpha": (d,), "beta": (d,), "x0": (n, d)}
+    if operator == "csr_diffusion":
+        shapes["a"] = (graph.num_edges,)
+    else:
+        shapes |= {"q": (n, h, d_k), "k": (n, h, d_k)}
+    if operator.startswith("edge_attention"):
+        shapes = {name: shapes[name] for name in ("q", "k")}
+    return {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+
+
+def _run(operator, graph, inputs, backend, dtype=None, needs=None):
+    """The output, and the gradients of a fixed linear function of it, by name."""
+    leaves = {
+        name: value.detach().to(dtype or value.dtype).requires_grad_(needs is None or name in needs)
+        for name, value in inputs.items()
+    }
+    if operator == "csr_diffusion":
+        out = csr_diffusion(graph=graph, backend=backend, **leaves)
+    elif operator == "attention_diffusion":
+        out = attention_diffusion(graph=graph, backend=backend, **leaves)
+    else:
+        mean = operator == "edge_attention_mean"
+        out = edge_attention(graph=graph, mean_heads=mean, backend=backend, **leaves)
+    weights = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape)
+    wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    grads = grad(out, list(wanted.values()), weights.to(inputs_dtype(inputs)).to(out.dtype))
+    return {"out": out.detach()} | {f"d{n}": g for n, g in zip(wanted, grads, strict=True)}
+
+
+def inputs_dtype(inputs):
+    return next(iter(inputs.values())).dtype
+
+
+def _compare(operator, graph, inputs, needs=None):
+    got = _run(operator, graph, inputs, "gpu", needs=needs)
+    want = _run(operator, graph, inputs, "reference", torch.float64, needs=needs)
+    for name in want:
+        assert_close(name, got[name], want[name])
+
+
+@pytest.mark.parametrize(("kind", "sizes"), CASES, ids=IDS)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_against_float64(operator, kind, sizes):
+    graph = _graph(kind)
+    _compare(operator, graph, _inputs(operator, graph, *sizes))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_half_types_are_no_worse_than_pytorch(operator, dtype):
+    graph = _graph("hub")
+    inputs = _inputs(operator, graph, 5, 2, 4, dtype)
+    got = _run(operator, graph, inputs, "gpu")
+    plain = _run(operator, graph, inputs, "reference")
+    want = _run(operator, graph, inputs, "reference", torch.float64)
+    rounding = torch.finfo(dtype).eps / 2
+    for name in want:
+        scale = float(want[name].abs().max())
+        error = float((plain[name].double() - want[name]).abs().max()) / scale
+        assert got[name].dtype == dtype
+        assert_close(name, got[name], want[name], tolerance=2 * error + rounding)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_memory_and_repeatability(operator):
+    """No lane leaves its tensor, no element is written twice, and two runs agree bit for bit."""
+    graph = _graph("hub", n=8)
+    inputs = _inputs(operator, graph, 5, 3, 7)
+    with checked_memory():
+        first = _run(operator, graph, inputs, "gpu")
+    second = _run(operator, graph, inputs, "gpu")
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize(
+    ("operator", "needs"),
+    [
+        ("csr_diffusion", {"x"}),
+        ("csr_diffusion", {"a"}),
+        ("csr_diffusion", {"alpha"}),
+        ("csr_diffusion", {"beta", "x0"}),
+        ("edge_attention", {"k"}),
+        ("attention_diffusion", {"x"}),
+        ("attention_diffusion", {"q"}),
+        ("attention_diffusion", {"alpha"}),
+        ("attention_diffusion", {"x", "k"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(sorted(value)),
+)
+def test_single_gradients(operator, needs):
+    graph = _graph("random", n=8)
+    _compare(operator, graph, _inputs(operator, graph, 5, 2, 3), needs)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_strided_rows_and_long_indices(operator):
+    """q and k as two halves of one projection, x as columns of a wider table; int64 indices."""
+    graph = _graph("hub", n=8)
+    names = ("rowptr", "col", "rowptr_t", "col_t", "perm", "perm_t")
+    graph = replace(graph, **{name: getattr(graph, name).long() for name in names}, _views={})
+    n, (d, h, d_k) = graph.num_nodes, (5, 2, 3)
+    inputs = _inputs(operator, graph, d, h, d_k)
+    if "q" in inputs:
+        inputs["q"], inputs["k"] = torch.randn(n, 2, h, d_k).unbind(1)
+    if "x" in inputs:
+        inputs["x"], inputs["x0"] = torch.randn(n, 2 * d).chunk(2, 1)
+    want = _run(operator, graph, inputs, "reference", torch.float64)
+    # detach() and to() of the same dtype keep the strides
+    got = _run(operator, graph, inputs, "gpu")
+    for name in want:
+        assert_close(name, got[name], want[name])
+
+
+@pytest.mark.parametrize("operator", ("csr_diffusion", "attention_diffusion"))
+def test_wide_rows_without_source(operator):
+    """More columns than one warp holds, and no source term."""
+    graph = _graph("random", n=5)
+    inputs = _inputs(operator, graph, 600, 1, 2)
+    del inputs["beta"], inputs["x0"]
+    _compare(operator, graph, inputs)
+
+
+def test_pieces_of_the_real_length(monkeypatch):
+    monkeypatch.setattr(_triton, "plan", functools.partial(_triton.plan, piece_edges=256))
+    edge_index, n = random_edge_index("hub", 8)
+    assert int(torch.bincount(edge_index[1]).max()) > 256
+    graph = Graph.from_edge_index(edge_index, n)
+    _compare("attention_diffusion", graph, _inputs("attention_diffusion", graph, 4, 2, 2))
+
+
+@pytest.mark.parametrize("kind", ("hub", "empty_rows", "no_edges"))
+def test_lse(kind):
+    graph = _graph(kind)
+    inputs = _inputs("edge_attention", graph, 1, 3, 5)
+    q, k = 3 * inputs["q"], 3 * inputs["k"]
+    _, got = edge_attention_fwd(q, k, mean_heads=False, csr=graph.csr(_triton.plan))
+    _, want = reference.edge_attention_fwd(
+        q.double(), k.double(), mean_heads=False, csr=graph.csr()
+    )
+    assert_close("lse", got, want)
+    assert bool((got[graph.rowptr.diff() == 0] == -math.inf).all())
+
+
+def test_large_scores():
+    """exp(s) alone would overflow from s = 89 on."""
+    graph = _graph("hub")
+    inputs = _inputs("edge_attention", graph, 1, 2, 4)
+    inputs = {"q": 30 * inputs["q"], "k": 30 * inputs["k"]}
+    got = _run("edge_attention", graph, inputs, "gpu")["out"]
+    want = _run("edge_attention", graph, inputs, "reference", torch.float64)["out"]
+    # float32 rounds a score of some 5000 by 2⁻¹², and exp passes that on as a relative error
+    assert_close("a", got, want, tolerance=3e-3)
+
+
+@pytest.mark.parametrize("degrees", ([], [0], [9, 0, 8, 1, 17, 0], [0, 0], [300]), ids=str)
+def test_plan(degrees):
+    rowptr = torch.tensor([0, *degrees]).cumsum(0).to(torch.int32)
+    work = _triton.plan(rowptr)
+    rows = work.piece_row.tolist()
+    split = {row for row in rows if rows.count(row) > 1}
+    assert set(rows) == set(range(len(degrees)))
+    assert set(rows[: work.n_split]) == split == set(work.split_row.tolist())
+    slots = [
+        (row, slot)
+        for row, beg, end in zip(
+            rows, work.piece_beg.tolist(), work.piece_end.tolist(), strict=True
+        )
+        for slot in range(beg, end)
+    ]
+    assert len(slots) == sum(degrees)
+    assert all(rowptr[row] <= slot < rowptr[row + 1] for row, slot in slots)
+    assert int((work.piece_end - work.piece_beg).amax()) <= PIECE_EDGES if degrees else True
+    for s, row in enumerate(work.split_row.tolist()):
+        first, last = work.split_ptr[s : s + 2].tolist()
+        assert rows[first:last] == [row] * (last - first)
+        begs = work.piece_beg[first:last].tolist()
+        assert begs == sorted(begs)
