@@ -1,0 +1,117 @@
+"""attention_diffusion as a user runs it: x → projections → q, k → f, and all gradients."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+from torch.nn.functional import linear
+
+import grand_fast as gf
+from bench.peers.pyg import transformer_conv
+from bench.peers.sampled import sampled_attention_diffusion
+from bench.peers.unfused import (
+    compiled_attention_diffusion,
+    diffusion_by,
+    index_select_attention,
+    released_attention,
+)
+from bench.problem import Competitor, Function, Mode, Problem, Shape
+from bench.pytest_form import run_benchmark
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd, cost
+
+
+def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
+    n, d, d_att = graph.num_nodes, shape.channels, shape.attention_channels
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, std: float = 1.0) -> Tensor:
+        return torch.randn(*size, generator=g) * std
+
+    std = 1.5 / math.sqrt(d)  # scores with a spread of 2: a softmax neither flat nor one-hot
+    inputs = {
+        "x": normal(n, d),
+        "W_q": normal(d_att, d, std=std),
+        "b_q": normal(d_att, std=0.1),
+        "W_k": normal(d_att, d, std=std),
+        "b_k": normal(d_att, std=0.1),
+    }
+
+    def core(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> tuple[Tensor, ...]:
+        q, k = (linear(x, w, b).view(n, shape.heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
+        return x, q, k
+
+    def block(csr: Csr, edges: slice, core: Sequence[Tensor]) -> Tensor:
+        x, q, k = core
+        alpha = x.new_ones(d)
+        f, _ = attention_diffusion_fwd(x, q, k, alpha=alpha, beta=None, x0=None, csr=csr)
+        return f if edges.start == 0 else f + x  # −x counts once
+
+    sizes = {"n": n, "e": graph.num_edges, "d": d, "h": shape.heads, "d_k": shape.d_k}
+    return Problem(
+        op="attention_diffusion",
+        graph=graph,
+        shape=shape,
+        inputs=inputs,
+        d_out=normal(n, d),
+        cost=cost(**sizes, element_bytes=4),
+        core=core,
+        block=block,
+    )
+
+
+def ours(problem: Problem) -> Function:
+    graph, n, heads = problem.graph, problem.graph.num_nodes, problem.shape.heads
+
+    def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
+        qk = linear(x, torch.cat([w_q, w_k]), torch.cat([b_q, b_k]))
+        q, k = qk.view(n, 2, heads, -1).unbind(1)  # strided views, not copied
+        return gf.ops.attention_diffusion(x, q, k, graph)
+
+    return function
+
+
+def _widest(shape: Shape) -> int:
+    return max(shape.channels, shape.attention_channels)
+
+
+COMPETITORS = (
+    Competitor("grand-fast", ours),
+    Competitor(
+        "sampled_addmm + CSR",
+        sampled_attention_diffusion,
+        edge_floats=lambda shape: 3 * shape.heads + 8,
+    ),
+    Competitor(
+        "released sequence",
+        diffusion_by(released_attention),
+        edge_floats=lambda shape: 4 * _widest(shape),
+    ),
+    Competitor(
+        "index_select + softmax(ptr)",
+        diffusion_by(index_select_attention),
+        edge_floats=lambda shape: 4 * _widest(shape),
+    ),
+    Competitor(
+        "torch.compile",
+        compiled_attention_diffusion,
+        edge_floats=lambda shape: 3 * _widest(shape),
+    ),
+    Competitor(
+        "TransformerConv (nearest)",
+        transformer_conv,
+        edge_floats=lambda shape: 7 * shape.attention_channels,
+        exact=False,
+    ),
+)
+
+
+@pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda c: c.name)
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+def test_attention_diffusion(
+    benchmark: BenchmarkFixture, graph: gf.Graph, competitor: Competitor, mode: Mode
+) -> None:
+    run_benchmark(benchmark, setup(graph, Shape(64, 4, 64)), competitor, mode)

@@ -1,0 +1,70 @@
+"""csr_diffusion with given weights, and its gradients by x and by the weights."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+import grand_fast as gf
+from bench.peers.arrays import GraphArrays
+from bench.peers.pyg import spmm_diffusion
+from bench.peers.sparse import CsrProduct, mkl
+from bench.peers.unfused import compiled_csr_diffusion, index_add_diffusion
+from bench.problem import Competitor, Function, Mode, Problem, Shape
+from bench.pytest_form import run_benchmark
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.csr_diffusion.reference import cost, csr_diffusion_fwd
+
+
+def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
+    n, e, d = graph.num_nodes, graph.num_edges, shape.channels
+    g = torch.Generator().manual_seed(seed)
+    a = torch.rand(e, generator=g) / graph.rowptr.diff().repeat_interleave(graph.rowptr.diff())
+
+    def block(csr: Csr, edges: slice, core: Sequence[Tensor]) -> Tensor:
+        x, a = core
+        alpha = x.new_ones(d)
+        f = csr_diffusion_fwd(x, a[edges], alpha=alpha, beta=None, x0=None, csr=csr)
+        return f if edges.start == 0 else f + x  # −x counts once
+
+    return Problem(
+        op="csr_diffusion",
+        graph=graph,
+        shape=shape,
+        inputs={"x": torch.randn(n, d, generator=g), "a": a},
+        d_out=torch.randn(n, d, generator=g),
+        cost=cost(n=n, e=e, d=d, element_bytes=4),
+        core=lambda x, a: (x, a * 1),
+        block=block,
+    )
+
+
+def ours(problem: Problem) -> Function:
+    graph = problem.graph
+    return lambda x, a: gf.ops.csr_diffusion(x, a, graph, edge_order="csr")
+
+
+def mkl_product(problem: Problem) -> Function:
+    arrays, product = GraphArrays(problem.graph), mkl(problem.shape.channels)
+    return lambda x, a: CsrProduct.apply(x, a, arrays, product) - x
+
+
+COMPETITORS = (
+    Competitor("grand-fast", ours),
+    Competitor("torch.sparse (MKL)", mkl_product),
+    Competitor("PyG spmm", spmm_diffusion, edge_floats=lambda shape: 8),
+    Competitor("index_add", index_add_diffusion, edge_floats=lambda shape: 3 * shape.channels),
+    Competitor(
+        "torch.compile", compiled_csr_diffusion, edge_floats=lambda shape: 3 * shape.channels
+    ),
+)
+
+
+@pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda c: c.name)
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+def test_csr_diffusion(
+    benchmark: BenchmarkFixture, graph: gf.Graph, competitor: Competitor, mode: Mode
+) -> None:
+    run_benchmark(benchmark, setup(graph, Shape(64, 4, 64)), competitor, mode)

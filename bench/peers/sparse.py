@@ -1,0 +1,77 @@
+"""Sparse products of torch, and GRAND's attention written with them as well as we can.
+
+Backward is written by hand: torch's own rebuilds `Aᵀ` on each call.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function as AutogradFunction
+
+from bench.peers.arrays import GraphArrays
+
+Product = Callable[[Tensor, Tensor], Tensor]
+COLUMN_BLOCKS = (32, 64, 256)
+
+
+def mkl(block: int) -> Product:
+    """`A @ x` by MKL, `block` columns at a time: narrow blocks of `x` stay in cache."""
+
+    def product(matrix: Tensor, x: Tensor) -> Tensor:
+        if x.shape[1] <= block:
+            return matrix @ x
+        out = torch.empty_like(x)
+        for start in range(0, x.shape[1], block):
+            columns = slice(start, start + block)
+            out[:, columns] = matrix @ x[:, columns].contiguous()
+        return out
+
+    return product
+
+
+def native(matrix: Tensor, x: Tensor) -> Tensor:
+    """`A @ x` by torch's own kernel, the one that PyG's `spmm` uses."""
+    return torch.sparse.mm(matrix, x, "sum")
+
+
+def fastest_product(arrays: GraphArrays, width: int) -> Product:
+    """The fastest of all these on this graph and machine, for `width` columns."""
+    candidates = [native, *(mkl(block) for block in COLUMN_BLOCKS if block < width), mkl(width)]
+    matrix, x = arrays.matrix(torch.rand(arrays.e)), torch.randn(arrays.n, width)
+    best: dict[Product, float] = {}
+    for _ in range(3):
+        for product in candidates:
+            start = time.perf_counter()
+            product(matrix, x)
+            seconds = time.perf_counter() - start
+            best[product] = min(best.get(product, math.inf), seconds)
+    return min(best, key=lambda product: best[product])
+
+
+def row_dots(arrays: GraphArrays, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+    """`scale · <left_i, right_j>` for each edge, [E]."""
+    pattern = arrays.matrix(left.new_zeros(arrays.e))
+    dots = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0, alpha=scale)
+    return dots.values().clone()  # torch.compile does not take a view of a sparse tensor
+
+
+class CsrProduct(AutogradFunction):
+    """`y = A(a) x`, differentiable by `x` and `a`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, arrays: GraphArrays, product: Product) -> Tensor:
+        ctx.save_for_backward(x, a)
+        ctx.arrays, ctx.product = arrays, product
+        return product(arrays.matrix(a), x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, a = ctx.saved_tensors
+        arrays: GraphArrays = ctx.arrays
+        dx = ctx.product(arrays.transposed(a), dy) if ctx.needs_input_grad[0] else None
+        da = row_dots(arrays, dy, x) if ctx.needs_input_grad[1] else None
+        return dx, da, None, None

@@ -1,0 +1,119 @@
+"""What is measured: a shape, a problem (one operator on one graph), and who competes on it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grand_fast import Graph
+from grand_fast.kernels._csr import Cost, Csr
+
+Mode = Literal["forward", "forward+backward"]
+MODES: tuple[Mode, ...] = ("forward", "forward+backward")
+Function = Callable[..., Tensor]
+
+
+class UnavailableError(Exception):
+    """A competitor cannot run here; its text says why and what would help."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Channels of the state `d`, heads `H`, channels of attention `d_att` (all heads)."""
+
+    channels: int
+    heads: int
+    attention_channels: int
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "heads", "attention_channels"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"{flag}: must be at least 1, got {getattr(self, name)}.")
+        if self.attention_channels % self.heads:
+            raise ValueError(
+                f"attention-channels: must be a multiple of heads = {self.heads}, "
+                f"got {self.attention_channels}."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.channels}/{self.heads}/{self.attention_channels}"
+
+    @property
+    def d_k(self) -> int:
+        """Channels of one attention head."""
+        return self.attention_channels // self.heads
+
+
+# The project's main shape first; then one head, many heads, and shapes that the paper tuned.
+PAPER_SHAPES = (
+    Shape(128, 4, 128),
+    Shape(64, 1, 64),
+    Shape(64, 8, 128),
+    Shape(80, 8, 128),
+    Shape(162, 2, 32),
+    Shape(256, 4, 128),
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every competitor gets, and what its result must be.
+
+    All `inputs` are differentiated. `core` maps them to those of the reference (projections), and
+    `block(csr, edges, core inputs)` is the reference on the rows of these edges alone: a part of
+    the sum that is the output, or the output of just these edges.
+    """
+
+    op: str
+    graph: Graph
+    shape: Shape
+    inputs: dict[str, Tensor]
+    d_out: Tensor
+    cost: Cost
+    core: Callable[..., tuple[Tensor, ...]]
+    block: Callable[[Csr, slice, Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A way to compute an operator. `make` prepares what depends on the graph alone."""
+
+    name: str
+    make: Callable[[Problem], Function]
+    # Floats per edge alive at the peak of forward+backward, to refuse what cannot fit.
+    edge_floats: Callable[[Shape], int] = lambda shape: 0
+    # False for the nearest equivalent of a library that cannot compute ours: it is not compared.
+    exact: bool = True
+
+    def bytes_needed(self, problem: Problem) -> int:
+        """Estimated peak above the inputs: edge-sized tables, and some node-sized ones."""
+        shape, graph = problem.shape, problem.graph
+        per_node = 4 * (shape.channels + shape.attention_channels)
+        return 4 * (graph.num_edges * self.edge_floats(shape) + graph.num_nodes * per_node)
+
+
+def runner(function: Function, problem: Problem, mode: Mode) -> Callable[[], object]:
+    """A call without arguments that runs one mode; forward+backward gives all gradients."""
+    inputs = tuple(problem.inputs.values())
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(*inputs)
+
+    def forward_backward() -> tuple[Tensor, tuple[Tensor, ...]]:
+        return gradients(function, problem)
+
+    return forward if mode == "forward" else forward_backward
+
+
+def gradients(function: Function, problem: Problem) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Output, and the gradients by all inputs."""
+    leaves = [t.detach().requires_grad_() for t in problem.inputs.values()]
+    out = function(*leaves)
+    d_out = problem.d_out
+    if out.shape != d_out.shape:  # a nearest equivalent, with a width of its own
+        d_out = torch.ones_like(out)
+    return out.detach(), torch.autograd.grad(out, leaves, d_out)
