@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
@@ -130,8 +128,8 @@ def _damaged_planetoid_file(source: _Source, raw: Path) -> Path | None:
     # Test nodes are numbered after those of allx and have one row of tx each. A list that is cut
     # still reads as a list, but breaks one of these rules.
     try:
-        ids = np.loadtxt(index, dtype=np.int64, ndmin=1)
+        ids = [int(line) for line in index.read_text().split()]
     except ValueError:
         return index
-    whole = ids.size == rows["tx"] and ids.min(initial=rows["allx"]) >= rows["allx"]
+    whole = len(ids) == rows["tx"] and min(ids, default=0) >= rows["allx"]
     return None if whole else index

@@ -1,0 +1,202 @@
+"""Data sets and splits; the public ones where their files are at hand."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+
+from grand_fast import data, raw_files
+from grand_fast.raw_files import DataError
+
+ROOT = os.environ.get("GRAND_FAST_DATA")
+needs_files = pytest.mark.skipif(
+    not ROOT, reason="GRAND_FAST_DATA is not set to a folder with the public data sets"
+)
+
+# Table 3 of the paper: nodes, undirected edges, features and classes of the largest component
+LARGEST_COMPONENT = {
+    "Cora": (2485, 5069, 1433, 7),
+    "CiteSeer": (2120, 3679, 3703, 6),
+    "PubMed": (19717, 44324, 500, 3),
+    "CoauthorCS": (18333, 81894, 6805, 15),
+    "Computers": (13381, 245778, 767, 10),
+    "Photo": (7487, 119043, 745, 8),
+}
+# Nodes in the published split: training, validation, test
+PUBLIC_SPLIT = {
+    "Cora": (140, 500, 1000),
+    "CiteSeer": (120, 500, 1000),
+    "PubMed": (60, 500, 1000),
+}
+
+
+def planetoid_files(folder, name="Cora", *, n=2000, known=1000, classes=7, features=9):
+    """Files like those of Planetoid: a ring of `n` nodes, the last of them for testing."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    x = csr_matrix(rng.integers(0, 2, (n, features)).astype(np.float32))
+    y = np.eye(classes, dtype=np.int32)[np.arange(n) % classes]
+    parts = {
+        "x": x[:140], "tx": x[known:], "allx": x[:known],
+        "y": y[:140], "ty": y[known:], "ally": y[:known],
+        "graph": {i: [(i - 1) % n, (i + 1) % n] for i in range(n)},
+    }  # fmt: skip
+    for part, content in parts.items():
+        (folder / f"ind.{name.lower()}.{part}").write_bytes(pickle.dumps(content))
+    order = rng.permutation(np.arange(known, n))
+    np.savetxt(folder / f"ind.{name.lower()}.test.index", order, fmt="%d")
+
+
+def assert_splits_nodes(split, n):
+    ids = torch.cat([split.train, split.val, split.test])
+    assert torch.equal(ids.sort().values, torch.arange(n))
+
+
+def test_digits():
+    digits = data.load("digits")
+    assert digits.x.shape == (1797, 64)
+    assert (digits.x.min(), digits.x.max()) == (0, 1)
+    assert digits.num_classes == 10
+    sender, receiver = digits.edge_index
+    assert bool((sender != receiver).all())
+    edges = set(zip(sender.tolist(), receiver.tolist(), strict=True))
+    assert edges == {(j, i) for i, j in edges}
+    assert int(receiver.bincount(minlength=1797).min()) >= 10
+
+
+def test_digits_neighbours():
+    few, many = (data.load("digits", neighbours=n).edge_index.shape[1] for n in (3, 20))
+    assert 3 * 1797 <= few < many
+    with pytest.raises(ValueError, match=r"`neighbours` must lie in \[1, 1796\], got 1797"):
+        data.load("digits", neighbours=1797)
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(ValueError, match="one of digits, Cora, .*, Photo, got 'cora2'"):
+        data.load("cora2")
+
+
+def test_random_split():
+    y = data.load("digits").y
+    split = data.random_split(y, seed=1, labels_per_class=10, development=400)
+    assert_splits_nodes(split, 1797)
+    assert y[split.train].bincount().tolist() == [10] * 10
+    assert split.train.numel() + split.val.numel() == 400
+    again = data.random_split(y, seed=1, labels_per_class=10, development=400)
+    other = data.random_split(y, seed=2, labels_per_class=10, development=400)
+    assert torch.equal(split.train, again.train)
+    assert not torch.equal(split.train, other.train)
+
+
+def test_random_split_is_that_of_the_released_code():
+    """`set_train_val_test_split` of the paper's code, written out."""
+    y = data.load("digits").y.numpy()
+    random = np.random.RandomState(3)
+    chosen = random.choice(y.size, 1500, replace=False)
+    random, train = np.random.RandomState(3), []
+    for label in range(10):
+        train.extend(random.choice(chosen[y[chosen] == label], 20, replace=False))
+    split = data.random_split(torch.from_numpy(y), seed=3, labels_per_class=20, development=1500)
+    assert split.train.tolist() == sorted(train)
+    assert split.val.tolist() == sorted(set(chosen) - set(train))
+
+
+@pytest.mark.parametrize(
+    ("labels", "development", "text"),
+    [
+        (60, 400, r"`labels_per_class` must be at most \d+, .*, got 60"),
+        (10, 1797, "more nodes than that, got 1797"),
+    ],
+)
+def test_random_split_refuses_what_cannot_be(labels, development, text):
+    y = data.load("digits").y
+    with pytest.raises(ValueError, match=text):
+        data.random_split(y, seed=0, labels_per_class=labels, development=development)
+
+
+def test_label_spreading_uses_our_graph_and_labels():
+    digits = data.load("digits")
+    split = data.random_split(digits.y, seed=0, labels_per_class=10, development=400)
+    assert data.label_spreading_accuracy(digits, split) > 0.93
+    no_edges = data.NodeData("digits", digits.x, digits.y, digits.edge_index[:, :1])
+    assert data.label_spreading_accuracy(no_edges, split) < 0.2
+
+
+def test_largest_component():
+    edges = torch.tensor([[0, 1, 2, 3, 3, 4], [1, 0, 3, 2, 4, 3]])
+    whole = data.NodeData("made", torch.arange(5.0)[:, None], torch.arange(5), edges)
+    part = data.largest_component(whole)
+    assert part.x.flatten().tolist() == [2.0, 3.0, 4.0]
+    assert part.y.tolist() == [2, 3, 4]
+    assert part.edge_index.sort(dim=1).values.tolist() == [[0, 1, 1, 2], [0, 1, 1, 2]]
+
+
+@pytest.mark.parametrize("place", ["planetoid/Cora/raw", "Cora/raw", "raw"])
+def test_planetoid_files(tmp_path, place):
+    planetoid_files(tmp_path / place)
+    cora = data.load("Cora", root=tmp_path)
+    assert cora.x.shape == (2000, 9)
+    assert cora.edge_index.shape == (2, 4000)
+    split = cora.public_split
+    assert [ids.numel() for ids in (split.train, split.val, split.test)] == [140, 500, 1000]
+    assert not list(tmp_path.rglob("processed"))
+
+
+def test_root_comes_from_the_environment(tmp_path, monkeypatch):
+    planetoid_files(tmp_path / "Cora/raw")
+    monkeypatch.setenv("GRAND_FAST_DATA", str(tmp_path))
+    assert raw_files.find("Cora") == tmp_path / "Cora/raw"
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataError) as nothing:
+        data.load("Cora", root=tmp_path)
+    text = str(nothing.value)
+    assert f"missing file {tmp_path}/planetoid/Cora/raw/ind.cora.x and 7 others" in text
+    assert f"Planetoid('{tmp_path}/planetoid', 'Cora')" in text
+    with pytest.raises(DataError, match="amazon/Photo/raw/amazon_electronics_photo.npz"):
+        data.load("Photo", root=tmp_path)
+
+    planetoid_files(tmp_path / "Cora/raw")
+    (tmp_path / "Cora/raw/ind.cora.ty").unlink()
+    with pytest.raises(DataError, match=f"missing file {tmp_path}/Cora/raw/ind.cora.ty[.] .*curl"):
+        data.load("Cora", root=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["x", "tx", "allx", "y", "ty", "ally", "graph", "test.index"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.999])
+def test_a_cut_file_is_named(tmp_path, part, kept):
+    planetoid_files(tmp_path / "Cora/raw")
+    path = tmp_path / f"Cora/raw/ind.cora.{part}"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(DataError, match=f"{path} is damaged.*https://"):
+        data.load("Cora", root=tmp_path)
+
+
+def test_a_cut_archive_is_named(tmp_path):
+    path = tmp_path / "Photo/raw/amazon_electronics_photo.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, attr_data=np.ones(1000))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=f"{path} is damaged.*https://"):
+        data.load("Photo", root=tmp_path)
+
+
+@needs_files
+@pytest.mark.parametrize("name", LARGEST_COMPONENT)
+def test_public_data(name):
+    whole = data.load(name, root=ROOT)
+    part = data.largest_component(whole)
+    nodes, edges, features, classes = LARGEST_COMPONENT[name]
+    assert (part.num_nodes, part.edge_index.shape[1]) == (nodes, 2 * edges)
+    assert (part.x.shape[1], part.num_classes) == (features, classes)
+    if name in PUBLIC_SPLIT:
+        split = whole.public_split
+        sizes = tuple(ids.numel() for ids in (split.train, split.val, split.test))
+        assert sizes == PUBLIC_SPLIT[name]
+    else:
+        assert whole.public_split is None
