@@ -46,13 +46,15 @@ class Resources:
 
     registers: per lane; at most 255, and 64 let 32 warps be resident. stack: bytes per lane of
     local memory, where spilled registers go (Triton has no other use for it). shared: bytes per
-    program. float_atomics: instructions in its PTX.
+    program. The others count instructions of the PTX: wide_loads are loads of 128 bits a lane.
     """
 
     registers: int
     stack: int
     shared: int
     warps: int
+    wide_loads: int
+    barriers: int
     float_atomics: int
 
 
@@ -109,10 +111,13 @@ def resources(compiled: CompiledKernel) -> Resources:
         command = [str(_CUOBJDUMP), "-res-usage", str(cubin)]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     field = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", usage)}
+    ptx = compiled.asm["ptx"]
     return Resources(
         registers=field["REG"],
         stack=field["STACK"] + field["LOCAL"],
         shared=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
-        float_atomics=len(re.findall(r"\b(?:atom|red)\.\S*\.b?f\d+", compiled.asm["ptx"])),
+        wide_loads=len(re.findall(r"\bld\.global\S*\.v4\.\w32", ptx)),
+        barriers=len(re.findall(r"\bbar\.sync", ptx)),
+        float_atomics=len(re.findall(r"\b(?:atom|red)\.\S*\.b?f\d+", ptx)),
     )
