@@ -25,6 +25,8 @@ from grand_fast.kernels._diffusion import (
     finish_field_gradient,
     store_field_gradient,
     store_partial,
+    stretches,
+    weighted_sum,
 )
 from grand_fast.kernels._edge_scores import (
     HeadGroup,
@@ -52,6 +54,8 @@ from grand_fast.kernels._simd import (
 
 # Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads.
 Source = Literal["state", "heads", "mean"]
+SWEEP1 = True
+_COLUMN_AHEAD = 40
 _COLUMN_EDGES = 32  # the rows that the column pass reads twice stay in the nearest cache
 _KernelShape = tuple[int, int, int, torch.dtype, torch.dtype]  # d, H, d_k, dtype, index
 
@@ -100,11 +104,11 @@ def _row_kernel(
             with k.loop(row.begin, row.end, group.edges) as e:
                 p, t = p_buffer.at(e).load(), t_buffer.at(e).load()
                 p_buffer.at(e).store(_score_gradient(group, source, h, p, t, row_delta))
-            for terms in _head_terms(group, key, p_buffer):
-                dq = [k.variable(k.splat(0.0)) for _ in terms]
-                accumulate(k, row, col, terms, dq, prefetch=[])
-                block = [term.chunk for term in terms]
-                store_partial(k, "dq", row, block, [total.value for total in dq])
+            terms = _head_terms(group, key, p_buffer)
+            for i in range(0, len(terms), MAX_ACCUMULATORS):
+                block = terms[i : i + MAX_ACCUMULATORS]
+                dq = weighted_sum(k, row, col, block)
+                store_partial(k, "dq", row, [term.chunk for term in block], dq)
     return Compiled(k)
 
 
@@ -125,23 +129,25 @@ def _column_kernel(
     q, key, col = k.matrix("q"), k.matrix("k"), k.indices("col")
     lse = k.matrix("lse")
     scratch = k.matrix("scratch").row(k.thread)
-    w_scratch = scratch.at(k.number("buffer"))
+    buffer = k.number("buffer")
     has_state = source == "state"
-    tables = [(q, h * d_k), (lse, h)] + ([(k.matrix("df"), d)] if has_state else [])
+    df = k.matrix("df") if has_state else None
+    tables = [(q, h * d_k), (lse, h)] + ([(df, d)] if has_state else [])
     groups = head_groups(k, h, d_k)
     channels = chunks(d, k.lanes) if has_state else []
+    heads = [c for group in groups for i in range(group.count) for c in group.channels(i)]
     with each_row(k, pieces=pieces) as row:
         weight_gradient = _weight_gradient(k, source, d, h, row, own="x", others="df")
         own_k = [load_heads(group, key.row(row.node)) for group in groups]
-        dk = [[k.variable(k.splat(0.0)) for _ in _head_channels(g)] for g in groups]
+        dk = [k.variable(k.splat(0.0)) for _ in heads] if needs_dk else []
         atg = [k.variable(k.splat(0.0)) for _ in channels]
-        with k.loop(row.begin, row.end, _COLUMN_EDGES) as begin:
-            end = (begin + _COLUMN_EDGES).minimum(row.end)
-            part = Row(row.node, begin, end, row.out, row.part)
-            for group, own, sums in zip(groups, own_k, dk, strict=True):
-                ds_buffer, w_buffer = (RowBuffer(b, group, part) for b in (scratch, w_scratch))
+        with stretches(k, row, _COLUMN_EDGES) as part:
+            terms: list[Term] = []
+            for number, (group, own) in enumerate(zip(groups, own_k, strict=True)):
+                w_buffer = RowBuffer(scratch, group, part)
+                ds_buffer = RowBuffer(scratch.at(buffer * (number + 1)), group, part)
                 with k.loop(part.begin, part.end, group.edges) as e:
-                    prefetch_block(group, col, e, tables)
+                    if SWEEP1: prefetch_block(group, col, e, tables)
                     slots = block_slots(group, part, e)
                     receivers = [col[slot] for slot in slots]
                     s = block_scores(group, own, [q.row(i) for i in receivers])
@@ -153,29 +159,24 @@ def _column_kernel(
                         ds_buffer.at(e).store(_score_gradient(group, source, h, p, t, delta))
                     if has_state:
                         w = group.over_heads(p * group.of_heads(1.0 / h))
-                        w_buffer.at(e).store(w + w_buffer.at(e).load() if group.first else w)
+                        w_buffer.at(e).store(w + w_buffer.at(e).load() if number else w)
                 if needs_dk:
-                    done = 0
-                    for terms in _head_terms(group, q, ds_buffer):
-                        accumulate(k, part, col, terms, sums[done : done + len(terms)], prefetch=[])
-                        done += len(terms)
+                    terms += _head_terms(group, q, ds_buffer)
             if has_state:
-                weight = _splat_of(w_buffer, 0)
-                terms = [Term(k.matrix("df"), c, weight) for c in channels]
-                for i in range(0, len(terms), MAX_ACCUMULATORS):
-                    j = i + MAX_ACCUMULATORS
-                    accumulate(k, part, col, terms[i:j], atg[i:j], prefetch=[])
+                terms += [Term(df, c, w_buffer.splat()) for c in channels]
+            totals = dk + atg
+            for i in range(0, len(terms), MAX_ACCUMULATORS):
+                j = i + MAX_ACCUMULATORS
+                ahead = tables if i == 0 and not SWEEP1 else None
+                accumulate(k, part, col, terms[i:j], totals[i:j], prefetch=ahead, distance=_COLUMN_AHEAD)
         if needs_dk:
-            for group, sums in zip(groups, dk, strict=True):
-                store_partial(k, "dk", row, _head_channels(group), [s.value for s in sums])
+            store_partial(k, "dk", row, heads, [total.value for total in dk])
         if has_state:
             sums = [total.value for total in atg]
             if pieces:
                 store_partial(k, "partial", row, channels, sums)
             else:
-                store_field_gradient(
-                    k, row, channels, sums, k.matrix("df"), needs_dalpha=needs_dalpha
-                )
+                store_field_gradient(k, row, channels, sums, df, needs_dalpha=needs_dalpha)
     return Compiled(k)
 
 
@@ -231,21 +232,13 @@ def _score_gradient(group: HeadGroup, source: Source, h: int, p: Vec, t: Vec, de
     return p * factor * (t - delta)
 
 
-def _head_channels(group: HeadGroup) -> list:
-    return [c for i in range(group.count) for c in group.channels(i)]
-
-
-def _head_terms(group: HeadGroup, table: Matrix, ds: RowBuffer) -> list[list[Term]]:
-    """`Σ_e ds[e,h] · table[col[e],h]` for the group's heads, in blocks that fit the registers."""
-    terms = []
-    for i in range(group.count):
-        weight = _splat_of(ds, i)
-        terms += [Term(table, c, weight) for c in group.channels(i)]
-    return [terms[i : i + MAX_ACCUMULATORS] for i in range(0, len(terms), MAX_ACCUMULATORS)]
-
-
-def _splat_of(buffer: RowBuffer, lane: int) -> Callable[[Int], Vec]:
-    return lambda e: buffer.at(e).at(lane).splat()
+def _head_terms(group: HeadGroup, table: Matrix, ds: RowBuffer) -> list[Term]:
+    """`Σ_e ds[e,h] · table[col[e],h]` for the heads of the group."""
+    return [
+        Term(table, c, weight)
+        for i, weight in enumerate(ds.splat(lane) for lane in range(group.count))
+        for c in group.channels(i)
+    ]
 
 
 def row_pass(
@@ -303,6 +296,7 @@ def column_pass(
     source, d = _source(x, da)
     work, shape = csr_t.work, (d, h, d_k, q.dtype, csr_t.col.dtype)
     buffer = buffer_size(_COLUMN_EDGES, h)
+    scratch = buffer * (1 + h)
     arguments = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(df, x, alpha, da)
     arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
     arguments["last_edge"] = csr_t.col.numel() - 1
@@ -316,7 +310,7 @@ def column_pass(
     switches = {"source": source, "needs_dk": dk is not None}
     kernel = _column_kernel(*shape, **switches, needs_dalpha=needs_dalpha, pieces=False)
     outputs = {"dk": dk, "dx": dx, "dalpha": shares}
-    kernel(work, pieces=False, scratch=2 * buffer, **arguments, **outputs)
+    kernel(work, pieces=False, scratch=scratch, **arguments, **outputs)
     if shares is not None:
         dalpha = shares.sum(0)
     if work.hub_rows.numel():
@@ -325,7 +319,7 @@ def column_pass(
         partial = torch.empty(pieces, d, dtype=q.dtype)
         kernel = _column_kernel(*shape, **switches, needs_dalpha=False, pieces=True)
         outputs = {"dk": partial_dk, "partial": partial}
-        kernel(work, pieces=True, scratch=2 * buffer, **arguments, **outputs)
+        kernel(work, pieces=True, scratch=scratch, **arguments, **outputs)
         if dk is not None:
             dk[work.hub_rows] = sum_pieces(partial_dk, work)
         if dx is not None:

@@ -1,7 +1,8 @@
 """Weighted sums of gathered rows, and what a diffusion makes of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from grand_fast.kernels._simd import (
 )
 
 MAX_ACCUMULATORS = 16  # of 32 registers; a wider row is summed a block of channels at a time
+SUM_EDGES = 128  # summed on their own first: the rounding errors of a long row then stay small
 PREFETCH_EDGES = 16  # how far ahead rows are asked for: about the latency of memory
 _PREFETCH_ELEMENTS = 256  # of a row; the hardware follows a longer one by itself
 
@@ -28,6 +30,12 @@ def channel_blocks(d: int, lanes: int) -> list[list[Chunk]]:
     """The channels of a row, in blocks whose accumulators fit the registers."""
     whole = chunks(d, lanes)
     return [whole[i : i + MAX_ACCUMULATORS] for i in range(0, len(whole), MAX_ACCUMULATORS)]
+
+
+def block_of(table: Matrix, block: list[Chunk]) -> tuple[Matrix, int]:
+    """The columns of `table` that `block` covers, and their number: what to prefetch."""
+    start, last = block[0].start, block[-1]
+    return Matrix(table.first.at(start), table.stride), last.start + last.lanes - start
 
 
 def prefetch_rows(k: Kernel, col: Ints, e: Int, tables: list[tuple[Matrix, int]]) -> None:
@@ -49,44 +57,51 @@ class Term:
     weight: Callable[[Int], Vec]
 
 
+@contextmanager
+def stretches(k: Kernel, row: Row, edges: int) -> Iterator[Row]:
+    """`row` in stretches of at most so many edges."""
+    with k.loop(row.begin, row.end, edges) as begin:
+        yield replace(row, begin=begin, end=(begin + edges).minimum(row.end))
+
+
 def accumulate(
     k: Kernel,
     row: Row,
     col: Ints,
     terms: list[Term],
-    sums: list[Variable],
+    totals: list[Variable],
     *,
-    prefetch: list[tuple[Matrix, int]],
+    prefetch: list[tuple[Matrix, int]] | None = None,
+    distance: int = PREFETCH_EDGES,
 ) -> None:
-    """Add the edges of `row`, in their order, to the sums of `terms`."""
+    """Sum the edges of `row`, in their order, and add the sums to the totals of `terms`."""
+    sums = [k.variable(k.splat(0.0)) for _ in terms]
     with k.loop(row.begin, row.end) as e:
         if prefetch:
-            prefetch_rows(k, col, e + PREFETCH_EDGES, prefetch)
+            prefetch_rows(k, col, e + distance, prefetch)
         j = col[e]
         rows = {term.table: term.table.row(j) for term in terms}
         weights = {term.weight: term.weight(e) for term in terms}
-        for term, total in zip(terms, sums, strict=True):
+        for term, partial in zip(terms, sums, strict=True):
             gathered = rows[term.table].at(term.chunk.start).load(term.chunk.lanes)
-            total.value = fma(weights[term.weight], gathered, total.value)
+            partial.value = fma(weights[term.weight], gathered, partial.value)
+    for partial, total in zip(sums, totals, strict=True):
+        total.value = total.value + partial.value
 
 
 def weighted_sum(
     k: Kernel,
     row: Row,
     col: Ints,
-    table: Matrix,
-    block: list[Chunk],
-    weight: Callable[[Int], Vec],
+    terms: list[Term],
     *,
-    prefetch: bool,
+    prefetch: list[tuple[Matrix, int]] | None = None,
 ) -> list[Vec]:
-    """`Σ_e weight(e) · table[col[e], block]` over the edges of `row`, in their order."""
-    terms = [Term(table, c, weight) for c in block]
-    sums = [k.variable(k.splat(0.0)) for _ in block]
-    start, width = block[0].start, block[-1].start + block[-1].lanes - block[0].start
-    ahead = [(Matrix(table.first.at(start), table.stride), width)] if prefetch else []
-    accumulate(k, row, col, terms, sums, prefetch=ahead)
-    return [total.value for total in sums]
+    """The sums of `terms` over the edges of `row`, stretch by stretch."""
+    totals = [k.variable(k.splat(0.0)) for _ in terms]
+    with stretches(k, row, SUM_EDGES) as stretch:
+        accumulate(k, stretch, col, terms, totals, prefetch=prefetch)
+    return [total.value for total in totals]
 
 
 def store_field(

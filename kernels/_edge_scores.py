@@ -8,7 +8,7 @@ edges (float32). Their 16 dot products are added up together by one transposed s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,9 +89,7 @@ def head_groups(k: Kernel, h: int, d_k: int) -> list[HeadGroup]:
 
 def load_heads(group: HeadGroup, row: Floats) -> list[list[Vec]]:
     """A row of q or k, head by head."""
-    return [
-        [row.at(c.start).load(c.lanes) for c in group.channels(h)] for h in range(group.count)
-    ]
+    return [[row.at(c.start).load(c.lanes) for c in group.channels(h)] for h in range(group.count)]
 
 
 def block_slots(group: HeadGroup, row: Row, e: Int) -> list[Int]:
@@ -114,15 +112,11 @@ def block_scores(group: HeadGroup, own: list[list[Vec]], others: Sequence[Floats
                 total = fma(own_c, others[z].at(c.start).load(c.lanes), total)
         return total
 
-    parts = [
-        lambda z=z, h=h: dot(z, h) for z in range(group.edges) for h in range(group.width)
-    ]
+    parts = [lambda z=z, h=h: dot(z, h) for z in range(group.edges) for h in range(group.width)]
     return transposed_sum(parts, k.lanes) * k.splat(1.0 / math.sqrt(group.d_k))
 
 
-def prefetch_block(
-    group: HeadGroup, col: Ints, e: Int, tables: list[tuple[Matrix, int]]
-) -> None:
+def prefetch_block(group: HeadGroup, col: Ints, e: Int, tables: list[tuple[Matrix, int]]) -> None:
     """Ask for the rows of the block that lies PREFETCH_EDGES ahead."""
     for z in range(group.edges):
         prefetch_rows(group.kernel, col, e + PREFETCH_EDGES + z, tables)
@@ -139,6 +133,10 @@ class RowBuffer:
     def at(self, e: Int) -> Floats:
         """The lanes of edge `e`."""
         return self.first.at((e - self.row.begin) * self.group.width)
+
+    def splat(self, lane: int = 0) -> Callable[[Int], Vec]:
+        """Edge → that lane of it, in all lanes."""
+        return lambda e: self.at(e).at(lane).splat()
 
 
 def buffer_size(longest: int, h: int) -> int:

@@ -312,16 +312,22 @@ class Floats:
 
     def load_into(self, vec: Vec, start: int, lanes: int) -> Vec:
         """`vec` with its lanes from `start` on replaced by the first `lanes` elements."""
-        mask = _lane_mask(self.kernel, range(start, start + lanes))
+        k = self.kernel
+        mask = _lane_mask(k, range(start, start + lanes))
+        if lanes & (lanes - 1) == 0 and start % lanes == 0:
+            # A narrow load, repeated over the register: it never straddles cache lines in vain.
+            type_ = ir.VectorType(k.format.scalar, lanes)
+            narrow = k.builder.load(self._address, typ=type_, align=k.format.bytes)
+            pick = ir.Constant(ir.VectorType(_I32, k.lanes), [i % lanes for i in range(k.lanes)])
+            wide = k.builder.shuffle_vector(narrow, narrow, pick)
+            return Vec(k, k.builder.select(mask, wide, vec.value))
         return self.at(-start)._masked_load(mask, vec)  # masked lanes are not touched
 
     def _masked_load(self, mask: ir.Value, rest: Vec) -> Vec:
         k = self.kernel
         name = f"llvm.masked.load.v{k.lanes}f{k.format.bits}.p0"
         align = ir.Constant(_I32, k.format.bytes)
-        return Vec(
-            k, k.intrinsic(name, k.vector_type, [self._address, align, mask, rest.value])
-        )
+        return Vec(k, k.intrinsic(name, k.vector_type, [self._address, align, mask, rest.value]))
 
     def splat(self) -> Vec:
         """The first element in every lane."""
@@ -489,4 +495,6 @@ def log(x: Vec) -> Vec:
     series = k.splat(0.0)  # atanh(t) / t
     for i in reversed(range(f.log_terms)):
         series = fma(series, t2, k.splat(1.0 / (2 * i + 1)))
-    return fma(Vec(k, b.sitofp(n, k.vector_type)), k.splat(math.log(2.0)), k.splat(2.0) * t * series)
+    return fma(
+        Vec(k, b.sitofp(n, k.vector_type)), k.splat(math.log(2.0)), k.splat(2.0) * t * series
+    )

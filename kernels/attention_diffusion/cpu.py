@@ -22,6 +22,8 @@ from grand_fast.kernels._attention_backward import column_pass, row_pass
 from grand_fast.kernels._cpu import Compiled, each_row
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
+    Term,
+    block_of,
     channel_blocks,
     finish_field,
     store_field,
@@ -51,28 +53,28 @@ def _attention_diffusion_fwd_kernel(
 ) -> Compiled:
     """`whole` rows; or for pieces of long rows first their `lse`, then, lse known, their `sum`."""
     k = Kernel(f"attention_diffusion_fwd_{step}", dtype, index)
-    x, q, key, col, lse = k.matrix("x"), k.matrix("q"), k.matrix("k"), k.indices("col"), k.matrix("lse")
+    x, q, key, col, lse = (
+        k.matrix("x"),
+        k.matrix("q"),
+        k.matrix("k"),
+        k.indices("col"),
+        k.matrix("lse"),
+    )
     scratch = k.matrix("scratch").row(k.thread)
-    tables = [(key, h * d_k), (x, d)] if step != "lse" else [(key, h * d_k)]
     with each_row(k, pieces=step != "whole") as row:
         for group in head_groups(k, h, d_k):
-            scores = RowBuffer(scratch.at(k.number("buffer")) if group.first else scratch, group, row)
-            weights = RowBuffer(scratch, group, row)
-            normaliser = softmax(
-                group, row, q, key, col, lse, scores, tables, known=step == "sum"
+            scores = RowBuffer(
+                scratch.at(k.number("buffer")) if group.first else scratch, group, row
             )
+            weights = RowBuffer(scratch, group, row)
+            normaliser = softmax(group, row, q, key, col, lse, scores, [(key, h * d_k)], known=step == "sum")
             mean = normaliser * group.of_heads(1.0 / h)
             with k.loop(row.begin, row.end, group.edges) as e:
                 w = group.over_heads(scores.at(e).load() * mean)
                 weights.at(e).store(w + weights.at(e).load() if group.first else w)
-        if step == "lse":
-            continue_ = []
-        else:
-            continue_ = channel_blocks(d, k.lanes)
-        for block in continue_:
-            ax = weighted_sum(
-                k, row, col, x, block, lambda e: weights.at(e).splat(), prefetch=False
-            )
+        for block in channel_blocks(d, k.lanes) if step != "lse" else []:
+            terms = [Term(x, c, weights.splat()) for c in block]
+            ax = weighted_sum(k, row, col, terms, prefetch=[block_of(x, block)])
             if step == "sum":
                 store_partial(k, "partial", row, block, ax)
             else:

@@ -19,6 +19,8 @@ from grand_fast.kernels._cpu import Compiled, each_row
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
     PREFETCH_EDGES,
+    Term,
+    block_of,
     channel_blocks,
     finish_field,
     finish_field_gradient,
@@ -28,7 +30,7 @@ from grand_fast.kernels._diffusion import (
     store_partial,
     weighted_sum,
 )
-from grand_fast.kernels._simd import Kernel, Vec, chunks, fma, transposed_sum
+from grand_fast.kernels._simd import Int, Kernel, Vec, chunks, fma, transposed_sum
 
 
 @lru_cache(maxsize=256)
@@ -37,9 +39,14 @@ def _csr_diffusion_fwd_kernel(
 ) -> Compiled:
     k = Kernel("csr_diffusion_fwd", dtype, index)
     x, a, col = k.matrix("x"), k.vector("a"), k.indices("col")
+
+    def weight(e: Int) -> Vec:
+        return a.at(e).splat()
+
     with each_row(k, pieces=pieces) as row:
         for block in channel_blocks(d, k.lanes):
-            ax = weighted_sum(k, row, col, x, block, lambda e: a.at(e).splat(), prefetch=True)
+            terms = [Term(x, c, weight) for c in block]
+            ax = weighted_sum(k, row, col, terms, prefetch=[block_of(x, block)])
             if pieces:
                 store_partial(k, "partial", row, block, ax)
             else:
@@ -53,11 +60,14 @@ def _csr_diffusion_bwd_dx_kernel(
 ) -> Compiled:
     k = Kernel("csr_diffusion_bwd_dx", dtype, index)
     df, a, col, slot = k.matrix("df"), k.vector("a"), k.indices("col"), k.indices("slot")
+
+    def weight(e: Int) -> Vec:
+        return a.at(slot[e]).splat()
+
     with each_row(k, pieces=pieces) as row:
         for block in channel_blocks(d, k.lanes):
-            atg = weighted_sum(
-                k, row, col, df, block, lambda e: a.at(slot[e]).splat(), prefetch=True
-            )
+            terms = [Term(df, c, weight) for c in block]
+            atg = weighted_sum(k, row, col, terms, prefetch=[block_of(df, block)])
             if pieces:
                 store_partial(k, "partial", row, block, atg)
             else:
