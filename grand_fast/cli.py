@@ -193,7 +193,10 @@ def _train(options: argparse.Namespace) -> int:
         say(f"curves:  {out / 'curves.png'}")
     if results.stopped is not None:
         interrupted = results.stopped == "interrupted"
-        kept = f"The best weights so far are in {out}" if results.saved else "Nothing was saved"
+        kept = "Nothing was saved"
+        if results.saved is not None:
+            load = "load them with grand_fast.train.load_checkpoint"
+            kept = f"The best weights so far are in {out}; {load}"
         return _fail(f"{results.stopped}. {kept}.", INTERRUPTED if interrupted else FAILED)
     if to_stdout:
         print(json.dumps(summary(experiment, results), indent=2))

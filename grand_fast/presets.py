@@ -48,7 +48,10 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "digits": Preset(labels_per_class=10, development=400),
+    "digits": Preset(
+        labels_per_class=10, development=400, T=20.0, step_size=2.0, source=False, dropout=0.2,
+        input_dropout=0.1, epochs=80, lr=0.03, weight_decay=0.001,
+    ),
     "Cora": Preset(
         split="planetoid", hidden=80, heads=8, attention_channels=128, T=18.0,
         lr=0.0229, weight_decay=0.00508, optimizer="adamax",

@@ -173,7 +173,7 @@ def _problem(model: GRAND, loss: Tensor) -> str | None:
     if status is not None and status is not Status.SUCCESS:
         return f"{status.name}: {status.value}"
     if not bool(torch.isfinite(loss)):
-        return f"the loss is {float(loss)}: try a smaller learning rate"
+        return f"the loss is {loss.item()}: try a smaller learning rate"
     return None
 
 

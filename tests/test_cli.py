@@ -1,0 +1,258 @@
+"""The command line: what it prints and writes, its exit codes, and one line for each user error."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from grand_fast import cli
+from grand_fast.data import DATASETS, load
+from grand_fast.graph import Graph
+from grand_fast.presets import PRESETS, Preset, preset
+from grand_fast.train import GRAND, load_checkpoint
+
+ROOT = os.environ.get("GRAND_FAST_DATA")
+# Two epochs of a small model: seconds
+QUICK = ["--epochs", "2", "--hidden", "8", "--attention-channels", "4", "--heads", "2",
+         "--T", "1", "--backend", "reference"]  # fmt: skip
+KEYS = {
+    "dataset", "variant", "method", "seeds", "test_accuracy", "mean", "std", "seconds_per_epoch",
+    "nfe_forward", "peak_memory_bytes", "parameters", "versions",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Results go to `runs/` below the current folder; threads only wait on models this small."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GRAND_FAST_DATA", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fails(capsys, arguments, code):
+    """The one line on standard error of a command that must fail with `code`."""
+    assert cli.main(arguments) == code
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert err.startswith("grand-fast")
+    return err
+
+
+def test_train_writes_everything(capsys, tmp_path):
+    summary = tmp_path / "results" / "digits.json"
+    assert cli.main(["train", *QUICK, "--seeds", "2", "--json", str(summary)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "1,797 nodes" in out and "label spreading on the same graph and labels: 0.9" in out
+    folder = Path("runs/digits-nl")
+    assert str(folder / "curves.png") in out
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    content = json.loads(summary.read_text())
+    assert set(content) >= KEYS
+    assert (content["dataset"], content["variant"], content["method"]) == ("digits", "nl", "rk4")
+    assert content["seeds"] == len(content["test_accuracy"]) == 2
+    assert content["mean"] == pytest.approx(sum(content["test_accuracy"]) / 2)
+    assert 0 <= content["std"] < 0.5
+    assert content["nfe_forward"] == 4
+    assert content["peak_memory_bytes"] > 2**20 and content["seconds_per_epoch"] > 0
+    assert content["versions"]["torch"] == version("torch")
+    assert len(content["label_spreading"]["test_accuracy"]) == 2
+
+    config = json.loads((folder / "config.json").read_text())
+    model = load_checkpoint(folder)
+    assert sum(p.numel() for p in model.parameters()) == content["parameters"]
+    digits = load("digits")
+    graph = Graph.from_edge_index(digits.edge_index, 1797, self_loops=1.0)
+    logits = model(digits.x, graph)
+    assert logits.shape == (1797, 10)
+    assert max(content["val_accuracy"]) == config["val_accuracy"]
+    assert config["test_accuracy"] == content["test_accuracy"][config["seed"]]
+
+
+def test_json_alone_on_standard_output(capsys):
+    options = ["--variant", "laplacian", "--method", "euler", "--out", "here"]
+    assert cli.main(["train", *QUICK, *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    content = json.loads(out)
+    assert (content["variant"], content["method"]) == ("laplacian", "euler")
+    assert "test accuracy" in err and Path("here/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--dataset", "cora2"],
+            "--dataset: must be one of digits, Cora, CiteSeer, PubMed, Coauth",
+        ),
+        (["--method", "dopri5"], "--method: must be one of euler, rk4, rk4_classic, got 'dopri5'"),
+        (["--variant", "nl-rw"], "--variant: must be one of l, nl, laplacian, got 'nl-rw'"),
+        (["--split", "public"], "--split: must be one of planetoid, random, got 'public'"),
+        (["--backend", "tpu"], "--backend: must be one of auto, gpu, cpu, reference, got 'tpu'"),
+        (["--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
+        (["--seeds", "0"], "--seeds: must be an integer at least 1, got '0'"),
+        (["--epochs", "2.5"], "--epochs: must be an integer at least 1, got '2.5'"),
+        (["--lr", "0"], "--lr: must be a number above 0, got '0'"),
+        (["--T", "nan"], "--T: must be a number at least 0, got 'nan'"),
+        (["--dropout", "1"], "--dropout: must be a number at least 0 and below 1, got '1'"),
+        (["--heads", "3"], "`heads` must divide attention_channels=64, got 3"),
+        (["--neighbours", "1797"], "`neighbours` must lie in [1, 1796], got 1797"),
+        (["--labels-per-class", "60"], "`labels_per_class` must be at most"),
+        (["--split", "planetoid"], "published for Cora, CiteSeer and PubMed, got digits"),
+        (["--root", "."], "--root is not used by digits"),
+        (["--dataset", "Cora", "--neighbours", "5"], "--neighbours builds the graph of digits"),
+        (["--dataset", "Cora", "--labels-per-class", "5"], "needs --split random"),
+        (["--hiden", "5"], "unrecognized arguments: --hiden 5"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments(capsys, arguments, words):
+    assert words in fails(capsys, ["train", *arguments], 2)
+    assert not Path("runs").exists()
+
+
+def test_no_command(capsys):
+    assert "COMMAND" in fails(capsys, [], 2)
+    assert "invalid choice: 'trian'" in fails(capsys, ["trian"], 2)
+
+
+def test_missing_data(capsys, tmp_path):
+    line = fails(capsys, ["train", "--dataset", "cora", "--root", str(tmp_path)], 1)
+    assert f"missing file {tmp_path}/planetoid/Cora/raw/ind.cora.x" in line
+    assert "Planetoid(" in line
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--json"])
+def test_unwritable_results_are_said_before_training(capsys, option):
+    Path("file").touch()
+    line = fails(capsys, ["train", option, "file/below"], 1)
+    assert f"{option} must be a place that can be written, got file" in line
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions bind no super-user")
+def test_read_only_folder(capsys):
+    Path("fixed").mkdir(mode=0o555)
+    assert "Permission denied" in fails(capsys, ["train", "--out", "fixed/results"], 1)
+
+
+def test_json_must_be_a_file(capsys):
+    Path("folder").mkdir()
+    assert "--json must be a file" in fails(capsys, ["train", "--json", "folder"], 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "torch sees no GPU" in fails(capsys, ["train", "--device", "cuda"], 1)
+    assert "must be on a CUDA device" in fails(capsys, ["train", "--backend", "gpu"], 1)
+
+
+def interrupt_after(monkeypatch, passes):
+    """Ctrl-C in a forward pass; training and evaluation take turns."""
+    forward = GRAND.forward
+    left = passes
+
+    def interrupted(self, *arguments):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(GRAND, "forward", interrupted)
+
+
+def test_interrupt_leaves_the_best_weights(capsys, monkeypatch):
+    interrupt_after(monkeypatch, 3)
+    assert cli.main(["train", *QUICK, "--json", "summary.json"]) == 130
+    out, err = capsys.readouterr()
+    assert err == (
+        "grand-fast: interrupted. The best weights so far are in runs/digits-nl; "
+        "load them with grand_fast.train.load_checkpoint.\n"
+    )
+    monkeypatch.undo()
+    assert isinstance(load_checkpoint("runs/digits-nl"), GRAND)
+    assert not Path("summary.json").exists()
+
+
+def test_interrupt_before_there_are_weights(capsys, monkeypatch):
+    interrupt_after(monkeypatch, 0)
+    assert "Nothing was saved" in fails(capsys, ["train", *QUICK], 130)
+
+
+def test_failed_solve(capsys):
+    arguments = ["train", *QUICK, "--method", "euler", "--T", "8000", "--step-size", "80"]
+    line = fails(capsys, arguments, 1)
+    assert "seed 0, epoch 0: NON_FINITE" in line and "try a smaller step_size" in line
+
+
+def test_help_teaches(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "grand-fast train --dataset Cora --root" in out
+    assert all(name in out for name in DATASETS)
+    assert cli.main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("processor", "threads", "memory", "backends", "reference        ready"):
+        assert word in out
+    assert f"torch            {torch.__version__.partition('+')[0]}" in out
+    assert "missing file data/planetoid/Cora/raw/ind.cora.x" in out
+    if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+        assert "gpu              unavailable" in out
+
+
+def test_bench_without_a_checkout(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "grand_fast" / "cli.py"))
+    assert "`python -m bench`" in fails(capsys, ["bench", "ops", "--json", "x"], 1)
+
+
+def test_bench_passes_its_arguments_on(monkeypatch, tmp_path):
+    bench = tmp_path / "bench"
+    bench.mkdir()
+    (bench / "__init__.py").touch()
+    (bench / "__main__.py").write_text("import sys; sys.exit(len(sys.argv) - 1)")
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "grand_fast" / "cli.py"))
+    assert cli.main(["bench", "ops", "--help", "-x"]) == 3
+
+
+def test_as_a_module():
+    run = subprocess.run(
+        [sys.executable, "-m", "grand_fast", "--version"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert (run.returncode, run.stdout.split()[0]) == (0, "grand-fast")
+
+
+def test_presets():
+    assert set(PRESETS) == set(DATASETS)
+    assert preset("Cora", hidden=7, heads=None) == Preset(**(vars(PRESETS["Cora"]) | {"hidden": 7}))
+
+
+@pytest.mark.slow
+def test_digits_reach_their_accuracy(capsys):
+    assert cli.main(["train", "--seeds", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean"] >= 0.94
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ROOT, reason="GRAND_FAST_DATA is not set to a folder with Cora")
+def test_cora_reaches_its_accuracy(capsys):
+    assert cli.main(["train", "--dataset", "Cora", "--root", ROOT, "--variant", "l", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean"] >= 0.80
