@@ -1,28 +1,28 @@
-"""The vector fields of GRAND as terms for the solvers."""
-
-from collections.abc import Callable
+"""The vector fields of GRAND as terms for the solvers: each update is one fused operator."""
 
 from torch import Tensor
 
 from grand_fast import ops
 from grand_fast.graph import Graph
-from grand_fast.solvers import AbstractTerm
+from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.solvers import AbstractTerm, Combination
 
 
 class NonlinearDiffusion(AbstractTerm):
     """`f = alpha (A(x) x − x) + beta x0`, the attention recomputed from each state (GRAND-nl)."""
 
-    def __init__(
-        self,
-        field: Callable[[Tensor, Graph, Tensor | None], Tensor],
-        graph: Graph,
-        x0: Tensor | None,
-    ) -> None:
+    def __init__(self, field: AttentionDiffusion, graph: Graph, x0: Tensor | None) -> None:
         self.field, self.graph, self.x0 = field, graph, x0
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""
-        return self.field(x, self.graph, self.x0)
+        f: Tensor = self.field(x, self.graph, self.x0)
+        return f
+
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+        """`base + tau · f`."""
+        y: Tensor = self.field(x, self.graph, self.x0, scale=tau, add=base.terms)
+        return y
 
 
 class LinearDiffusion(AbstractTerm):
@@ -41,12 +41,17 @@ class LinearDiffusion(AbstractTerm):
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""
+        return self.axpy(t, x, Combination([]), 1.0)
+
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+        """`base + tau · f`."""
         return ops.csr_diffusion(
             x,
             self.a,
             self.graph,
-            alpha=self.alpha,
-            beta=self.beta,
+            alpha=tau * self.alpha,
+            beta=None if self.beta is None else tau * self.beta,
             x0=self.x0,
+            add=base.terms,
             edge_order="csr",
         )

@@ -1,5 +1,6 @@
 """`AttentionDiffusion`: the parameters of q, k, alpha and beta → GRAND's vector field."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -58,8 +59,19 @@ class AttentionDiffusion(nn.Module):
         for module in (self.query, self.key, self.scale):
             module.reset_parameters()
 
-    def forward(self, x: Tensor, graph: Graph, x0: Tensor | None = None) -> Tensor:
-        """`f [N, channels]` from the state `x [N, channels]`; `x0` alike, with `source` only."""
+    def forward(
+        self,
+        x: Tensor,
+        graph: Graph,
+        x0: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+        add: Sequence[tuple[float, Tensor]] = (),
+    ) -> Tensor:
+        """`scale · f + Σ c y`, `[N, channels]`, from the state `x [N, channels]`.
+
+        `x0` is shaped like `x` and comes with `source` only; `add` holds the pairs `(c, y)`.
+        """
         if (self.scale.beta is None) != (x0 is None):
             expected = (
                 "None without source=True" if self.scale.beta is None else "given: source=True"
@@ -71,9 +83,10 @@ class AttentionDiffusion(nn.Module):
             q,
             k,
             graph,
-            alpha=self.scale.alpha,
-            beta=self.scale.beta,
+            alpha=scale * self.scale.alpha,
+            beta=None if self.scale.beta is None else scale * self.scale.beta,
             x0=x0,
+            add=add,
             score=self.score,
             normalizer=self.normalizer,
             normalize=self.normalize,

@@ -8,6 +8,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from grand_fast.graph import Graph
+from grand_fast.ops._add import Add, check_add, gradients, pairs
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -35,6 +36,7 @@ def attention_diffusion(
     normalizer: str = "softmax",
     normalize: str = "receiver",
     edge_weight: Float[Tensor, " E"] | None = None,
+    add: Add = (),
     backend: Backend = "auto",
 ) -> Float[Tensor, "N d"]:
     """The vector field of GRAND: edge attention, softmax and diffusion, fused.
@@ -52,13 +54,15 @@ def attention_diffusion(
         normalizer: `"softmax"`.
         normalize: `"receiver"`: the weights of a receiver sum to 1.
         edge_weight: not supported yet.
+        add: pairs `(c, y)` of a float and a tensor `[N, d]`; `Σ c y` is added to `f` in the same
+            pass, as the stages of a solver do.
         backend: `"auto"` goes by the device of `x`.
 
     Returns:
         `f` `[N, d]`, in the dtype of `x`.
 
-    Differentiable by `x`, `q`, `k`, `alpha`, `beta` and `x0`. Saves its inputs and `lse [N, H]`;
-    nothing of size `E` is stored, the weights are recomputed in backward.
+    Differentiable by `x`, `q`, `k`, `alpha`, `beta`, `x0` and each `y`. Saves its inputs
+    and `lse [N, H]`; nothing of size `E` is stored, the weights are recomputed in backward.
     Reference: GRAND (Chamberlain et al. 2021), equations 2 and 10.
     """
     check_graph(_OP, graph)
@@ -67,13 +71,23 @@ def attention_diffusion(
     check_attention(_OP, score, normalizer, normalize, edge_weight)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     beta, x0 = check_source(_OP, beta, x0, x)
+    of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
     if name == "reference":
         f, _ = launchers(_OP, name).attention_diffusion_fwd(
-            x, q, k, alpha=alpha, beta=beta, x0=x0, csr=graph.csr()
+            x,
+            q,
+            k,
+            alpha=alpha,
+            beta=beta,
+            x0=x0,
+            add=pairs(x, of_x, scales, others),
+            csr=graph.csr(),
         )
     else:
-        f = _AttentionDiffusionFunction.apply(x, q, k, alpha, beta, x0, graph, name)
+        f = _AttentionDiffusionFunction.apply(
+            x, q, k, alpha, beta, x0, graph, name, of_x, scales, *others
+        )
     return f  # type: ignore[no-any-return]
 
 
@@ -89,15 +103,19 @@ class _AttentionDiffusionFunction(Function):
         x0: Tensor | None,
         graph: Graph,
         name: str,
+        of_x: float,
+        scales: tuple[float, ...],
+        *others: Tensor,
     ) -> Tensor:
         x, q, k = inner_contiguous(x), inner_contiguous(q), inner_contiguous(k)
         if x0 is not None:
             x0 = inner_contiguous(x0)
+        add = pairs(x, of_x, scales, [inner_contiguous(y) for y in others])
         f, lse = launchers(_OP, name).attention_diffusion_fwd(
-            x, q, k, alpha=alpha, beta=beta, x0=x0, csr=graph.csr(plan(name))
+            x, q, k, alpha=alpha, beta=beta, x0=x0, add=add, csr=graph.csr(plan(name))
         )
         ctx.save_for_backward(x, q, k, lse, alpha, beta, x0 if ctx.needs_input_grad[4] else None)
-        ctx.graph, ctx.name = graph, name
+        ctx.graph, ctx.name, ctx.of_x, ctx.scales = graph, name, of_x, scales
         return f  # type: ignore[no-any-return]
 
     @staticmethod
@@ -117,10 +135,12 @@ class _AttentionDiffusionFunction(Function):
                 k=k,
                 lse=lse,
                 alpha=alpha,
+                df_scale=ctx.of_x,
                 csr=ctx.graph.csr(plan(ctx.name)),
                 csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
                 needs_dqk=needs_dq or needs_dk,
                 needs_dalpha=needs_dalpha,
             )
         dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
-        return dx, dq, dk, dalpha, dbeta, dx0, None, None
+        dothers = gradients(df, ctx.scales, ctx.needs_input_grad[10:])
+        return dx, dq, dk, dalpha, dbeta, dx0, None, None, None, None, *dothers

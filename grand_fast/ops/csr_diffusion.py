@@ -8,6 +8,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from grand_fast.graph import Graph
+from grand_fast.ops._add import Add, check_add, gradients, pairs
 from grand_fast.ops._checks import (
     channel_vector,
     check_choice,
@@ -32,6 +33,7 @@ def csr_diffusion(
     beta: float | Tensor | None = None,
     x0: Float[Tensor, "N d"] | None = None,
     edge_order: EdgeOrder = "user",
+    add: Add = (),
     backend: Backend = "auto",
 ) -> Float[Tensor, "N d"]:
     """The vector field of linear diffusion, with edge weights that are given.
@@ -46,12 +48,14 @@ def csr_diffusion(
         beta, x0: source scale, like `alpha`, and source `[N, d]`; both or neither.
         edge_order: order of `a`: `"user"`, that of the edge index given to `Graph` (appended
             loops last), or `"csr"`, that of `graph.col`, which saves a permutation.
+        add: pairs `(c, y)` of a float and a tensor `[N, d]`; `Σ c y` is added to `f` in the same
+            pass, as the stages of a solver do.
         backend: `"auto"` goes by the device of `x`.
 
     Returns:
         `f` `[N, d]`, in the dtype of `x`.
 
-    Differentiable by `x`, `a`, `alpha`, `beta` and `x0`. Saves `x` and `a`.
+    Differentiable by `x`, `a`, `alpha`, `beta`, `x0` and each `y`. Saves `x` and `a`.
     Reference: GRAND (Chamberlain et al. 2021), equation 2 with constant `A`.
     """
     check_graph(_OP, graph)
@@ -61,15 +65,22 @@ def csr_diffusion(
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     beta, x0 = check_source(_OP, beta, x0, x)
+    of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
     if edge_order == "user":
         a = to_slots(a, graph)
     if name == "reference":
         f = launchers(_OP, name).csr_diffusion_fwd(
-            x, a, alpha=alpha, beta=beta, x0=x0, csr=graph.csr()
+            x,
+            a,
+            alpha=alpha,
+            beta=beta,
+            x0=x0,
+            add=pairs(x, of_x, scales, others),
+            csr=graph.csr(),
         )
     else:
-        f = _CsrDiffusionFunction.apply(x, a, alpha, beta, x0, graph, name)
+        f = _CsrDiffusionFunction.apply(x, a, alpha, beta, x0, graph, name, of_x, scales, *others)
     return f  # type: ignore[no-any-return]
 
 
@@ -84,16 +95,20 @@ class _CsrDiffusionFunction(Function):
         x0: Tensor | None,
         graph: Graph,
         name: str,
+        of_x: float,
+        scales: tuple[float, ...],
+        *others: Tensor,
     ) -> Tensor:
         x, a = inner_contiguous(x), a.contiguous()
         if x0 is not None:
             x0 = inner_contiguous(x0)
+        add = pairs(x, of_x, scales, [inner_contiguous(y) for y in others])
         f: Tensor = launchers(_OP, name).csr_diffusion_fwd(
-            x, a, alpha=alpha, beta=beta, x0=x0, csr=graph.csr(plan(name))
+            x, a, alpha=alpha, beta=beta, x0=x0, add=add, csr=graph.csr(plan(name))
         )
         needs_beta = ctx.needs_input_grad[3]
         ctx.save_for_backward(x, a, alpha, beta, x0 if needs_beta else None)
-        ctx.graph, ctx.name = graph, name
+        ctx.graph, ctx.name, ctx.of_x, ctx.scales = graph, name, of_x, scales
         return f
 
     @staticmethod
@@ -109,6 +124,7 @@ class _CsrDiffusionFunction(Function):
                 x,
                 a,
                 alpha=alpha,
+                df_scale=ctx.of_x,
                 csr=ctx.graph.csr(plan(ctx.name)),
                 csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
                 needs_dx=needs_dx,
@@ -116,4 +132,5 @@ class _CsrDiffusionFunction(Function):
                 needs_dalpha=needs_dalpha,
             )
         dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
-        return dx, da, dalpha, dbeta, dx0, None, None
+        dothers = gradients(df, ctx.scales, ctx.needs_input_grad[9:])
+        return dx, da, dalpha, dbeta, dx0, None, None, None, None, *dothers

@@ -3,12 +3,13 @@
 from grand_fast.solvers._adjoint import Adjoint
 from grand_fast.solvers._integrate import METHODS, Method, integrate
 from grand_fast.solvers._solution import Solution, Stats, Status
-from grand_fast.solvers._term import AbstractTerm
+from grand_fast.solvers._term import AbstractTerm, Combination
 
 __all__ = [
     "METHODS",
     "AbstractTerm",
     "Adjoint",
+    "Combination",
     "Method",
     "Solution",
     "Stats",

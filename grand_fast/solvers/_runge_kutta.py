@@ -6,7 +6,7 @@ from fractions import Fraction
 from torch import Tensor
 
 from grand_fast.solvers._solver import AbstractSolver
-from grand_fast.solvers._term import AbstractTerm
+from grand_fast.solvers._term import AbstractTerm, Combination
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,8 @@ class ExplicitRungeKutta(AbstractSolver):
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float) -> Tensor:
         """The state at `t + tau`, one `axpy` a stage."""
         values = [x]
-        for c, (coefficients, scale) in zip(self._times, self._stages, strict=True):
-            base = _combine(coefficients, values)
-            values.append(term.axpy(t + c * tau, values[-1], base, scale * tau))
+        for time, (coefficients, scale) in zip(self._times, self._stages, strict=True):
+            pairs = zip(coefficients, values, strict=True)
+            base = Combination([(c, y) for c, y in pairs if c != 0.0])
+            values.append(term.axpy(t + time * tau, values[-1], base, scale * tau))
         return values[-1]
-
-
-def _combine(coefficients: list[float], values: list[Tensor]) -> Tensor:
-    """`Σ c_s y_s`, zero terms left out; `x` itself, not a copy, where that is all."""
-    pairs = [(c, y) for c, y in zip(coefficients, values, strict=True) if c != 0.0]
-    first, y = pairs[0]
-    total = y if first == 1.0 else y * first
-    for c, y in pairs[1:]:
-        total = total.add(y, alpha=c)
-    return total

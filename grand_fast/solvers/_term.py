@@ -1,9 +1,25 @@
 """What is integrated: a vector field, seen by the solvers through two methods."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """`Σ_s c_s y_s`, not yet added up: a term may do that in the pass that computes `f`."""
+
+    terms: Sequence[tuple[float, Tensor]]  # at least one; no coefficient is 0
+
+    def evaluate(self) -> Tensor:
+        """The sum; `y` itself, not a copy, where it is all."""
+        (c, y), *rest = self.terms
+        total = y if c == 1.0 else y * c
+        for c, y in rest:
+            total = total.add(y, alpha=c)
+        return total
 
 
 class AbstractTerm(ABC):
@@ -17,9 +33,9 @@ class AbstractTerm(ABC):
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, shaped like `x`."""
 
-    def axpy(self, t: float, x: Tensor, base: Tensor, tau: float) -> Tensor:
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`."""
-        return base.add(self.vf(t, x), alpha=tau)
+        return base.evaluate().add(self.vf(t, x), alpha=tau)
 
 
 class FunctionTerm(AbstractTerm):
@@ -45,7 +61,7 @@ class CountedTerm(AbstractTerm):
         self.nfe += 1
         return self.term.vf(t, x)
 
-    def axpy(self, t: float, x: Tensor, base: Tensor, tau: float) -> Tensor:
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`, counted once."""
         self.nfe += 1
         return self.term.axpy(t, x, base, tau)

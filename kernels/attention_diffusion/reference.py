@@ -4,6 +4,8 @@
 The paper's equations 2 and 10. Plain PyTorch: `edge_attention`, then `csr_diffusion`.
 """
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,11 +22,12 @@ def attention_diffusion_fwd(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Sequence[tuple[float, Tensor]] = (),
     csr: Csr,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
     """The vector field `f`, and `lse` of the scores."""
     a_mean, lse = edge_attention_fwd(q, k, mean_heads=True, csr=csr)
-    return csr_diffusion_fwd(x, a_mean, alpha=alpha, beta=beta, x0=x0, csr=csr), lse
+    return csr_diffusion_fwd(x, a_mean, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr), lse
 
 
 def cost(

@@ -1,7 +1,10 @@
-"""csr_diffusion: f[i,:] = alpha · (Σ_{e in row i} a[e] · x[col[e],:] − x[i,:]) + beta · x0[i,:]
+"""csr_diffusion: f[i,:] = alpha · (Σ_{e in row i} a[e] · x[col[e],:] − x[i,:])
+                          + beta · x0[i,:] + Σ_s c_s · y_s[i,:]
 
 Plain PyTorch, differentiable by autograd, correct in any float type (sums in float32 or wider).
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -17,6 +20,7 @@ def csr_diffusion_fwd(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Sequence[tuple[float, Tensor]] = (),
     csr: Csr,
 ) -> Float[Tensor, "N d"]:
     """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""
@@ -27,6 +31,8 @@ def csr_diffusion_fwd(
     f = alpha * (ax - xw)
     if beta is not None and x0 is not None:
         f = f + beta * x0.to(wide)
+    for scale, y in add:
+        f = f + scale * y.to(wide)
     return f.to(x.dtype)
 
 

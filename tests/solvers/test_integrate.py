@@ -70,7 +70,7 @@ def test_a_term_may_fuse_its_update():
 
         def axpy(self, t, x, base, tau):
             self.calls += 1
-            return base - tau * x
+            return base.evaluate() - tau * x
 
     term = Fused()
     x0 = torch.ones(3, dtype=torch.float64)
