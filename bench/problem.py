@@ -62,9 +62,9 @@ PAPER_SHAPES = (
 class Problem:
     """What every competitor gets, and what its result must be.
 
-    All `inputs` are differentiated. `core` maps them to those of the reference (projections), and
-    `block(csr, edges, core inputs)` is the reference on the rows of these edges alone: a part of
-    the sum that is the output, or the output of just these edges.
+    All `inputs` are differentiated. `core` maps them to the inputs of `reference` (projections):
+    first those with a row per node, then those with an entry per edge. The output of a diffusion
+    operator has a row per node and is `A x − x`; with `edge_output` it has one per edge.
     """
 
     op: str
@@ -74,7 +74,8 @@ class Problem:
     d_out: Tensor
     cost: Cost
     core: Callable[..., tuple[Tensor, ...]]
-    block: Callable[[Csr, slice, Sequence[Tensor]], Tensor]
+    reference: Callable[[Csr, Sequence[Tensor]], Tensor]
+    edge_output: bool = False
 
 
 @dataclass(frozen=True)

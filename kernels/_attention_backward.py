@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, Row, each_row, sum_pieces
+from grand_fast.kernels._cpu import Compiled, Row, each_row, empty, sum_pieces
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
     MAX_ACCUMULATORS,
@@ -38,24 +38,11 @@ from grand_fast.kernels._edge_scores import (
     load_heads,
     prefetch_block,
 )
-from grand_fast.kernels._simd import (
-    Floats,
-    Int,
-    Kernel,
-    Matrix,
-    Vec,
-    add,
-    butterfly,
-    chunks,
-    exp,
-    fma,
-    transposed_sum,
-)
+from grand_fast.kernels._simd import Floats, Int, Kernel, Matrix, Vec, chunks
+from grand_fast.kernels._simd_math import add, butterfly, exp, fma, transposed_sum
 
 # Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads.
 Source = Literal["state", "heads", "mean"]
-SWEEP1 = True
-_COLUMN_AHEAD = 40
 _COLUMN_EDGES = 32  # the rows that the column pass reads twice stay in the nearest cache
 _KernelShape = tuple[int, int, int, torch.dtype, torch.dtype]  # d, H, d_k, dtype, index
 
@@ -147,7 +134,7 @@ def _column_kernel(
                 w_buffer = RowBuffer(scratch, group, part)
                 ds_buffer = RowBuffer(scratch.at(buffer * (number + 1)), group, part)
                 with k.loop(part.begin, part.end, group.edges) as e:
-                    if SWEEP1: prefetch_block(group, col, e, tables)
+                    prefetch_block(group, col, e, tables)
                     slots = block_slots(group, part, e)
                     receivers = [col[slot] for slot in slots]
                     s = block_scores(group, own, [q.row(i) for i in receivers])
@@ -167,8 +154,7 @@ def _column_kernel(
             totals = dk + atg
             for i in range(0, len(terms), MAX_ACCUMULATORS):
                 j = i + MAX_ACCUMULATORS
-                ahead = tables if i == 0 and not SWEEP1 else None
-                accumulate(k, part, col, terms[i:j], totals[i:j], prefetch=ahead, distance=_COLUMN_AHEAD)
+                accumulate(k, part, col, terms[i:j], totals[i:j])
         if needs_dk:
             store_partial(k, "dk", row, heads, [total.value for total in dk])
         if has_state:
@@ -256,22 +242,22 @@ def row_pass(
     n, h, d_k = q.shape
     source, d = _source(x, da)
     work, shape = csr.work, (d, h, d_k, q.dtype, csr.col.dtype)
-    dq = torch.empty(n, h, d_k, dtype=q.dtype)
-    stats = torch.empty(n, 2, h, dtype=q.dtype)
+    dq = empty(n, h, d_k, dtype=q.dtype)
+    stats = empty(n, 2, h, dtype=q.dtype)
     stats[:, 0] = lse
     lse, delta = stats.unbind(1)
-    buffer = buffer_size(work.longest, h)
+    buffer = buffer_size(work.longest)
     arguments = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(df, x, alpha, da)
     arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": csr.col.numel() - 1}
     kernel = _row_kernel(*shape, source=source, step="whole")
     kernel(work, pieces=False, scratch=2 * buffer, delta=delta, dq=dq, **arguments)
     if work.hub_rows.numel():
         pieces = work.piece_row.numel()
-        partial_delta = torch.empty(pieces, h, dtype=q.dtype)
+        partial_delta = empty(pieces, h, dtype=q.dtype)
         kernel = _row_kernel(*shape, source=source, step="delta")
         kernel(work, pieces=True, scratch=2 * buffer, delta=partial_delta, **arguments)
         delta[work.hub_rows] = sum_pieces(partial_delta, work)
-        partial = torch.empty(pieces, h, d_k, dtype=q.dtype)
+        partial = empty(pieces, h, d_k, dtype=q.dtype)
         kernel = _row_kernel(*shape, source=source, step="dq")
         kernel(work, pieces=True, scratch=2 * buffer, delta=delta, dq=partial, **arguments)
         dq[work.hub_rows] = sum_pieces(partial, work)
@@ -295,17 +281,17 @@ def column_pass(
     n, h, d_k = q.shape
     source, d = _source(x, da)
     work, shape = csr_t.work, (d, h, d_k, q.dtype, csr_t.col.dtype)
-    buffer = buffer_size(_COLUMN_EDGES, h)
-    scratch = buffer * (1 + h)
+    buffer = buffer_size(_COLUMN_EDGES)
+    scratch = buffer * (1 + h)  # the mean weights, and ds of each group of heads
     arguments = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(df, x, alpha, da)
     arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
     arguments["last_edge"] = csr_t.col.numel() - 1
     dk = dx = shares = dalpha = None
     if delta is not None:
-        dk = torch.empty(n, h, d_k, dtype=q.dtype)
+        dk = empty(n, h, d_k, dtype=q.dtype)
         arguments["delta"] = delta
     if x is not None:
-        dx = torch.empty(n, d, dtype=q.dtype)
+        dx = empty(n, d, dtype=q.dtype)
         shares = torch.zeros(work.bounds.numel() - 1, d, dtype=q.dtype)
     switches = {"source": source, "needs_dk": dk is not None}
     kernel = _column_kernel(*shape, **switches, needs_dalpha=needs_dalpha, pieces=False)
@@ -315,8 +301,8 @@ def column_pass(
         dalpha = shares.sum(0)
     if work.hub_rows.numel():
         pieces = work.piece_row.numel()
-        partial_dk = torch.empty(pieces, h, d_k, dtype=q.dtype)
-        partial = torch.empty(pieces, d, dtype=q.dtype)
+        partial_dk = empty(pieces, h, d_k, dtype=q.dtype)
+        partial = empty(pieces, d, dtype=q.dtype)
         kernel = _column_kernel(*shape, **switches, needs_dalpha=False, pieces=True)
         outputs = {"dk": partial_dk, "partial": partial}
         kernel(work, pieces=True, scratch=scratch, **arguments, **outputs)

@@ -17,10 +17,11 @@ from grand_fast.kernels._simd import (
     Variable,
     Vec,
     chunks,
-    fma,
 )
+from grand_fast.kernels._simd_math import fma
 
 MAX_ACCUMULATORS = 16  # of 32 registers; a wider row is summed a block of channels at a time
+BLOCK_EDGES = 4  # edges whose products are added up together; more would be idle in short rows
 SUM_EDGES = 128  # summed on their own first: the rounding errors of a long row then stay small
 PREFETCH_EDGES = 16  # how far ahead rows are asked for: about the latency of memory
 _PREFETCH_ELEMENTS = 256  # of a row; the hardware follows a longer one by itself
@@ -38,12 +39,17 @@ def block_of(table: Matrix, block: list[Chunk]) -> tuple[Matrix, int]:
     return Matrix(table.first.at(start), table.stride), last.start + last.lanes - start
 
 
-def prefetch_rows(k: Kernel, col: Ints, e: Int, tables: list[tuple[Matrix, int]]) -> None:
-    """Ask for the rows of edge `e`, or of the last edge if there is none such.
+def ahead(k: Kernel, e: Int) -> Int:
+    """The edge that lies PREFETCH_EDGES after `e`, or the graph's last.
 
-    `e` runs on into the edges of the next rows, which this thread mostly takes next.
+    It may belong to one of the next rows, which this thread mostly takes next.
     """
-    j = col[e.minimum(k.number("last_edge"))]
+    return (e + PREFETCH_EDGES).minimum(k.number("last_edge"))
+
+
+def prefetch_rows(col: Ints, e: Int, tables: list[tuple[Matrix, int]]) -> None:
+    """Ask for the rows that edge `e` gathers: so many elements from each table."""
+    j = col[e]
     for table, n in tables:
         table.row(j).prefetch(min(n, _PREFETCH_ELEMENTS))
 
@@ -71,14 +77,16 @@ def accumulate(
     terms: list[Term],
     totals: list[Variable],
     *,
-    prefetch: list[tuple[Matrix, int]] | None = None,
-    distance: int = PREFETCH_EDGES,
+    prefetch: Callable[[Int], None] | None = None,
 ) -> None:
-    """Sum the edges of `row`, in their order, and add the sums to the totals of `terms`."""
+    """Sum the edges of `row`, in their order, and add the sums to the totals of `terms`.
+
+    `prefetch`, called with each edge, may ask for what later edges need.
+    """
     sums = [k.variable(k.splat(0.0)) for _ in terms]
     with k.loop(row.begin, row.end) as e:
         if prefetch:
-            prefetch_rows(k, col, e + distance, prefetch)
+            prefetch(e)
         j = col[e]
         rows = {term.table: term.table.row(j) for term in terms}
         weights = {term.weight: term.weight(e) for term in terms}
@@ -95,7 +103,7 @@ def weighted_sum(
     col: Ints,
     terms: list[Term],
     *,
-    prefetch: list[tuple[Matrix, int]] | None = None,
+    prefetch: Callable[[Int], None] | None = None,
 ) -> list[Vec]:
     """The sums of `terms` over the edges of `row`, stretch by stretch."""
     totals = [k.variable(k.splat(0.0)) for _ in terms]
@@ -119,13 +127,13 @@ def store_field(
 def store_field_gradient(
     k: Kernel, row: Row, block: list[Chunk], atg: list[Vec], df: Matrix, *, needs_dalpha: bool
 ) -> None:
-    """`dx[j] = alpha · (atg − df[j])`, and the part's share of `dalpha = Σ_j x[j] (atg − df[j])`."""
+    """`dx[j] = alpha · (atg − df[j])`; the task's share of `dalpha = Σ_j x[j] · (atg − df[j])`."""
     for total, c in zip(atg, block, strict=True):
         net = total - _load(df.row(row.node), c)
         alpha = k.vector("alpha").at(c.start).load(c.lanes)
         k.matrix("dx").row(row.out).at(c.start).store(alpha * net, c.lanes)
         if needs_dalpha:
-            share = k.matrix("dalpha").row(row.part).at(c.start)
+            share = k.matrix("dalpha").row(row.task).at(c.start)
             x = _load(k.matrix("x").row(row.node), c)
             share.store(fma(x, net, share.load(c.lanes)), c.lanes)
 

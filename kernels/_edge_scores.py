@@ -1,8 +1,9 @@
 """Attention scores in registers: several edges and heads at once, and their softmax over a row.
 
 Lane `z · width + h` of a block of scores belongs to edge `z` of the block and head `h` of the
-group, `width` being the number of heads rounded up to a power of two: 4 heads make blocks of 4
-edges (float32). Their 16 dot products are added up together by one transposed sum.
+group. `width` is the number of heads rounded up to a power of two, and no less than makes
+BLOCK_EDGES edges a block: in float32, 1 to 4 heads make blocks of 4 edges, 8 heads of 2. The dot
+products of a block are added up together by one transposed sum.
 """
 
 from __future__ import annotations
@@ -15,18 +16,11 @@ import torch
 from torch import Tensor
 
 from grand_fast.kernels._cpu import Row, Work, sum_pieces
-from grand_fast.kernels._diffusion import PREFETCH_EDGES, prefetch_rows
-from grand_fast.kernels._simd import (
-    Chunk,
-    Floats,
-    Int,
-    Ints,
-    Kernel,
-    Matrix,
-    Vec,
+from grand_fast.kernels._diffusion import BLOCK_EDGES, ahead, prefetch_rows
+from grand_fast.kernels._simd import Chunk, Floats, Int, Ints, Kernel, Matrix, Vec, chunks
+from grand_fast.kernels._simd_math import (
     add,
     butterfly,
-    chunks,
     exp,
     fma,
     log,
@@ -83,7 +77,7 @@ class HeadGroup:
 
 def head_groups(k: Kernel, h: int, d_k: int) -> list[HeadGroup]:
     """All heads; more than a register has lanes make several groups."""
-    width = min(1 << (h - 1).bit_length(), k.lanes)
+    width = min(max(1 << (h - 1).bit_length(), k.lanes // BLOCK_EDGES), k.lanes)
     return [HeadGroup(k, i, min(width, h - i), d_k, width) for i in range(0, h, width)]
 
 
@@ -117,9 +111,9 @@ def block_scores(group: HeadGroup, own: list[list[Vec]], others: Sequence[Floats
 
 
 def prefetch_block(group: HeadGroup, col: Ints, e: Int, tables: list[tuple[Matrix, int]]) -> None:
-    """Ask for the rows of the block that lies PREFETCH_EDGES ahead."""
+    """Ask for what a later block gathers."""
     for z in range(group.edges):
-        prefetch_rows(group.kernel, col, e + PREFETCH_EDGES + z, tables)
+        prefetch_rows(col, ahead(group.kernel, e + z), tables)
 
 
 @dataclass(frozen=True)
@@ -139,11 +133,10 @@ class RowBuffer:
         return lambda e: self.at(e).at(lane).splat()
 
 
-def buffer_size(longest: int, h: int) -> int:
-    """Floats of a `RowBuffer` for rows of up to `longest` edges."""
-    widest_register = 16
-    width = min(1 << (h - 1).bit_length(), widest_register)
-    return (longest + widest_register) * width
+def buffer_size(longest: int) -> int:
+    """Floats that a `RowBuffer` needs for rows of up to `longest` edges, for any heads."""
+    most_lanes = 16  # of an edge, and of a block
+    return (longest + 1) * most_lanes
 
 
 def write_scores(

@@ -14,7 +14,6 @@ tail of a row of any length stays inside one masked instruction, and no array ne
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -401,100 +400,3 @@ def _first_lanes(k: Kernel, n: Int) -> ir.Value:
     counts = b.insert_element(ir.Constant(numbers, ir.Undefined), count, zero)
     counts = b.shuffle_vector(counts, counts, ir.Constant(numbers, [0] * k.lanes))
     return b.icmp_signed("<", ir.Constant(numbers, list(range(k.lanes))), counts)
-
-
-def fma(a: Vec, b: Vec, c: Vec) -> Vec:
-    """`a · b + c`, rounded once."""
-    k = a.kernel
-    name = f"llvm.fma.v{k.lanes}f{k.format.bits}"
-    return Vec(k, k.intrinsic(name, k.vector_type, [a.value, b.value, c.value]))
-
-
-def add(a: Vec, b: Vec) -> Vec:
-    """`a + b`, as a function."""
-    return a + b
-
-
-def maximum(a: Vec, b: Vec) -> Vec:
-    """The larger of the two in each lane; `b` where either is NaN."""
-    k = a.kernel
-    larger = k.builder.fcmp_ordered(">", a.value, b.value)
-    return Vec(k, k.builder.select(larger, a.value, b.value))
-
-
-def butterfly(vec: Vec, operation: Callable[[Vec, Vec], Vec], low: int, high: int) -> Vec:
-    """Combine lanes whose numbers differ in the bits `low`, 2·`low`, … below `high`."""
-    bit = low
-    while bit < high:
-        vec = operation(vec, vec.shuffle([i ^ bit for i in range(vec.kernel.lanes)]))
-        bit *= 2
-    return vec
-
-
-def transposed_sum(parts: Sequence[Callable[[], Vec]], lanes: int) -> Vec:
-    """Lane `l` holds the sum over all lanes of vector `l · n // lanes`; n is a power of two.
-
-    n reductions for about the price of one. The vectors come as functions, called when they are
-    first needed, so that only about log n of them are alive at a time.
-    """
-
-    def combine(members: Sequence[Callable[[], Vec]], bit: int) -> Vec:
-        if len(members) == 1:
-            return butterfly(members[0](), add, 1, 2 * bit)
-        half = len(members) // 2
-        # Members are halved by the top bit of their number, which becomes lane bit `bit`.
-        low = combine(members[:half], bit // 2)
-        high = combine(members[half:], bit // 2)
-        own = [i + (lanes if i & bit else 0) for i in range(lanes)]
-        partner = [i ^ bit for i in range(lanes)]
-        partner = [p + (lanes if i & bit else 0) for i, p in enumerate(partner)]
-        return low.shuffle(own, high) + low.shuffle(partner, high)
-
-    return combine(parts, lanes // 2)
-
-
-def exp(x: Vec) -> Vec:
-    """`e^x` for `x` up to about 80, to one rounding; a vanishing result may be 1e-37, not 0."""
-    k, f = x.kernel, x.kernel.format
-    b = k.builder
-    low = k.splat(f.exp_low)
-    below = b.fcmp_ordered("<", x.value, low.value)  # false for NaN, which passes through
-    x = Vec(k, b.select(below, low.value, x.value))
-    # Adding 1.5 · 2^mantissa rounds to an integer n and leaves it in the low bits of the sum.
-    shift = k.splat(1.5 * 2.0**f.mantissa)
-    shifted = fma(x, k.splat(math.log2(math.e)), shift)
-    n = shifted - shift
-    r = fma(n, k.splat(-_LN2_HIGH), x)
-    r = fma(n, k.splat(-_LN2_LOW), r)
-    p = k.splat(1.0 / math.factorial(f.exp_degree))
-    for i in reversed(range(f.exp_degree)):
-        p = fma(p, r, k.splat(1.0 / math.factorial(i)))
-    bits = ir.VectorType(ir.IntType(f.bits), k.lanes)
-    to_exponent = ir.Constant(bits, [f.mantissa] * k.lanes)
-    scale = b.shl(b.bitcast(shifted.value, bits), to_exponent)
-    return Vec(k, b.bitcast(b.add(b.bitcast(p.value, bits), scale), k.vector_type))
-
-
-_LN2_HIGH = 0.693145751953125  # 15 bits of ln 2: its product with an exponent is exact
-_LN2_LOW = math.log(2.0) - _LN2_HIGH
-
-
-def log(x: Vec) -> Vec:
-    """Natural logarithm of a normal `x > 0`, to about two roundings."""
-    k, f = x.kernel, x.kernel.format
-    b = k.builder
-    bits = ir.VectorType(ir.IntType(f.bits), k.lanes)
-    root_half = b.bitcast(k.splat(math.sqrt(0.5)).value, bits)
-    mantissa = ir.Constant(bits, [f.mantissa] * k.lanes)
-    x_bits = b.bitcast(x.value, bits)
-    n = b.ashr(b.sub(x_bits, root_half), mantissa)  # x = m · 2^n with m in [√½, √2)
-    m = Vec(k, b.bitcast(b.sub(x_bits, b.shl(n, mantissa)), k.vector_type))
-    one = k.splat(1.0)
-    t = (m - one) / (m + one)
-    t2 = t * t
-    series = k.splat(0.0)  # atanh(t) / t
-    for i in reversed(range(f.log_terms)):
-        series = fma(series, t2, k.splat(1.0 / (2 * i + 1)))
-    return fma(
-        Vec(k, b.sitofp(n, k.vector_type)), k.splat(math.log(2.0)), k.splat(2.0) * t * series
-    )

@@ -8,14 +8,20 @@ partial sums, which a join kernel adds in the order of its pieces: one writer pe
 repeatable.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# (functions under @triton.jit take values that Python's types cannot name)
+
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PIECE_EDGES = 256  # a hub of 13 000 edges takes 51 programs; its rounds of loads no longer show
 _WARP_BYTES = 32 * 16  # what one warp reads with one 128-bit load per lane
@@ -66,12 +72,14 @@ def plan(rowptr: Tensor, *, piece_edges: int = PIECE_EDGES) -> Work:
     )
 
 
-def launcher(function: Callable[..., Any]) -> Callable[..., Any]:
+def launcher(
+    function: Callable[Concatenate[Tensor, P], R],
+) -> Callable[Concatenate[Tensor, P], R]:
     """Run a launcher on the device of its first argument, which need not be the current one."""
 
     @functools.wraps(function)
-    def call(first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.cuda.device_of(first):
+    def call(first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
             return function(first, *args, **kwargs)
 
     return call
@@ -106,7 +114,8 @@ def value_width(d: int, score_columns: int, dtype: torch.dtype) -> int:
     With fewer lanes Triton would spread edges over the lanes that are left, and every sum over
     edges would become shuffles.
     """
-    return max(triton.next_power_of_2(d), min(score_columns, _WARP_BYTES // dtype.itemsize))
+    narrowest = min(score_columns, _WARP_BYTES // dtype.itemsize)
+    return max(int(triton.next_power_of_2(d)), narrowest)
 
 
 def head_widths(h: int, d_k: int) -> dict[str, int]:

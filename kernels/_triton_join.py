@@ -4,6 +4,9 @@ One program per split row adds the partial sums of its pieces in order, then wri
 program of a whole row would. Split rows are few, so these kernels are short and plain.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# (functions under @triton.jit take values that Python's types cannot name)
+
 import math
 
 import torch

@@ -44,11 +44,10 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
         q, k = (linear(x, w, b).view(n, shape.heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
         return x, q, k
 
-    def block(csr: Csr, edges: slice, core: Sequence[Tensor]) -> Tensor:
+    def reference(csr: Csr, core: Sequence[Tensor]) -> Tensor:
         x, q, k = core
         alpha = x.new_ones(d)
-        f, _ = attention_diffusion_fwd(x, q, k, alpha=alpha, beta=None, x0=None, csr=csr)
-        return f if edges.start == 0 else f + x  # −x counts once
+        return attention_diffusion_fwd(x, q, k, alpha=alpha, beta=None, x0=None, csr=csr)[0]
 
     sizes = {"n": n, "e": graph.num_edges, "d": d, "h": shape.heads, "d_k": shape.d_k}
     return Problem(
@@ -59,17 +58,22 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
         d_out=normal(n, d),
         cost=cost(**sizes, element_bytes=4),
         core=core,
-        block=block,
+        reference=reference,
     )
 
 
-def ours(problem: Problem) -> Function:
-    graph, n, heads = problem.graph, problem.graph.num_nodes, problem.shape.heads
+def packed_projection(problem: Problem, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x, and q and k as strided views of one product, not copied."""
+    x, w_q, b_q, w_k, b_k = inputs
+    qk = linear(x, torch.cat([w_q, w_k]), torch.cat([b_q, b_k]))
+    q, k = qk.view(x.shape[0], 2, problem.shape.heads, -1).unbind(1)
+    return x, q, k
 
-    def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
-        qk = linear(x, torch.cat([w_q, w_k]), torch.cat([b_q, b_k]))
-        q, k = qk.view(n, 2, heads, -1).unbind(1)  # strided views, not copied
-        return gf.ops.attention_diffusion(x, q, k, graph)
+
+def ours(problem: Problem) -> Function:
+    def function(*inputs: Tensor) -> Tensor:
+        x, q, k = packed_projection(problem, *inputs)
+        return gf.ops.attention_diffusion(x, q, k, problem.graph)
 
     return function
 

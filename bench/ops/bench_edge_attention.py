@@ -28,7 +28,7 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
     def normal() -> Tensor:
         return torch.randn(n, shape.heads, shape.d_k, generator=g) * std
 
-    def block(csr: Csr, edges: slice, core: Sequence[Tensor]) -> Tensor:
+    def reference(csr: Csr, core: Sequence[Tensor]) -> Tensor:
         return edge_attention_fwd(*core, mean_heads=False, csr=csr)[0]
 
     return Problem(
@@ -39,7 +39,8 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
         d_out=torch.randn(e, shape.heads, generator=g),
         cost=cost(n=n, e=e, h=shape.heads, d_k=shape.d_k, element_bytes=4),
         core=lambda q, k: (q * 1, k * 1),
-        block=block,
+        reference=reference,
+        edge_output=True,
     )
 
 

@@ -52,6 +52,12 @@ def fastest_product(arrays: GraphArrays, width: int) -> Product:
     return min(best, key=lambda product: best[product])
 
 
+def csr_product(x: Tensor, a: Tensor, arrays: GraphArrays, product: Product) -> Tensor:
+    """`A(a) x`, differentiable by `x` and `a`."""
+    y: Tensor = _CsrProduct.apply(x, a, arrays, product)
+    return y
+
+
 def row_dots(arrays: GraphArrays, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     """`scale · <left_i, right_j>` for each edge, [E]."""
     pattern = arrays.matrix(left.new_zeros(arrays.e))
@@ -59,9 +65,7 @@ def row_dots(arrays: GraphArrays, left: Tensor, right: Tensor, scale: float = 1.
     return dots.values().clone()  # torch.compile does not take a view of a sparse tensor
 
 
-class CsrProduct(AutogradFunction):
-    """`y = A(a) x`, differentiable by `x` and `a`."""
-
+class _CsrProduct(AutogradFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, arrays: GraphArrays, product: Product) -> Tensor:
         ctx.save_for_backward(x, a)

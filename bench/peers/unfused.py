@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from torch_geometric.utils import softmax
 
 from bench.peers.arrays import GraphArrays
-from bench.peers.sparse import CsrProduct, mkl
+from bench.peers.sparse import csr_product, mkl
 from bench.problem import Function, Problem, UnavailableError
 from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd
 from grand_fast.kernels.csr_diffusion.reference import csr_diffusion_fwd
@@ -56,7 +56,7 @@ def diffusion_by(attention: Callable[[Problem], Attention]) -> Callable[[Problem
 
         def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
             q, k = (linear(x, w, b).view(n, heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
-            return CsrProduct.apply(x, weights(q, k).mean(1), arrays, mkl(x.shape[1])) - x
+            return csr_product(x, weights(q, k).mean(1), arrays, mkl(x.shape[1])) - x
 
         return function
 

@@ -19,13 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._attention_backward import column_pass, row_pass
-from grand_fast.kernels._cpu import Compiled, each_row
+from grand_fast.kernels._cpu import Compiled, each_row, empty
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
     Term,
+    ahead,
     block_of,
     channel_blocks,
     finish_field,
+    prefetch_rows,
     store_field,
     store_partial,
     weighted_sum,
@@ -37,7 +39,7 @@ from grand_fast.kernels._edge_scores import (
     head_groups,
     softmax,
 )
-from grand_fast.kernels._simd import Kernel
+from grand_fast.kernels._simd import Chunk, Int, Kernel
 
 
 @lru_cache(maxsize=256)
@@ -63,18 +65,24 @@ def _attention_diffusion_fwd_kernel(
     scratch = k.matrix("scratch").row(k.thread)
     with each_row(k, pieces=step != "whole") as row:
         for group in head_groups(k, h, d_k):
-            scores = RowBuffer(
-                scratch.at(k.number("buffer")) if group.first else scratch, group, row
-            )
             weights = RowBuffer(scratch, group, row)
-            normaliser = softmax(group, row, q, key, col, lse, scores, [(key, h * d_k)], known=step == "sum")
+            further = scratch.at(k.number("buffer")) if group.first else scratch
+            scores = RowBuffer(further, group, row)
+            normaliser = softmax(
+                group, row, q, key, col, lse, scores, [(key, h * d_k)], known=step == "sum"
+            )
             mean = normaliser * group.of_heads(1.0 / h)
             with k.loop(row.begin, row.end, group.edges) as e:
                 w = group.over_heads(scores.at(e).load() * mean)
                 weights.at(e).store(w + weights.at(e).load() if group.first else w)
         for block in channel_blocks(d, k.lanes) if step != "lse" else []:
-            terms = [Term(x, c, weights.splat()) for c in block]
-            ax = weighted_sum(k, row, col, terms, prefetch=[block_of(x, block)])
+
+            def prefetch(e: Int, block: list[Chunk] = block) -> None:
+                prefetch_rows(col, ahead(k, e), [block_of(x, block)])
+
+            weight = weights.splat()
+            terms = [Term(x, c, weight) for c in block]
+            ax = weighted_sum(k, row, col, terms, prefetch=prefetch)
             if step == "sum":
                 store_partial(k, "partial", row, block, ax)
             else:
@@ -96,11 +104,11 @@ def attention_diffusion_fwd(
     n, d = x.shape
     _, h, d_k = q.shape
     work, has_source = csr.work, x0 is not None
-    f = torch.empty(n, d, dtype=x.dtype)
-    lse = torch.empty(n, h, dtype=x.dtype)
+    f = empty(n, d, dtype=x.dtype)
+    lse = empty(n, h, dtype=x.dtype)
     alpha = alpha.to(x.dtype)
     shape = (d, h, d_k, x.dtype, csr.col.dtype)
-    buffer = buffer_size(work.longest, h)
+    buffer = buffer_size(work.longest)
     arguments = {"x": x, "q": q, "k": k, "alpha": alpha, "f": f, "buffer": buffer}
     arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": csr.col.numel() - 1}
     if beta is not None and x0 is not None:
@@ -111,11 +119,11 @@ def attention_diffusion_fwd(
     )
     if work.hub_rows.numel():
         kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, step="lse")
-        partial_lse = torch.empty(work.piece_row.numel(), h, dtype=x.dtype)
+        partial_lse = empty(work.piece_row.numel(), h, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, lse=partial_lse, **arguments)
         lse[work.hub_rows] = combine_lse(partial_lse, work)
         kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, step="sum")
-        partial = torch.empty(work.piece_row.numel(), d, dtype=x.dtype)
+        partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, lse=lse, partial=partial, **arguments)
         finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0)
     return f, lse

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, each_row
+from grand_fast.kernels._cpu import Compiled, each_row, empty
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
-    PREFETCH_EDGES,
+    BLOCK_EDGES,
     Term,
+    ahead,
     block_of,
     channel_blocks,
     finish_field,
@@ -30,7 +31,8 @@ from grand_fast.kernels._diffusion import (
     store_partial,
     weighted_sum,
 )
-from grand_fast.kernels._simd import Int, Kernel, Vec, chunks, fma, transposed_sum
+from grand_fast.kernels._simd import Chunk, Int, Kernel, Vec, chunks
+from grand_fast.kernels._simd_math import fma, transposed_sum
 
 
 @lru_cache(maxsize=256)
@@ -45,8 +47,12 @@ def _csr_diffusion_fwd_kernel(
 
     with each_row(k, pieces=pieces) as row:
         for block in channel_blocks(d, k.lanes):
+
+            def prefetch(e: Int, block: list[Chunk] = block) -> None:
+                prefetch_rows(col, ahead(k, e), [block_of(x, block)])
+
             terms = [Term(x, c, weight) for c in block]
-            ax = weighted_sum(k, row, col, terms, prefetch=[block_of(x, block)])
+            ax = weighted_sum(k, row, col, terms, prefetch=prefetch)
             if pieces:
                 store_partial(k, "partial", row, block, ax)
             else:
@@ -66,8 +72,13 @@ def _csr_diffusion_bwd_dx_kernel(
 
     with each_row(k, pieces=pieces) as row:
         for block in channel_blocks(d, k.lanes):
+
+            def prefetch(e: Int, block: list[Chunk] = block) -> None:
+                prefetch_rows(col, ahead(k, e), [block_of(df, block)])
+                a.at(slot[ahead(k, e)]).prefetch(1)
+
             terms = [Term(df, c, weight) for c in block]
-            atg = weighted_sum(k, row, col, terms, prefetch=[block_of(df, block)])
+            atg = weighted_sum(k, row, col, terms, prefetch=prefetch)
             if pieces:
                 store_partial(k, "partial", row, block, atg)
             else:
@@ -88,9 +99,9 @@ def _csr_diffusion_bwd_da_kernel(
             alpha.at(c.start).load(c.lanes) * df.row(row.node).at(c.start).load(c.lanes)
             for c in channels
         ]
-        with k.loop(row.begin, row.end, k.lanes) as e:  # one edge per lane
-            for z in range(k.lanes):
-                prefetch_rows(k, col, e + z + PREFETCH_EDGES, [(x, d)])
+        with k.loop(row.begin, row.end, BLOCK_EDGES) as e:
+            for z in range(BLOCK_EDGES):
+                prefetch_rows(col, ahead(k, e + z), [(x, d)])
 
             def dot(z: int, e=e) -> Vec:
                 sender = x.row(col[(e + z).minimum(row.end - 1)])
@@ -99,8 +110,10 @@ def _csr_diffusion_bwd_da_kernel(
                     total = fma(g_c, sender.at(c.start).load(c.lanes), total)
                 return total
 
-            products = transposed_sum([lambda z=z: dot(z) for z in range(k.lanes)], k.lanes)
-            da.at(e).store_first(products, row.end - e)
+            products = transposed_sum([lambda z=z: dot(z) for z in range(BLOCK_EDGES)], k.lanes)
+            spread = k.lanes // BLOCK_EDGES  # lanes that hold the same edge's product
+            products = products.shuffle([i * spread % k.lanes for i in range(k.lanes)])
+            da.at(e).store_first(products, (row.end - e).minimum(BLOCK_EDGES))
     return Compiled(k)
 
 
@@ -116,7 +129,7 @@ def csr_diffusion_fwd(
     """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""
     n, d = x.shape
     work, has_source = csr.work, x0 is not None
-    f = torch.empty(n, d, dtype=x.dtype)
+    f = empty(n, d, dtype=x.dtype)
     alpha = alpha.to(x.dtype)
     arguments = {"x": x, "a": a, "col": csr.col, "rowptr": csr.rowptr, "alpha": alpha, "f": f}
     arguments["last_edge"] = csr.col.numel() - 1
@@ -127,7 +140,7 @@ def csr_diffusion_fwd(
         work, pieces=False, **arguments
     )
     if work.hub_rows.numel():
-        partial = torch.empty(work.piece_row.numel(), d, dtype=x.dtype)
+        partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
         kernel = _csr_diffusion_fwd_kernel(*shape, has_source=False, pieces=True)
         kernel(work, pieces=True, partial=partial, **arguments)
         finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0)
@@ -153,7 +166,7 @@ def csr_diffusion_bwd(
     arguments = {"df": df, "x": x, "a": a, "alpha": alpha, "last_edge": csr.col.numel() - 1}
     dx = da = dalpha = None
     if needs_da:
-        da = torch.empty_like(a)
+        da = empty(*a.shape, dtype=a.dtype)
         for pieces in (False, True):
             if not pieces or csr.work.hub_rows.numel():
                 _csr_diffusion_bwd_da_kernel(*shape, pieces=pieces)(
@@ -161,7 +174,7 @@ def csr_diffusion_bwd(
                 )
     if needs_dx or needs_dalpha:
         work = csr_t.work
-        dx = torch.empty(n, d, dtype=x.dtype)
+        dx = empty(n, d, dtype=x.dtype)
         shares = torch.zeros(work.bounds.numel() - 1, d, dtype=x.dtype)
         arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
         arguments |= {"dx": dx, "dalpha": shares}
@@ -170,7 +183,7 @@ def csr_diffusion_bwd(
         )
         dalpha = shares.sum(0)
         if work.hub_rows.numel():
-            partial = torch.empty(work.piece_row.numel(), d, dtype=x.dtype)
+            partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
             kernel = _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=False, pieces=True)
             kernel(work, pieces=True, partial=partial, **arguments)
             finish_field_gradient(dx, dalpha, partial, work, df=df, x=x, alpha=alpha)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._attention_backward import column_pass, row_pass
-from grand_fast.kernels._cpu import Compiled, Row, each_row
+from grand_fast.kernels._cpu import Compiled, Row, each_row, empty
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._edge_scores import (
     HeadGroup,
@@ -40,7 +40,7 @@ def _edge_attention_fwd_kernel(
     mean_heads: bool,
     step: Literal["whole", "lse", "weights"],
 ) -> Compiled:
-    """`whole` rows; or for pieces of long rows first their `lse`, then, lse known, the `weights`."""
+    """`whole` rows; or for pieces of long rows first `lse`, then, lse known, their `weights`."""
     k = Kernel(f"edge_attention_fwd_{step}", dtype, index)
     q, key, col, lse = k.matrix("q"), k.matrix("k"), k.indices("col"), k.matrix("lse")
     scratch = k.matrix("scratch").row(k.thread)
@@ -89,17 +89,17 @@ def edge_attention_fwd(
     """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `lse`."""
     n, h, d_k = q.shape
     e, work = csr.col.numel(), csr.work
-    a = torch.empty((e,) if mean_heads else (e, h), dtype=q.dtype)
-    lse = torch.empty(n, h, dtype=q.dtype)
+    a = empty(*((e,) if mean_heads else (e, h)), dtype=q.dtype)
+    lse = empty(n, h, dtype=q.dtype)
     shape = (h, d_k, q.dtype, csr.col.dtype)
-    buffer = buffer_size(work.longest, h)
+    buffer = buffer_size(work.longest)
     arguments = {"q": q, "k": k, "a": a}
     arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": e - 1}
     _edge_attention_fwd_kernel(*shape, mean_heads=mean_heads, step="whole")(
         work, pieces=False, scratch=buffer, lse=lse, **arguments
     )
     if work.hub_rows.numel():
-        partial_lse = torch.empty(work.piece_row.numel(), h, dtype=q.dtype)
+        partial_lse = empty(work.piece_row.numel(), h, dtype=q.dtype)
         kernel = _edge_attention_fwd_kernel(*shape, mean_heads=mean_heads, step="lse")
         kernel(work, pieces=True, scratch=buffer, lse=partial_lse, **arguments)
         lse[work.hub_rows] = combine_lse(partial_lse, work)

@@ -234,3 +234,15 @@ def test_plan(degrees):
         assert rows[first:last] == [row] * (last - first)
         begs = work.piece_beg[first:last].tolist()
         assert begs == sorted(begs)
+
+
+@pytest.mark.parametrize("operator", ("csr_diffusion", "attention_diffusion"))
+def test_a_nan_reaches_only_its_receivers(operator):
+    """Lanes past the end of a row point at node 0: they must not read it."""
+    graph = _graph("random")
+    inputs = _inputs(operator, graph, 5, 2, 3)
+    inputs["x"][0] = math.nan
+    got = _run(operator, graph, inputs, "gpu")["out"]
+    want = _run(operator, graph, inputs, "reference", torch.float64)["out"]
+    assert 0 < int(want.isnan().any(1).sum()) < graph.num_nodes
+    assert torch.equal(got.isnan(), want.isnan())

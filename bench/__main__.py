@@ -1,0 +1,121 @@
+"""`python -m bench SUITE`: chooses a suite, prints its tables, writes JSON and plots.
+
+Exit codes: 0 done, 1 a competitor disagrees with the reference, 2 bad arguments, 130 interrupted.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from bench import graphs, machine
+from bench.problem import PAPER_SHAPES, Shape
+from bench.report import Report
+from grand_fast.arguments import BAD_ARGUMENTS, OneLineParser, number, one_of
+
+SUITES = {"ops": "bench.ops.suite", "memory": "bench.memory", "scaling": "bench.scaling"}
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one suite; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    try:
+        options.shape = _shape(options)
+        _writable(options)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        report = Report(options.suite, machine.header(arguments) | {"graph": options.graph})
+        import_module(SUITES[options.suite]).run(options, report)
+    except (ValueError, OSError, machine.DoesNotFitError) as problem:
+        parser.exit(BAD_ARGUMENTS, f"{parser.prog}: {problem}\n")
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted, nothing written.", file=sys.stderr)
+        return INTERRUPTED
+    report.print_notes()
+    if options.json:
+        report.write(options.json)
+        print(f"\nWritten: {options.json}")
+    if options.out:
+        print(f"Plots: {options.out}")
+    return FAILED if report.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m bench",
+        description="Benchmarks of grand-fast against the ways to do the same without it.",
+        epilog="`python -m bench SUITE --help` explains a suite. Try: python -m bench ops "
+        "--graph random --quick",
+    )
+    suites = parser.add_subparsers(dest="suite", title="suites", metavar="SUITE", required=True)
+    for name, path in SUITES.items():
+        suite = import_module(path)
+        added = suites.add_parser(
+            name,
+            help=suite.SUMMARY,
+            description=f"Measure: {suite.SUMMARY}.",
+            epilog=suite.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_options(added)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    count = number(int, low=1)
+    main_shape = PAPER_SHAPES[0]
+    parser.add_argument(
+        "--graph",
+        type=one_of(list(graphs.GRAPHS)),
+        default="random",
+        metavar="|".join(graphs.GRAPHS),
+        help=f"arxiv: the real ogbn-arxiv graph from ${graphs.DATA_VARIABLE}; random: its size "
+        "and degrees, generated (default); local: numbered by community; grid",
+    )
+    parser.add_argument("--nodes", type=count, metavar="N", help="size of a generated graph")
+    for flag, default, text in (
+        ("--channels", main_shape.channels, "channels of the state, d"),
+        ("--heads", main_shape.heads, "attention heads, H"),
+        ("--attention-channels", main_shape.attention_channels, "d_att, of all heads together"),
+    ):
+        parser.add_argument(
+            flag, type=count, metavar="N", help=f"{text}; measures one shape (else {default})"
+        )
+    parser.add_argument("--rounds", type=count, metavar="N", help="interleaved rounds (default 9)")
+    parser.add_argument("--threads", type=count, metavar="N", help="default: torch's own choice")
+    parser.add_argument("--quick", action="store_true", help="one shape, few rounds, fast peers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="draw plots (PNG) into this folder")
+
+
+def _shape(options: argparse.Namespace) -> Shape | None:
+    """The shape asked for; None, meaning the suite's own, if no part of one is given."""
+    given = (options.channels, options.heads, options.attention_channels)
+    if given == (None, None, None):
+        return None
+    main_shape = PAPER_SHAPES[0]
+    defaults = (main_shape.channels, main_shape.heads, main_shape.attention_channels)
+    return Shape(*(value or default for value, default in zip(given, defaults, strict=True)))
+
+
+def _writable(options: argparse.Namespace) -> None:
+    """Fail before the work, not after it."""
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        with options.json.open("a"):
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""One measurement in a process of its own: peak memory, and the first call.
+
+Within one process neither can be had twice: pages are reused, and kernels stay compiled.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bench import graphs
+from bench.harness import timed
+from bench.problem import Competitor, Mode, Problem, Shape, runner
+
+# Enough to compile and load everything, too little to leave pages to be reused.
+TINY_NODES = 300
+
+
+def run(task: str, values: dict[str, Any], *, cache: str | None = None) -> dict[str, float]:
+    """Run a task below in a fresh process and return what it measured.
+
+    Args:
+        task: `"first_call"` or `"peak_memory"`.
+        values: its arguments; a `Shape` among them is passed on.
+        cache: the folder of compiled kernels, instead of the user's.
+
+    Raises:
+        RuntimeError: the process failed; its last line of output.
+    """
+    plain = {k: asdict(v) if isinstance(v, Shape) else v for k, v in values.items()}
+    environment = os.environ | ({"XDG_CACHE_HOME": cache} if cache else {})
+    result = subprocess.run(
+        [sys.executable, "-m", "bench.fresh", task, json.dumps(plain)],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        raise RuntimeError(last)
+    measured: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return measured
+
+
+def first_call(shape: Shape) -> dict[str, float]:
+    """Seconds of the first forward+backward of `attention_diffusion`, on a tiny graph."""
+    module = import_module("bench.ops.bench_attention_diffusion")
+    problem = module.setup(graphs.load("random", nodes=TINY_NODES), shape)
+    call = runner(module.ours(problem), problem, "forward+backward")
+    return {"seconds": timed(call)}
+
+
+def peak_memory(
+    op: str, competitor: str, mode: Mode, shape: Shape, graph: str, nodes: int | None
+) -> dict[str, float]:
+    """Bytes above inputs and graph at the peak of one call."""
+    module = import_module(f"bench.ops.bench_{op}")
+    chosen: Competitor = next(c for c in module.COMPETITORS if c.name == competitor)
+    tiny = module.setup(graphs.load("random", nodes=TINY_NODES), shape)
+    for each in ("forward", "forward+backward"):
+        runner(chosen.make(tiny), tiny, each)()
+    problem: Problem = module.setup(graphs.load(graph, nodes=nodes), shape)
+    call = runner(chosen.make(problem), problem, mode)
+    gc.collect()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
+    call()
+    return {"bytes": _status("VmHWM") - before}
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.fresh")
+    parser.add_argument("task", choices=["first_call", "peak_memory"])
+    parser.add_argument("values", type=json.loads)
+    options = parser.parse_args()
+    shape = Shape(**options.values.pop("shape"))
+    task = {"first_call": first_call, "peak_memory": peak_memory}[options.task]
+    print(json.dumps(task(shape=shape, **options.values)))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,96 @@
+"""The suite `memory`: peak memory above the inputs, every competitor in a process of its own."""
+
+import argparse
+
+from bench import fresh, graphs, machine
+from bench.check import check, expected
+from bench.ops import bench_attention_diffusion as bench_op
+from bench.plots import plot_memory_per_shape
+from bench.problem import MODES, PAPER_SHAPES, Problem, Shape, UnavailableError
+from bench.progress import Progress
+from bench.report import Report, Row, print_table
+from grand_fast import Graph
+
+SUMMARY = "peak memory of attention_diffusion above its inputs, against its peers"
+EPILOG = """\
+Each competitor runs once on a tiny graph (kernels compile), then once on the graph asked for, in a
+fresh process of its own; the peak is the kernel's VmHWM less the resident size before the call, in
+which inputs and graph stand already. Linux only. Results are checked against the float64 reference
+in the first process.
+"""
+OURS = "grand-fast"
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Measure, print as it comes, and fill `report`."""
+    graph = graphs.load(options.graph, nodes=options.nodes)
+    shapes = [options.shape] if options.shape else list(PAPER_SHAPES)
+    if options.quick:
+        shapes = shapes[:1]
+    progress = Progress(len(shapes))
+    for shape in shapes:
+        rows = []
+        for name in _checked(graph, shape, report, progress):
+            for mode in MODES:
+                progress.say(f"{shape}: {name}, {mode}")
+                task = {"op": "attention_diffusion", "competitor": name, "mode": mode,
+                        "shape": shape, "graph": options.graph, "nodes": options.nodes}  # fmt: skip
+                bytes_above = fresh.run("peak_memory", task)["bytes"]
+                rows.append(
+                    {
+                        "op": "attention_diffusion",
+                        "graph": options.graph,
+                        "shape": str(shape),
+                        "competitor": name,
+                        "mode": mode,
+                        "peak_bytes": bytes_above,
+                    }
+                )
+        _over_ours(rows, report)
+        report.rows += rows
+        progress.done()
+        _print(f"{shape}, {graph}", rows)
+    progress.close()
+    if options.out:
+        plot_memory_per_shape(report.rows, options.out / "memory_per_shape.png")
+
+
+def _checked(graph: Graph, shape: Shape, report: Report, progress: Progress) -> list[str]:
+    """The competitors that fit into memory and agree with the reference."""
+    problem: Problem = bench_op.setup(graph, shape)
+    progress.say(f"{shape}: reference")
+    want = expected(problem)
+    names = []
+    for competitor in bench_op.COMPETITORS:
+        name = f"{shape}: {competitor.name}"
+        progress.say(f"{name}: check")
+        try:
+            machine.require_memory(name, competitor.bytes_needed(problem))
+            function = competitor.make(problem)
+            if competitor.exact:
+                check(competitor.name, function, problem, want)
+            names.append(competitor.name)
+        except (UnavailableError, machine.DoesNotFitError) as reason:
+            report.skipped.append(f"{name}: {reason}")
+        except AssertionError as difference:
+            report.failed.append(f"{shape}: {difference}")
+    return names
+
+
+def _over_ours(rows: list[Row], report: Report) -> None:
+    ours = {row["mode"]: row["peak_bytes"] for row in rows if row["competitor"] == OURS}
+    for row in rows:
+        if row["competitor"] != OURS and row["mode"] in ours:
+            row["ours_over_this"] = ours[row["mode"]] / row["peak_bytes"]
+            name = f"{row['shape']} {row['mode']}: ours over {row['competitor']}"
+            report.figure(name, row["ours_over_this"], "×")
+
+
+def _print(title: str, rows: list[Row]) -> None:
+    by_name: dict[str, list[str]] = {}
+    for row in rows:
+        cells = by_name.setdefault(row["competitor"], [row["competitor"]])
+        ratio = row.get("ours_over_this")
+        cells += [f"{row['peak_bytes'] / 1e6:.0f}", f"{ratio:.3f}×" if ratio else ""]
+    head = ["", "forward MB", "ours over it", "forward+backward MB", "ours over it"]
+    print_table(f"peak above inputs, d/H/d_att = {title}", head, by_name.values())

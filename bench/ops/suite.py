@@ -1,0 +1,182 @@
+"""The suite `ops`: every operator against its peers and against the floor of memory."""
+
+import argparse
+from types import ModuleType
+
+from bench import floor, graphs, machine
+from bench.check import check, expected
+from bench.harness import interleave, timed
+from bench.ops import bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention, passes
+from bench.plots import plot_time_per_shape
+from bench.problem import (
+    MODES,
+    PAPER_SHAPES,
+    Competitor,
+    Function,
+    Problem,
+    Shape,
+    UnavailableError,
+    runner,
+)
+from bench.progress import Progress
+from bench.report import Report, Row, milliseconds, print_table
+from grand_fast import Graph
+
+SUMMARY = "time of every operator against its peers and against the floor of memory"
+EPILOG = """\
+For each shape, output and gradients of every competitor are checked against the float64 reference;
+then all are timed in interleaved rounds, forward and forward+backward apart. Without --channels,
+--heads and --attention-channels there are six shapes, four of them tuned by the paper. Peers that
+take seconds run on the first shape only.
+
+Times are milliseconds: median [10th-90th percentile]. GB/s are the bytes of the forward operator,
+no row reused, over its time; caches can lift them above the copy bandwidth. The floor is the time
+to read the rows that the edges name, doing nothing with them, and of the projections.
+"""
+OURS = "grand-fast"
+# Their ratio to ours is a figure of its own.
+RIVALS = ("sampled_addmm + CSR", "released sequence", "torch.sparse (MKL)")
+SLOW = ("released sequence", "index_select + softmax(ptr)", "torch.compile",
+        "TransformerConv (nearest)", "index_add")  # fmt: skip
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Measure, print as it comes, and fill `report`."""
+    graph = graphs.load(options.graph, nodes=options.nodes)
+    shapes = [options.shape] if options.shape else list(PAPER_SHAPES)
+    if options.quick:
+        shapes = shapes[:1]
+        report.skipped.append(f"with --quick: {', '.join(SLOW)}; the first call.")
+    for shape in shapes:
+        machine.require_memory(f"ops {shape}", bytes_needed(graph, shape))
+    problems = [(bench_attention_diffusion, shape) for shape in shapes]
+    problems += [(bench_csr_diffusion, shapes[0]), (bench_edge_attention, shapes[0])]
+    rounds = options.rounds or (3 if options.quick else 9)
+    progress = Progress(len(problems) + 2)
+    for module, shape in problems:
+        slow = shape == shapes[0] and not options.quick
+        competitors = [c for c in module.COMPETITORS if slow or c.name not in SLOW]
+        _compare(module, graph, shape, competitors, rounds, report, progress)
+    passes.run(graph, shapes[0], rounds, report, progress, quick=options.quick)
+    progress.close()
+    if options.out:
+        rows = [row for row in report.rows if row["op"] == "attention_diffusion"]
+        plot_time_per_shape(rows, options.out / "ops_time_per_shape.png")
+
+
+def bytes_needed(graph: Graph, shape: Shape) -> int:
+    """Inputs, gradients and our own working memory, in float32 and for the check in float64."""
+    per_node = 3 * shape.channels + 4 * shape.attention_channels
+    return graph.num_nodes * per_node * (4 + 8) + graph.num_edges * 32
+
+
+def _compare(
+    module: ModuleType,
+    graph: Graph,
+    shape: Shape,
+    competitors: list[Competitor],
+    rounds: int,
+    report: Report,
+    progress: Progress,
+) -> None:
+    """Check, time and print the competitors on one shape."""
+    problem = module.setup(graph, shape)
+    progress.say(f"{problem.op} {shape}: reference")
+    want = expected(problem)
+    functions, first_call = {}, {}
+    for competitor in competitors:
+        name = f"{problem.op} {shape}: {competitor.name}"
+        progress.say(f"{name}: check")
+        try:
+            machine.require_memory(name, competitor.bytes_needed(problem))
+            function = competitor.make(problem)
+            first_call[competitor.name] = timed(runner(function, problem, "forward+backward"))
+            if competitor.exact:
+                check(competitor.name, function, problem, want)
+            functions[competitor.name] = function
+        except (UnavailableError, machine.DoesNotFitError) as reason:
+            report.skipped.append(f"{name}: {reason}")
+        except AssertionError as difference:
+            report.failed.append(f"{problem.op} {shape}: {difference}")
+    del want
+    rows = _time(problem, functions, rounds, report, progress)
+    for row in rows:
+        row |= {"graph": report.header["graph"], "first_call_s": first_call[row["competitor"]]}
+    _over_ours(rows, report)
+    report.rows += rows
+    progress.done()
+    _print(problem, rows)
+
+
+def _time(
+    problem: Problem,
+    functions: dict[str, Function],
+    rounds: int,
+    report: Report,
+    progress: Progress,
+) -> list[Row]:
+    calls = {
+        (f"{name}|{mode}"): runner(function, problem, mode)
+        for name, function in functions.items()
+        for mode in MODES
+    }
+    beside = {"copy": machine.copy_call()} | floor.calls(problem)
+    timings = interleave(calls | beside, rounds=rounds, tick=progress.say)
+    copy = 2 * machine.COPY_BYTES / timings["copy"].median
+    floors = floor.seconds({name: timings[name] for name in beside})
+    machine_rows = report.header.setdefault("machine", [])
+    machine_rows.append({"shape": str(problem.shape), "op": problem.op, "copy_gb_per_s": copy / 1e9}
+                        | {f"{name}_s": timings[name].median for name in beside})  # fmt: skip
+    rows = []
+    for key in calls:
+        name, mode = key.split("|")
+        row = {
+            "op": problem.op,
+            "shape": str(problem.shape),
+            "competitor": name,
+            "mode": mode,
+            "nodes": problem.graph.num_nodes,
+            "edges": problem.graph.num_edges,
+            **timings[key].record(),
+            "floor_s": floors[mode],
+        }
+        if mode == "forward":
+            row["gb_per_s"] = problem.cost.bytes_max / row["median_s"] / 1e9
+            row["copy_percent"] = 100 * problem.cost.bytes_max / row["median_s"] / copy
+        rows.append(row)
+    return rows
+
+
+def _over_ours(rows: list[Row], report: Report) -> None:
+    """Each time over ours; against the rivals, as figures too."""
+    ours = {row["mode"]: row["median_s"] for row in rows if row["competitor"] == OURS}
+    for row in rows:
+        if row["mode"] in ours:
+            row["over_ours"] = row["median_s"] / ours[row["mode"]]
+            if row["competitor"] in RIVALS:
+                name = f"{row['op']} {row['shape']} {row['mode']}: {row['competitor']} over ours"
+                report.figure(name, row["over_ours"], "×")
+
+
+def _print(problem: Problem, rows: list[Row]) -> None:
+    head = ["", "forward ms", "over ours", "forward+backward ms", "over ours", "GB/s", "% of copy",
+            "first call s"]  # fmt: skip
+    cells = []
+    forward, both = ([row for row in rows if row["mode"] == mode] for mode in MODES)
+    for f, b in zip(forward, both, strict=True):
+        cells.append(
+            [
+                f["competitor"],
+                milliseconds(f),
+                f"{f['over_ours']:.2f}×" if "over_ours" in f else "",
+                milliseconds(b),
+                f"{b['over_ours']:.2f}×" if "over_ours" in b else "",
+                f"{f['gb_per_s']:.1f}",
+                f"{f['copy_percent']:.0f}",
+                f"{f['first_call_s']:.2f}",
+            ]
+        )
+    if rows:
+        floors = [f"{row['floor_s'] * 1e3:.1f}" for row in (forward[0], both[0])]
+        cells.append(["floor", floors[0], "", floors[1], "", "", "", ""])
+    print_table(f"{problem.op}, d/H/d_att = {problem.shape}, {problem.graph}", head, cells)

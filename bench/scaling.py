@@ -1,0 +1,108 @@
+"""The suite `scaling`: time per edge as the graph grows out of the caches."""
+
+import argparse
+
+from bench import graphs, machine
+from bench.check import check, expected
+from bench.harness import interleave
+from bench.ops import bench_attention_diffusion, bench_csr_diffusion
+from bench.ops.passes import attention_passes, csr_passes
+from bench.plots import plot_time_per_edge
+from bench.problem import Shape
+from bench.progress import Progress
+from bench.report import Report, Row, print_table
+from grand_fast import Graph
+
+SUMMARY = "time per edge against the size of the graph, random and community order"
+EPILOG = """\
+Graphs have arxiv's degrees, `random` without any locality and `local` numbered by community, from
+10^5 edges to 6·10^7 (--quick: 10^6). The shape is 64/2/32 unless given. Sizes that do not fit
+into memory are refused before anything is measured.
+"""
+DEFAULT_SHAPE = Shape(64, 2, 32)
+EDGES = (100_000, 1_000_000, 10_000_000, 60_000_000)
+QUICK_EDGES = (100_000, 1_000_000)
+# The reference in float64 is run up to here; beyond, the same kernels meet only more rows.
+CHECK_UP_TO = 1_000_000
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Measure, print as it comes, and fill `report`."""
+    shape = options.shape or DEFAULT_SHAPE
+    sizes = QUICK_EDGES if options.quick else EDGES
+    if options.nodes:
+        sizes = (round(options.nodes * graphs.edges_per_node()),)
+    for edges in sizes:
+        machine.require_memory(f"scaling to {edges:.0e} edges", bytes_needed(edges, shape))
+    kinds = ("random", "local") if options.graph in ("arxiv", "random") else (options.graph,)
+    progress = Progress(len(kinds) * len(sizes))
+    for kind in kinds:
+        rows = []
+        for edges in sizes:
+            progress.say(f"{kind}, {edges:.0e} edges: graph")
+            graph = graphs.load(kind, nodes=round(edges / graphs.edges_per_node()))
+            if edges <= CHECK_UP_TO:
+                _check(graph, shape)
+            rows += _time(graph, kind, shape, options.rounds or 5, progress)
+            progress.done()
+        report.rows += rows
+        _print(kind, shape, rows)
+        _figures(kind, rows, report)
+    progress.close()
+    if options.out:
+        plot_time_per_edge(report.rows, options.out / "scaling_time_per_edge.png")
+
+
+def bytes_needed(edges: int, shape: Shape) -> int:
+    """At the peak of building the graph or of a backward pass, whichever is more."""
+    nodes = edges / graphs.edges_per_node()
+    build = edges * 8 * 8  # 64-bit keys, their sorted copies and permutations
+    passes = edges * 4 * 8 + nodes * 4 * (6 * shape.channels + 5 * shape.attention_channels)
+    return round(max(build, passes))
+
+
+def _check(graph: Graph, shape: Shape) -> None:
+    for module in (bench_attention_diffusion, bench_csr_diffusion):
+        problem = module.setup(graph, shape)
+        check("grand-fast", module.ours(problem), problem, expected(problem))
+
+
+def _time(graph: Graph, kind: str, shape: Shape, rounds: int, progress: Progress) -> list[Row]:
+    calls = attention_passes(graph, shape) | csr_passes(graph, shape.channels)
+    calls["row gather floor"] = machine.gather_call(graph, shape.channels)
+    timings = interleave(calls, rounds=rounds, tick=progress.say)
+    return [
+        {
+            "op": "scaling",
+            "graph": kind,
+            "shape": str(shape),
+            "competitor": name,
+            "nodes": graph.num_nodes,
+            "edges": graph.num_edges,
+            **timing.record(),
+            "ns_per_edge": timing.median * 1e9 / graph.num_edges,
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def _by_pass(rows: list[Row]) -> dict[str, list[Row]]:
+    passes: dict[str, list[Row]] = {}
+    for row in rows:
+        passes.setdefault(row["competitor"], []).append(row)
+    return passes
+
+
+def _print(kind: str, shape: Shape, rows: list[Row]) -> None:
+    passes = _by_pass(rows)
+    head = ["ns per edge", *(f"E = {r['edges']:.2g}" for r in next(iter(passes.values())))]
+    cells = [[name, *(f"{r['ns_per_edge']:.1f}" for r in rs)] for name, rs in passes.items()]
+    print_table(f"{kind}, d/H/d_att = {shape}", head, cells)
+
+
+def _figures(kind: str, rows: list[Row], report: Report) -> None:
+    for name, sizes in _by_pass(rows).items():
+        small, large = sizes[0], sizes[-1]
+        growth = large["ns_per_edge"] / small["ns_per_edge"]
+        sizes_text = f"{large['edges']:.0e} edges over {small['edges']:.0e}"
+        report.figure(f"{kind}: {name}, ns per edge, {sizes_text}", growth, "×")
