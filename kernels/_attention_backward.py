@@ -274,6 +274,7 @@ def column_pass(
     df: Tensor | None = None,
     x: Tensor | None = None,
     alpha: Tensor | None = None,
+    df_scale: float = 0.0,
     da: Tensor | None = None,
     needs_dalpha: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -293,6 +294,7 @@ def column_pass(
     if x is not None:
         dx = empty(n, d, dtype=q.dtype)
         shares = torch.zeros(work.bounds.numel() - 1, d, dtype=q.dtype)
+        arguments["df_scale"] = torch.tensor([df_scale], dtype=q.dtype)
     switches = {"source": source, "needs_dk": dk is not None}
     kernel = _column_kernel(*shape, **switches, needs_dalpha=needs_dalpha, pieces=False)
     outputs = {"dk": dk, "dx": dx, "dalpha": shares}
@@ -309,7 +311,9 @@ def column_pass(
         if dk is not None:
             dk[work.hub_rows] = sum_pieces(partial_dk, work)
         if dx is not None:
-            finish_field_gradient(dx, dalpha, partial, work, df=df, x=x, alpha=alpha)
+            finish_field_gradient(
+                dx, dalpha, partial, work, df=df, x=x, alpha=alpha, df_scale=df_scale
+            )
     return dk, dx, dalpha if needs_dalpha else None
 
 

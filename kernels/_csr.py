@@ -1,9 +1,13 @@
 """The graph arrays and the cost record that every launcher shares."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+# Tensors that a launcher adds to its result in the same pass, each with its scale
+Add = Sequence[tuple[float, Tensor]]
 
 
 class Csr(NamedTuple):

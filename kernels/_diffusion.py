@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from grand_fast.kernels._cpu import Row, Work, sum_pieces
+from grand_fast.kernels._csr import Add
 from grand_fast.kernels._simd import (
     Chunk,
     Floats,
@@ -25,6 +27,14 @@ BLOCK_EDGES = 4  # edges whose products are added up together; more would be idl
 SUM_EDGES = 128  # summed on their own first: the rounding errors of a long row then stay small
 PREFETCH_EDGES = 16  # how far ahead rows are asked for: about the latency of memory
 _PREFETCH_ELEMENTS = 256  # of a row; the hardware follows a longer one by itself
+
+
+def add_arguments(add: Add, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The arguments of `store_field` that hold `add`."""
+    if not add:
+        return {}
+    scales = torch.tensor([scale for scale, _ in add], dtype=dtype)
+    return {"add_scale": scales} | {f"add_{s}": y for s, (_, y) in enumerate(add)}
 
 
 def channel_blocks(d: int, lanes: int) -> list[list[Chunk]]:
@@ -113,25 +123,41 @@ def weighted_sum(
 
 
 def store_field(
-    k: Kernel, row: Row, block: list[Chunk], ax: list[Vec], x: Matrix, *, has_source: bool
+    k: Kernel,
+    row: Row,
+    block: list[Chunk],
+    ax: list[Vec],
+    x: Matrix,
+    *,
+    has_source: bool,
+    n_add: int,
 ) -> None:
-    """`f[i] = alpha · (ax − x[i]) + beta · x0[i]`."""
+    """`f[i] = alpha · (ax − x[i]) + beta · x0[i] + Σ_s add_scale[s] · add_s[i]`."""
     for total, c in zip(ax, block, strict=True):
         f = k.vector("alpha").at(c.start).load(c.lanes) * (total - _load(x.row(row.node), c))
         if has_source:
             beta, x0 = k.vector("beta").at(c.start), k.matrix("x0").row(row.node)
             f = fma(beta.load(c.lanes), _load(x0, c), f)
+        for s in range(n_add):
+            y = k.matrix(f"add_{s}").row(row.node)
+            f = fma(k.vector("add_scale").at(s).splat(), _load(y, c), f)
         k.matrix("f").row(row.out).at(c.start).store(f, c.lanes)
 
 
 def store_field_gradient(
     k: Kernel, row: Row, block: list[Chunk], atg: list[Vec], df: Matrix, *, needs_dalpha: bool
 ) -> None:
-    """`dx[j] = alpha · (atg − df[j])`; the task's share of `dalpha = Σ_j x[j] · (atg − df[j])`."""
+    """`dx[j] = alpha · (atg − df[j]) + df_scale · df[j]`, `dalpha = Σ_j x[j] · (atg − df[j])`.
+
+    A task adds up its own share of `dalpha`.
+    """
+    df_scale = k.vector("df_scale").splat()
     for total, c in zip(atg, block, strict=True):
-        net = total - _load(df.row(row.node), c)
+        own = _load(df.row(row.node), c)
+        net = total - own
         alpha = k.vector("alpha").at(c.start).load(c.lanes)
-        k.matrix("dx").row(row.out).at(c.start).store(alpha * net, c.lanes)
+        dx = fma(df_scale, own, alpha * net)
+        k.matrix("dx").row(row.out).at(c.start).store(dx, c.lanes)
         if needs_dalpha:
             share = k.matrix("dalpha").row(row.task).at(c.start)
             x = _load(k.matrix("x").row(row.node), c)
@@ -153,12 +179,15 @@ def finish_field(
     alpha: Tensor,
     beta: Tensor | None,
     x0: Tensor | None,
+    add: Add,
 ) -> None:
     """`store_field` for the long rows, from the sums of their pieces `[pieces, d]`."""
     hubs = work.hub_rows
     field = alpha * (sum_pieces(partial, work) - x[hubs])
     if beta is not None and x0 is not None:
         field += beta * x0[hubs]
+    for scale, y in add:
+        field += scale * y[hubs]
     f[hubs] = field
 
 
@@ -171,11 +200,12 @@ def finish_field_gradient(
     df: Tensor,
     x: Tensor,
     alpha: Tensor,
+    df_scale: float,
 ) -> None:
     """`store_field_gradient` for the long rows, from the sums of their pieces `[pieces, d]`."""
     hubs = work.hub_rows
     net = sum_pieces(partial, work) - df[hubs]
-    dx[hubs] = alpha * net
+    dx[hubs] = alpha * net + df_scale * df[hubs]
     dalpha += (x[hubs] * net).sum(0)
 
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton import (
     head_columns,
     head_widths,
@@ -337,3 +337,9 @@ def dq_part(q: Float[Tensor, "N H d_k"], csr: Csr) -> Float[Tensor, "P W"]:
     widths = head_widths(q.shape[1], q.shape[2])
     columns = widths["BLOCK_H"] * (2 * widths["BLOCK_K"] + 3)
     return torch.empty((csr.work.n_split, columns), dtype=torch.float32, device=q.device)
+
+
+def add_in_place(f: Tensor, add: Add) -> None:
+    """`f += Σ_s c_s y_s`, in passes of their own, each rounded to the dtype of `f`."""
+    for scale, y in add:
+        f.add_(y, alpha=scale)

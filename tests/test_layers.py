@@ -52,9 +52,9 @@ def test_imports_follow_the_arrows(path):
             if layer in ("kernels", "graph", "solvers"):
                 assert parts[1] in ALLOWED[layer], f"{layer} imports {name}"
         if parts[0] == "triton":
-            assert path.name in ("gpu.py", "_triton.py"), f"{path.name} imports Triton"
+            assert path.name == "gpu.py" or path.name.startswith("_triton"), f"{path.name} imports Triton"
         if parts[0] in ("numba", "llvmlite"):
-            assert layer == "kernels" and path.name not in ("gpu.py", "_triton.py", "reference.py")
+            assert layer == "kernels" and path.name not in ("gpu.py", "reference.py")
 
 
 def test_only_the_dispatcher_names_backends():

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from grand_fast.kernels._csr import Add
 from grand_fast.ops._checks import check_tensor, message
-
-Add = Sequence[tuple[float, Tensor]]
 
 
 def check_add(op: str, add: Any, x: Tensor) -> tuple[float, tuple[float, ...], list[Tensor]]:

@@ -8,7 +8,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from grand_fast.graph import Graph
-from grand_fast.ops._add import Add, check_add, gradients, pairs
+from grand_fast.kernels._csr import Add
+from grand_fast.ops._add import check_add, gradients, pairs
 from grand_fast.ops._checks import (
     channel_vector,
     check_choice,

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from grand_fast.kernels._attention_backward import column_pass, row_pass
 from grand_fast.kernels._cpu import Compiled, each_row, empty
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
     Term,
+    add_arguments,
     ahead,
     block_of,
     channel_blocks,
@@ -51,6 +52,7 @@ def _attention_diffusion_fwd_kernel(
     index: torch.dtype,
     *,
     has_source: bool,
+    n_add: int,
     step: Literal["whole", "lse", "sum"],
 ) -> Compiled:
     """`whole` rows; or for pieces of long rows first their `lse`, then, lse known, their `sum`."""
@@ -86,7 +88,7 @@ def _attention_diffusion_fwd_kernel(
             if step == "sum":
                 store_partial(k, "partial", row, block, ax)
             else:
-                store_field(k, row, block, ax, x, has_source=has_source)
+                store_field(k, row, block, ax, x, has_source=has_source, n_add=n_add)
     return Compiled(k)
 
 
@@ -98,6 +100,7 @@ def attention_diffusion_fwd(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Add = (),
     csr: Csr,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
     """The vector field `f`, and `lse` of the scores."""
@@ -114,18 +117,19 @@ def attention_diffusion_fwd(
     if beta is not None and x0 is not None:
         beta = beta.to(x.dtype)
         arguments |= {"beta": beta, "x0": x0}
-    _attention_diffusion_fwd_kernel(*shape, has_source=has_source, step="whole")(
+    arguments |= add_arguments(add, x.dtype)
+    _attention_diffusion_fwd_kernel(*shape, has_source=has_source, n_add=len(add), step="whole")(
         work, pieces=False, scratch=2 * buffer, lse=lse, **arguments
     )
     if work.hub_rows.numel():
-        kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, step="lse")
+        kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, n_add=0, step="lse")
         partial_lse = empty(work.piece_row.numel(), h, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, lse=partial_lse, **arguments)
         lse[work.hub_rows] = combine_lse(partial_lse, work)
-        kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, step="sum")
+        kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, n_add=0, step="sum")
         partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, lse=lse, partial=partial, **arguments)
-        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0)
+        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0, add=add)
     return f, lse
 
 
@@ -137,6 +141,7 @@ def attention_diffusion_bwd(
     k: Float[Tensor, "N H d_k"],
     lse: Float[Tensor, "N H"],
     alpha: Float[Tensor, " d"],
+    df_scale: float = 0.0,
     csr: Csr,
     csr_t: Csr,
     needs_dqk: bool,
@@ -148,7 +153,16 @@ def attention_diffusion_bwd(
     if needs_dqk:
         dq, lse, delta = row_pass(q, k, lse=lse, csr=csr, df=df, x=x, alpha=alpha)
     dk, dx, dalpha = column_pass(
-        q, k, lse=lse, delta=delta, csr_t=csr_t, df=df, x=x, alpha=alpha, needs_dalpha=needs_dalpha
+        q,
+        k,
+        lse=lse,
+        delta=delta,
+        csr_t=csr_t,
+        df=df,
+        x=x,
+        alpha=alpha,
+        df_scale=df_scale,
+        needs_dalpha=needs_dalpha,
     )
     assert dx is not None
     return dx, dq, dk, dalpha

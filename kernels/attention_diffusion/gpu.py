@@ -31,7 +31,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton import (
     by_head,
     edge_dot,
@@ -49,6 +49,7 @@ from grand_fast.kernels._triton import (
     value_width,
 )
 from grand_fast.kernels._triton_join import (
+    add_in_place,
     dq_part,
     join_diffusion,
     join_dk,
@@ -299,6 +300,7 @@ def attention_diffusion_fwd(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Add = (),
     csr: Csr,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
     """The vector field `f`, and `lse` of the scores."""
@@ -337,6 +339,7 @@ def attention_diffusion_fwd(
         **_blocks(d, h, d_k, x.dtype, "fwd"),
     )
     join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, csr=csr, is_scaled=True)
+    add_in_place(f, add)
     return f, lse
 
 
@@ -349,6 +352,7 @@ def attention_diffusion_bwd(
     k: Float[Tensor, "N H d_k"],
     lse: Float[Tensor, "N H"],
     alpha: Float[Tensor, " d"],
+    df_scale: float = 0.0,
     csr: Csr,
     csr_t: Csr,
     needs_dqk: bool,
@@ -370,6 +374,8 @@ def attention_diffusion_bwd(
     if needs_dalpha:
         dalpha = (x.float() * dx).sum(0)
         dx = (alpha * dx).to(x.dtype)
+    if df_scale:
+        add_in_place(dx, [(df_scale, df)])
     return dx, dq, dk, dalpha
 
 

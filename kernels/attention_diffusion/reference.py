@@ -4,12 +4,10 @@
 The paper's equations 2 and 10. Plain PyTorch: `edge_attention`, then `csr_diffusion`.
 """
 
-from collections.abc import Sequence
-
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Cost, Csr
+from grand_fast.kernels._csr import Add, Cost, Csr
 from grand_fast.kernels.csr_diffusion.reference import csr_diffusion_fwd
 from grand_fast.kernels.edge_attention.reference import edge_attention_fwd
 
@@ -22,7 +20,7 @@ def attention_diffusion_fwd(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
-    add: Sequence[tuple[float, Tensor]] = (),
+    add: Add = (),
     csr: Csr,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
     """The vector field `f`, and `lse` of the scores."""

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._cpu import Compiled, each_row, empty
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
     BLOCK_EDGES,
     Term,
+    add_arguments,
     ahead,
     block_of,
     channel_blocks,
@@ -37,7 +38,7 @@ from grand_fast.kernels._simd_math import fma, transposed_sum
 
 @lru_cache(maxsize=256)
 def _csr_diffusion_fwd_kernel(
-    d: int, dtype: torch.dtype, index: torch.dtype, *, has_source: bool, pieces: bool
+    d: int, dtype: torch.dtype, index: torch.dtype, *, has_source: bool, n_add: int, pieces: bool
 ) -> Compiled:
     k = Kernel("csr_diffusion_fwd", dtype, index)
     x, a, col = k.matrix("x"), k.vector("a"), k.indices("col")
@@ -56,7 +57,7 @@ def _csr_diffusion_fwd_kernel(
             if pieces:
                 store_partial(k, "partial", row, block, ax)
             else:
-                store_field(k, row, block, ax, x, has_source=has_source)
+                store_field(k, row, block, ax, x, has_source=has_source, n_add=n_add)
     return Compiled(k)
 
 
@@ -124,6 +125,7 @@ def csr_diffusion_fwd(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Add = (),
     csr: Csr,
 ) -> Float[Tensor, "N d"]:
     """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""
@@ -135,15 +137,16 @@ def csr_diffusion_fwd(
     arguments["last_edge"] = csr.col.numel() - 1
     if beta is not None and x0 is not None:
         arguments |= {"beta": beta.to(x.dtype), "x0": x0}
+    arguments |= add_arguments(add, x.dtype)
     shape = (d, x.dtype, csr.col.dtype)
-    _csr_diffusion_fwd_kernel(*shape, has_source=has_source, pieces=False)(
+    _csr_diffusion_fwd_kernel(*shape, has_source=has_source, n_add=len(add), pieces=False)(
         work, pieces=False, **arguments
     )
     if work.hub_rows.numel():
         partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
-        kernel = _csr_diffusion_fwd_kernel(*shape, has_source=False, pieces=True)
+        kernel = _csr_diffusion_fwd_kernel(*shape, has_source=False, n_add=0, pieces=True)
         kernel(work, pieces=True, partial=partial, **arguments)
-        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0)
+        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0, add=add)
     return f
 
 
@@ -153,6 +156,7 @@ def csr_diffusion_bwd(
     a: Float[Tensor, " E"],
     *,
     alpha: Float[Tensor, " d"],
+    df_scale: float = 0.0,
     csr: Csr,
     csr_t: Csr,
     needs_dx: bool,
@@ -178,6 +182,7 @@ def csr_diffusion_bwd(
         shares = torch.zeros(work.bounds.numel() - 1, d, dtype=x.dtype)
         arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
         arguments |= {"dx": dx, "dalpha": shares}
+        arguments["df_scale"] = torch.tensor([df_scale], dtype=x.dtype)
         _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=needs_dalpha, pieces=False)(
             work, pieces=False, **arguments
         )
@@ -186,5 +191,7 @@ def csr_diffusion_bwd(
             partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
             kernel = _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=False, pieces=True)
             kernel(work, pieces=True, partial=partial, **arguments)
-            finish_field_gradient(dx, dalpha, partial, work, df=df, x=x, alpha=alpha)
+            finish_field_gradient(
+                dx, dalpha, partial, work, df=df, x=x, alpha=alpha, df_scale=df_scale
+            )
     return dx if needs_dx else None, da, dalpha if needs_dalpha else None

@@ -20,7 +20,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton import (
     edge_offsets,
     gather,
@@ -29,7 +29,7 @@ from grand_fast.kernels._triton import (
     store_diffusion,
     tile,
 )
-from grand_fast.kernels._triton_join import join_diffusion
+from grand_fast.kernels._triton_join import add_in_place, join_diffusion
 
 # Elements of a gathered tile per warp: bytes in flight against registers.
 _TILE = {
@@ -129,11 +129,13 @@ def csr_diffusion_fwd(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Add = (),
     csr: Csr,
 ) -> Float[Tensor, "N d"]:
     """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""
     f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _diffuse(f, x, a, alpha=alpha, beta=beta, x0=x0, csr=csr, is_scaled=True)
+    add_in_place(f, add)
     return f
 
 
@@ -144,6 +146,7 @@ def csr_diffusion_bwd(
     a: Float[Tensor, " E"],
     *,
     alpha: Float[Tensor, " d"],
+    df_scale: float = 0.0,
     csr: Csr,
     csr_t: Csr,
     needs_dx: bool,
@@ -161,6 +164,8 @@ def csr_diffusion_bwd(
     elif needs_dx:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         _diffuse(dx, df, a, alpha=alpha, beta=None, x0=None, csr=csr_t, is_scaled=True)
+    if dx is not None and df_scale:
+        add_in_place(dx, [(df_scale, df)])
     if needs_da:
         da = _bwd_da(df, x, a, alpha=alpha, csr=csr)
     return dx, da, dalpha

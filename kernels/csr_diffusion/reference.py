@@ -4,13 +4,11 @@
 Plain PyTorch, differentiable by autograd, correct in any float type (sums in float32 or wider).
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Cost, Csr, edge_rows
+from grand_fast.kernels._csr import Add, Cost, Csr, edge_rows
 
 
 def csr_diffusion_fwd(
@@ -20,7 +18,7 @@ def csr_diffusion_fwd(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
-    add: Sequence[tuple[float, Tensor]] = (),
+    add: Add = (),
     csr: Csr,
 ) -> Float[Tensor, "N d"]:
     """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""

@@ -206,6 +206,29 @@ def test_saves_nothing_of_edge_size():
     assert largest < graph.num_edges
 
 
+@pytest.mark.parametrize("kind", ["hub", "empty_rows", "empty"])
+def test_added_tensors(kind):
+    graph = random_graph(kind)
+    inputs = problem(graph.num_nodes, 5, 3, 2)
+    inputs |= {name: torch.randn_like(inputs["x"]) for name in ("y", "z")}
+
+    def call(x, q, k, alpha, beta, x0, y, z, backend):
+        add = [(2.0, x), (-0.5, y), (1.0, z), (0.25, x)]
+        return attention_diffusion(
+            x, q, k, graph, alpha=alpha, beta=beta, x0=x0, add=add, backend=backend
+        )
+
+    def separate(x, q, k, alpha, beta, x0, y, z, backend):
+        f = attention_diffusion(x, q, k, graph, alpha=alpha, beta=beta, x0=x0, backend=backend)
+        return f + 2.25 * x - 0.5 * y + z
+
+    for dtype in (torch.float32, torch.float64):
+        compare(call, inputs, backend="cpu", dtype=dtype)
+        assert_close(
+            "f", call(**inputs, backend="reference"), separate(**inputs, backend="reference")
+        )
+
+
 @pytest.mark.slow
 def test_arxiv(arxiv):
     compare(run(arxiv), problem(arxiv.num_nodes, 128, 4, 32), backend="cpu", dtype=torch.float32)
@@ -225,6 +248,8 @@ def bad_calls():
     yield "x0", ValueError, "beta", lambda g: (x, q, k, g, {"beta": 1.0})
     yield "beta", ValueError, "x0", lambda g: (x, q, k, g, {"x0": x0})
     yield "x0", ValueError, "shape", lambda g: (x, q, k, g, {"x0": x0[1:], "beta": 1.0})
+    yield "add", TypeError, "pairs", lambda g: (x, q, k, g, {"add": [x]})
+    yield "add", ValueError, "shape", lambda g: (x, q, k, g, {"add": [(1.0, x0[1:])]})
     yield "score", ValueError, "scaled_dot, cosine", lambda g: (x, q, k, g, {"score": "dot"})
     yield "score", NotImplementedError, "scaled_dot", lambda g: (x, q, k, g, {"score": "cosine"})
     yield "normalizer", ValueError, "softmax", lambda g: (x, q, k, g, {"normalizer": "max"})

@@ -88,6 +88,27 @@ def test_repeatable():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["hub", "empty_rows", "empty"])
+def test_added_tensors(kind):
+    graph = random_graph(kind)
+    inputs = problem(graph, 5)
+    inputs |= {name: torch.randn_like(inputs["x"]) for name in ("y", "z")}
+
+    def call(x, a, alpha, beta, x0, y, z, backend):
+        add = [(2.0, x), (-0.5, y), (1.0, z), (0.25, x)]
+        return csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, add=add, backend=backend)
+
+    def separate(x, a, alpha, beta, x0, y, z, backend):
+        f = csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, backend=backend)
+        return f + 2.25 * x - 0.5 * y + z
+
+    for dtype in (torch.float32, torch.float64):
+        compare(call, inputs, backend="cpu", dtype=dtype)
+        assert_close(
+            "f", call(**inputs, backend="reference"), separate(**inputs, backend="reference")
+        )
+
+
 @pytest.mark.slow
 def test_arxiv(arxiv):
     compare(run(arxiv), problem(arxiv, 128), backend="cpu", dtype=torch.float32)
