@@ -215,6 +215,18 @@ def log_sum(m, l):  # noqa: E741
 
 
 @triton.jit
+def join(part_ptr, first, last, offs, mask, stride: tl.constexpr):
+    """Σ of the partial sums of pieces `first ≤ piece < last`, in order: [columns]."""
+    offs_p = tl.arange(0, 8)  # pieces in flight
+    total = tl.zeros(offs.shape, tl.float32)
+    for p in range(first, last, 8):
+        mask_p = p + offs_p < last
+        at = part_ptr + (p + offs_p)[:, None] * stride + offs
+        total += tl.sum(tl.load(at, mask=mask_p[:, None] & mask, other=0.0), 0)
+    return total
+
+
+@triton.jit
 def store_diffusion(
     f_ptr,
     ax,

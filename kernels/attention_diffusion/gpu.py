@@ -48,9 +48,9 @@ from grand_fast.kernels._triton import (
     tile,
     value_width,
 )
-from grand_fast.kernels._triton_join import (
+from grand_fast.kernels.csr_diffusion.gpu import join_diffusion
+from grand_fast.kernels.edge_attention.gpu import (
     dq_part,
-    join_diffusion,
     join_dk,
     join_dq,
     split_lse,
