@@ -17,14 +17,18 @@ from bench.problem import PAPER_SHAPES, Shape
 from bench.report import Report
 from grand_fast.arguments import BAD_ARGUMENTS, OneLineParser, number, one_of
 
-SUITES = {"ops": "bench.ops.suite", "memory": "bench.memory", "scaling": "bench.scaling"}
+SUITES = {
+    "ops": ("bench.ops.suite", "time of every operator against its peers and memory's floor"),
+    "memory": ("bench.memory", "peak memory of attention_diffusion against its peers"),
+    "scaling": ("bench.scaling", "time per edge against the size of the graph"),
+}
 FAILED, INTERRUPTED = 1, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one suite; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _parser()
+    parser = _parser(arguments)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
     logging.getLogger("torch").setLevel(logging.ERROR)
@@ -34,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.threads:
             torch.set_num_threads(options.threads)
         report = Report(options.suite, machine.header(arguments) | {"graph": options.graph})
-        import_module(SUITES[options.suite]).run(options, report)
+        import_module(SUITES[options.suite][0]).run(options, report)
     except (ValueError, OSError, machine.DoesNotFitError) as problem:
         parser.exit(BAD_ARGUMENTS, f"{parser.prog}: {problem}\n")
     except KeyboardInterrupt:
@@ -49,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     return FAILED if report.failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m bench",
         description="Benchmarks of grand-fast against the ways to do the same without it.",
@@ -57,13 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         "--graph random --quick",
     )
     suites = parser.add_subparsers(dest="suite", title="suites", metavar="SUITE", required=True)
-    for name, path in SUITES.items():
-        suite = import_module(path)
+    for name, (path, summary) in SUITES.items():
         added = suites.add_parser(
             name,
-            help=suite.SUMMARY,
-            description=f"Measure: {suite.SUMMARY}.",
-            epilog=suite.EPILOG,
+            help=summary,
+            description=f"Measure the {summary}.",
+            # its own text only when asked for: importing a suite imports its peers, which is slow
+            epilog=import_module(path).EPILOG if name in arguments else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(added)

@@ -4,6 +4,7 @@ Within one process neither can be had twice: pages are reused, and kernels stay 
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -69,6 +70,7 @@ def peak_memory(
     problem: Problem = module.setup(graphs.load(graph, nodes=nodes), shape)
     call = runner(chosen.make(problem), problem, mode)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # pages freed by `make` would be reused, and not be counted
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
     call()

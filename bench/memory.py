@@ -11,7 +11,6 @@ from bench.progress import Progress
 from bench.report import Report, Row, print_table
 from grand_fast import Graph
 
-SUMMARY = "peak memory of attention_diffusion above its inputs, against its peers"
 EPILOG = """\
 Each competitor runs once on a tiny graph (kernels compile), then once on the graph asked for, in a
 fresh process of its own; the peak is the kernel's VmHWM less the resident size before the call, in

@@ -13,7 +13,6 @@ from bench.progress import Progress
 from bench.report import Report, Row, print_table
 from grand_fast import Graph
 
-SUMMARY = "time per edge against the size of the graph, random and community order"
 EPILOG = """\
 Graphs have arxiv's degrees, `random` without any locality and `local` numbered by community, from
 10^5 edges to 6·10^7 (--quick: 10^6). The shape is 64/2/32 unless given. Sizes that do not fit

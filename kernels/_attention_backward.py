@@ -86,6 +86,8 @@ def _row_kernel(
             else:
                 row_delta = group.over_edges(sums.value)
                 group.store(delta.row(row.out), row_delta)
+            if step == "whole":
+                group.store(k.matrix("lse_beside_delta").row(row.node), own_lse)
             if step == "delta":
                 continue
             with k.loop(row.begin, row.end, group.edges) as e:
@@ -243,25 +245,25 @@ def row_pass(
     source, d = _source(x, da)
     work, shape = csr.work, (d, h, d_k, q.dtype, csr.col.dtype)
     dq = empty(n, h, d_k, dtype=q.dtype)
-    stats = empty(n, 2, h, dtype=q.dtype)
-    stats[:, 0] = lse
-    lse, delta = stats.unbind(1)
+    lse_beside_delta, delta = empty(n, 2, h, dtype=q.dtype).unbind(1)
     buffer = buffer_size(work.longest)
     arguments = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(df, x, alpha, da)
     arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": csr.col.numel() - 1}
     kernel = _row_kernel(*shape, source=source, step="whole")
-    kernel(work, pieces=False, scratch=2 * buffer, delta=delta, dq=dq, **arguments)
+    outputs = {"delta": delta, "dq": dq, "lse_beside_delta": lse_beside_delta}
+    kernel(work, pieces=False, scratch=2 * buffer, **outputs, **arguments)
     if work.hub_rows.numel():
         pieces = work.piece_row.numel()
         partial_delta = empty(pieces, h, dtype=q.dtype)
         kernel = _row_kernel(*shape, source=source, step="delta")
         kernel(work, pieces=True, scratch=2 * buffer, delta=partial_delta, **arguments)
+        lse_beside_delta[work.hub_rows] = lse[work.hub_rows]
         delta[work.hub_rows] = sum_pieces(partial_delta, work)
         partial = empty(pieces, h, d_k, dtype=q.dtype)
         kernel = _row_kernel(*shape, source=source, step="dq")
         kernel(work, pieces=True, scratch=2 * buffer, delta=delta, dq=partial, **arguments)
         dq[work.hub_rows] = sum_pieces(partial, work)
-    return dq, lse, delta
+    return dq, lse_beside_delta, delta
 
 
 def column_pass(

@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from grand_fast.kernels._csr import Add
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -215,6 +217,18 @@ def log_sum(m, l):  # noqa: E741
 
 
 @triton.jit
+def join(part_ptr, first, last, offs, mask, stride: tl.constexpr):
+    """Σ of the partial sums of pieces `first ≤ piece < last`, in order: [columns]."""
+    offs_p = tl.arange(0, 8)  # pieces in flight
+    total = tl.zeros(offs.shape, tl.float32)
+    for p in range(first, last, 8):
+        mask_p = p + offs_p < last
+        at = part_ptr + (p + offs_p)[:, None] * stride + offs
+        total += tl.sum(tl.load(at, mask=mask_p[:, None] & mask, other=0.0), 0)
+    return total
+
+
+@triton.jit
 def store_diffusion(
     f_ptr,
     ax,
@@ -276,3 +290,9 @@ def store_dq(
     at = dq_ptr + row * (H * d_k) + offs_a
     tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=mask_a)
     tl.store(delta_ptr + row * H + offs_h, delta + t0, mask=offs_h < H)
+
+
+def add_in_place(f: Tensor, add: Add) -> None:
+    """`f += Σ_s c_s y_s`, in passes of their own, each rounded to the dtype of `f`."""
+    for scale, y in add:
+        f.add_(y, alpha=scale)

@@ -22,12 +22,11 @@ from bench.progress import Progress
 from bench.report import Report, Row, milliseconds, print_table
 from grand_fast import Graph
 
-SUMMARY = "time of every operator against its peers and against the floor of memory"
 EPILOG = """\
 For each shape, output and gradients of every competitor are checked against the float64 reference;
 then all are timed in interleaved rounds, forward and forward+backward apart. Without --channels,
---heads and --attention-channels there are six shapes, four of them tuned by the paper. Peers that
-take seconds run on the first shape only.
+--heads and --attention-channels there are six shapes, among them those that
+the paper tuned. Peers that take seconds run on the first shape only.
 
 Times are milliseconds: median [10th-90th percentile]. GB/s are the bytes of the forward operator,
 no row reused, over its time; caches can lift them above the copy bandwidth. The floor is the time

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton import (
+    add_in_place,
     by_head,
     edge_dot,
     edge_offsets,
@@ -48,10 +49,9 @@ from grand_fast.kernels._triton import (
     tile,
     value_width,
 )
-from grand_fast.kernels._triton_join import (
-    add_in_place,
+from grand_fast.kernels.csr_diffusion.gpu import join_diffusion
+from grand_fast.kernels.edge_attention.gpu import (
     dq_part,
-    join_diffusion,
     join_dk,
     join_dq,
     split_lse,

@@ -31,6 +31,7 @@ from grand_fast.kernels._triton import (
     gather,
     head_columns,
     head_widths,
+    join,
     launcher,
     load_piece,
     log_sum,
@@ -38,7 +39,6 @@ from grand_fast.kernels._triton import (
     sweep_lse,
     tile,
 )
-from grand_fast.kernels._triton_join import dq_part, join_dk, join_dq, split_lse, store_dq_part
 
 # Elements of a gathered tile per warp: bytes in flight against registers.
 _TILE = {
@@ -46,6 +46,65 @@ _TILE = {
     "bwd_dq": 512,  # two accumulators as wide as k, and products with it
     "bwd_dk": 512,  # one accumulator, but lse, Delta and da are gathered too
 }
+
+
+@triton.jit
+def _edge_attention_fwd_lse_kernel(
+    part_m_ptr,
+    part_l_ptr,
+    q_ptr,
+    k_ptr,
+    col_ptr,
+    piece_row_ptr,
+    piece_beg_ptr,
+    piece_end_ptr,
+    stride_q_n: tl.constexpr,
+    stride_k_n: tl.constexpr,
+    scale,
+    H: tl.constexpr,
+    d_k: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
+    pid_p = tl.program_id(0).to(tl.int64)
+    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
+    offs_h = tl.arange(0, BLOCK_H)
+    q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32) * scale
+    m, l = sweep_lse(  # noqa: E741
+        q, k_ptr, col_ptr, beg, end, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
+    )
+    tl.store(part_m_ptr + pid_p * H + offs_h, m, mask=offs_h < H)
+    tl.store(part_l_ptr + pid_p * H + offs_h, l, mask=offs_h < H)
+
+
+@triton.jit
+def _edge_attention_fwd_lse_join_kernel(
+    lse_ptr,
+    part_m_ptr,
+    part_l_ptr,
+    split_row_ptr,
+    split_ptr_ptr,
+    H: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    pid_s = tl.program_id(0)
+    row = tl.load(split_row_ptr + pid_s).to(tl.int64)
+    first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
+    last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
+    offs_h = tl.arange(0, BLOCK_H)
+    mask_h = offs_h < H
+    m = tl.load(part_m_ptr + first * H + offs_h, mask=mask_h, other=0.0)
+    l = tl.load(part_l_ptr + first * H + offs_h, mask=mask_h, other=1.0)  # noqa: E741
+    for p in range(first + 1, last):
+        m_p = tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0)
+        l_p = tl.load(part_l_ptr + p * H + offs_h, mask=mask_h, other=0.0)
+        top = tl.maximum(m, m_p)
+        l = l * tl.exp(m - top) + l_p * tl.exp(m_p - top)  # noqa: E741
+        m = top
+    tl.store(lse_ptr + row * H + offs_h, log_sum(m, l), mask=mask_h)
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -162,6 +221,60 @@ def _edge_attention_bwd_dq_kernel(
 
 
 @triton.jit
+def store_dq_part(
+    part_ptr,
+    sum_p,
+    sum_pt,
+    sum_pk,
+    sum_ptk,
+    t0,
+    pid_p,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The sums of one piece, a row of `part`: Σ p k | Σ p t k | Σ p | Σ p t | t0."""
+    offs_a = tl.arange(0, BLOCK_H * BLOCK_K)
+    offs_h = tl.arange(0, BLOCK_H) + 2 * BLOCK_H * BLOCK_K
+    at = part_ptr + pid_p * (BLOCK_H * (2 * BLOCK_K + 3))
+    tl.store(at + offs_a, sum_pk)
+    tl.store(at + offs_a + BLOCK_H * BLOCK_K, sum_ptk)
+    tl.store(at + offs_h, sum_p)
+    tl.store(at + offs_h + BLOCK_H, sum_pt)
+    tl.store(at + offs_h + 2 * BLOCK_H, tl.zeros([BLOCK_H], tl.float32) + t0)
+
+
+@triton.jit
+def _edge_attention_bwd_dq_join_kernel(
+    dq_ptr,
+    delta_ptr,
+    part_ptr,
+    split_row_ptr,
+    split_ptr_ptr,
+    scale,
+    H: tl.constexpr,
+    d_k: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pid_s = tl.program_id(0)
+    row = tl.load(split_row_ptr + pid_s).to(tl.int64)
+    first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
+    last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
+    width: tl.constexpr = BLOCK_H * (2 * BLOCK_K + 3)
+    offs_a = tl.arange(0, BLOCK_H * BLOCK_K)
+    offs_h = tl.arange(0, BLOCK_H) + 2 * BLOCK_H * BLOCK_K
+    sum_pk = join(part_ptr, first, last, offs_a, offs_a < width, width)
+    sum_ptk = join(part_ptr + BLOCK_H * BLOCK_K, first, last, offs_a, offs_a < width, width)
+    sum_p = join(part_ptr, first, last, offs_h, offs_h < width, width)
+    sum_pt = join(part_ptr + BLOCK_H, first, last, offs_h, offs_h < width, width)
+    t0 = tl.load(part_ptr + first * width + 2 * BLOCK_H + offs_h)  # alike in all pieces of a row
+    store_dq(
+        dq_ptr, delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, row, scale, H, d_k,
+        BLOCK_H, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
 def load_da(da_ptr, slot, mask_e, offs_h, H: tl.constexpr, IS_MEAN: tl.constexpr):
     """Gradients of the weights of [BLOCK_E, BLOCK_G] slots, one column per head or one for all."""
     if IS_MEAN:
@@ -225,6 +338,124 @@ def _edge_attention_bwd_dk_kernel(
         tl.store(part_ptr + pid_p * (H * d_k) + offs_a, dk, mask=mask_a)
     else:
         tl.store(dk_ptr + row * (H * d_k) + offs_a, dk.to(dk_ptr.dtype.element_ty), mask=mask_a)
+
+
+@triton.jit
+def _edge_attention_bwd_dk_join_kernel(
+    dk_ptr,
+    part_ptr,
+    split_row_ptr,
+    split_ptr_ptr,
+    H: tl.constexpr,
+    d_k: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pid_s = tl.program_id(0)
+    row = tl.load(split_row_ptr + pid_s).to(tl.int64)
+    first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
+    last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
+    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
+    dk = join(part_ptr, first, last, offs_a, mask_a, H * d_k)
+    tl.store(dk_ptr + row * (H * d_k) + offs_a, dk.to(dk_ptr.dtype.element_ty), mask=mask_a)
+
+
+def split_lse(
+    lse: Float[Tensor, "N H"],
+    q: Float[Tensor, "N H d_k"],
+    k: Float[Tensor, "N H d_k"],
+    *,
+    csr: Csr,
+) -> None:
+    """Write the rows of `lse` that have several pieces."""
+    work, (_, h, d_k) = csr.work, q.shape
+    if work.n_split == 0:
+        return
+    widths = head_widths(h, d_k)
+    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
+    part_m = torch.empty((work.n_split, h), dtype=torch.float32, device=q.device)
+    part_l = torch.empty((work.n_split, h), dtype=torch.float32, device=q.device)
+    _edge_attention_fwd_lse_kernel[(work.n_split,)](
+        part_m,
+        part_l,
+        q,
+        k_ptr=k,
+        col_ptr=csr.col,
+        piece_row_ptr=work.piece_row,
+        piece_beg_ptr=work.piece_beg,
+        piece_end_ptr=work.piece_end,
+        stride_q_n=q.stride(0),
+        stride_k_n=k.stride(0),
+        scale=1 / math.sqrt(d_k),
+        H=h,
+        d_k=d_k,
+        **widths,
+        **tile(columns, columns, q.dtype, _TILE["fwd"]),
+    )
+    _edge_attention_fwd_lse_join_kernel[(work.split_row.numel(),)](
+        lse,
+        part_m,
+        part_l,
+        split_row_ptr=work.split_row,
+        split_ptr_ptr=work.split_ptr,
+        H=h,
+        BLOCK_H=widths["BLOCK_H"],
+        num_warps=1,
+    )
+
+
+def join_dq(
+    dq: Float[Tensor, "N H d_k"],
+    delta: Float[Tensor, "N H"],
+    part: Float[Tensor, "P W"],
+    *,
+    scale: float,
+    csr: Csr,
+) -> None:
+    """Write the rows of `dq` and `delta` that have several pieces, from their sums `part`."""
+    work, (_, h, d_k) = csr.work, dq.shape
+    if work.n_split == 0:
+        return
+    widths = head_widths(h, d_k)
+    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
+    _edge_attention_bwd_dq_join_kernel[(work.split_row.numel(),)](
+        dq,
+        delta,
+        part,
+        split_row_ptr=work.split_row,
+        split_ptr_ptr=work.split_ptr,
+        scale=scale,
+        H=h,
+        d_k=d_k,
+        **widths,
+        num_warps=tile(columns, columns, torch.float32, _TILE["fwd"])["num_warps"],
+    )
+
+
+def join_dk(dk: Float[Tensor, "N H d_k"], part: Float[Tensor, "P d_att"], *, csr: Csr) -> None:
+    """Write the rows of `dk` that have several pieces, from their sums `part`."""
+    work, (_, h, d_k) = csr.work, dk.shape
+    if work.n_split == 0:
+        return
+    widths = head_widths(h, d_k)
+    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
+    _edge_attention_bwd_dk_join_kernel[(work.split_row.numel(),)](
+        dk,
+        part,
+        work.split_row,
+        split_ptr_ptr=work.split_ptr,
+        H=h,
+        d_k=d_k,
+        **widths,
+        num_warps=tile(columns, columns, torch.float32, _TILE["fwd"])["num_warps"],
+    )
+
+
+def dq_part(q: Float[Tensor, "N H d_k"], csr: Csr) -> Float[Tensor, "P W"]:
+    """Memory for the sums of the pieces of split rows, as `store_dq_part` lays them out."""
+    widths = head_widths(q.shape[1], q.shape[2])
+    columns = widths["BLOCK_H"] * (2 * widths["BLOCK_K"] + 3)
+    return torch.empty((csr.work.n_split, columns), dtype=torch.float32, device=q.device)
 
 
 @launcher

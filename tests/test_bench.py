@@ -1,0 +1,190 @@
+"""The benchmarks: statistics, graphs, agreement of every peer, and the command line."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import jaxtyping
+import pytest
+import torch
+
+from bench import graphs, machine
+from bench.check import check, expected
+from bench.fresh import run as run_fresh
+from bench.harness import MIN_ROUNDS, Timing, interleave
+from bench.ops import bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention
+from bench.peers.unfused import has_compiler
+from bench.problem import Competitor, Problem, Shape, gradients
+from grand_fast.testing import assert_close
+
+ROOT = Path(__file__).parents[1]
+SHAPE = Shape(10, 2, 6)
+MODULES = (bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention)
+
+
+def _slow_if_compiled(module: ModuleType, competitor: Competitor) -> list[pytest.MarkDecorator]:
+    compiles = competitor.name in ("torch.compile", "sampled_addmm + CSR")
+    missing = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+    return [pytest.mark.slow, missing] if compiles else []
+
+
+@pytest.fixture
+def _shapes_unchecked() -> Iterator[None]:
+    """torch.compile cannot trace the shape checks that our tests put into the references."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_timing_percentiles() -> None:
+    timing = Timing((5.0, 1.0, 2.0, 4.0, 3.0))
+    assert timing.median == 3.0
+    assert timing.record() == {"median_s": 3.0, "p10_s": 1.4, "p90_s": 4.6, "rounds": 5}
+
+
+def test_interleave_rounds() -> None:
+    order: list[str] = []
+    calls = {"quick": lambda: order.append("quick"), "slow": lambda: order.append("slow")}
+    timings = interleave(calls, rounds=6)
+    assert order == ["quick", "slow"] * 7  # one warm-up, six rounds
+    assert all(len(t.seconds) == 6 for t in timings.values())
+    few = interleave({"slow": lambda: None}, rounds=10, budget_s=0.0)
+    assert len(few["slow"].seconds) == MIN_ROUNDS
+
+
+@pytest.mark.parametrize("name", ["random", "local", "grid"])
+def test_generated_graph(name: str) -> None:
+    graph = graphs.load(name, nodes=5000)
+    again = graphs.load(name, nodes=5000)
+    assert graph.num_nodes == 5000
+    assert graph.is_symmetric()
+    assert torch.equal(graph.col, again.col)
+    sender, receiver = graph.edge_index()
+    assert int((sender == receiver).sum()) == 5000
+    if name != "grid":
+        assert graph.num_edges == pytest.approx(5000 * graphs.edges_per_node(), abs=2)
+
+
+def test_random_graph_has_arxivs_degrees() -> None:
+    degree = graphs.load("random").rowptr.diff() - 1  # less the loop
+    assert degree.numel() == graphs.ARXIV_NODES
+    assert int(degree.sum()) == pytest.approx(graphs.ARXIV_EDGES - graphs.ARXIV_NODES, abs=2)
+    assert 10_000 < int(degree.max()) < 16_000  # arxiv: 13,161
+    assert float(degree.float().quantile(0.99)) == pytest.approx(106, rel=0.1)
+
+
+def test_local_graph_is_local() -> None:
+    def near(name: str) -> float:
+        sender, receiver = graphs.load(name, nodes=50_000).edge_index()
+        return float(((sender - receiver).abs() < graphs.NEAR_WINDOW).float().mean())
+
+    assert near("local") > 2 * near("random")
+
+
+@pytest.mark.parametrize(
+    ("module", "competitor"),
+    [
+        pytest.param(m, c, id=f"{m.__name__.split('bench_')[1]}-{c.name}",
+                     marks=_slow_if_compiled(m, c))
+        for m in MODULES
+        for c in m.COMPETITORS
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("_shapes_unchecked")
+def test_peer_agrees_with_reference(module: ModuleType, competitor: Competitor) -> None:
+    problem = module.setup(graphs.load("random", nodes=300), SHAPE)
+    function = competitor.make(problem)
+    if competitor.exact:
+        check(competitor.name, function, problem, expected(problem))
+    else:
+        out, grads = gradients(function, problem)
+        assert out.shape == (300, SHAPE.attention_channels)
+        assert all(bool(g.isfinite().all()) for g in grads)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.split("bench_")[1])
+def test_expected_is_the_reference(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By blocks of rows, as on the whole graph at once."""
+    problem: Problem = module.setup(graphs.load("random", nodes=200), SHAPE)
+    whole = expected(problem)
+    monkeypatch.setattr("bench.check.BLOCK_EDGES", 100)  # shorter than the longest row
+    for name, value in expected(problem).items():
+        assert_close(name, value, whole[name])
+
+
+def test_check_refuses_a_wrong_gradient() -> None:
+    problem = bench_csr_diffusion.setup(graphs.load("random", nodes=100), SHAPE)
+    right = bench_csr_diffusion.ours(problem)
+    with pytest.raises(AssertionError, match="wrong: da"):
+        check("wrong", lambda x, a: right(x, 1.01 * a - 0.01 * a.detach()), problem,
+              expected(problem))  # fmt: skip
+
+
+def test_refuses_what_does_not_fit() -> None:
+    with pytest.raises(machine.DoesNotFitError, match=r"needs about 1000000.0 GB, .* available"):
+        machine.require_memory("a graph", 10**15)
+
+
+def test_peak_memory_in_a_fresh_process() -> None:
+    values = {"op": "csr_diffusion", "competitor": "index_add", "mode": "forward",
+              "shape": Shape(64, 1, 1), "graph": "random", "nodes": 20_000}  # fmt: skip
+    messages = 4 * 64 * 20_000 * graphs.edges_per_node()
+    assert run_fresh("peak_memory", values)["bytes"] == pytest.approx(2 * messages, rel=0.3)
+
+
+def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_command_line(tmp_path: Path) -> None:
+    result = _bench("ops", "--nodes", "500", "--channels", "8", "--attention-channels", "8",
+                    "--quick", "--rounds", "3", "--json", str(tmp_path / "ops.json"),
+                    "--out", str(tmp_path))  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "% of copy" in result.stdout
+    values = json.loads((tmp_path / "ops.json").read_text())
+    assert {"device", "threads", "versions", "commit", "command"} <= set(values["header"])
+    assert all(row["median_s"] > 0 for row in values["rows"])
+    assert not values["failed"]
+    assert (tmp_path / "ops_time_per_shape.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "invalid choice"),
+        (["ops", "--graph", "torus"], "must be one of arxiv, random, local, grid"),
+        (["ops", "--channels", "-1"], "at least 1"),
+        (["ops", "--heads", "3"], "multiple of heads"),
+        (["ops", "--graph", "arxiv", "--nodes", "10"], "size of its own"),
+        (["scaling", "--nodes", "100000000000"], "needs about"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_arguments(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench.__main__ import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_arxiv_without_data_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(graphs.DATA_VARIABLE, raising=False)
+    with pytest.raises(ValueError, match=f"set {graphs.DATA_VARIABLE}.*--graph random"):
+        graphs.load("arxiv")
+    monkeypatch.setenv(graphs.DATA_VARIABLE, str(tmp_path))
+    with pytest.raises(ValueError, match="is not there"):
+        graphs.load("arxiv")
