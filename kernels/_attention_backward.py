@@ -38,7 +38,7 @@ from grand_fast.kernels._edge_scores import (
     load_heads,
     prefetch_block,
 )
-from grand_fast.kernels._simd import Floats, Int, Kernel, Matrix, Vec, chunks
+from grand_fast.kernels._simd import Int, Kernel, Matrix, Vec, chunks
 from grand_fast.kernels._simd_math import add, butterfly, exp, fma, transposed_sum
 
 # Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads.
@@ -176,21 +176,20 @@ def _weight_gradient(
     From the state: the product of alpha · own[row] and others[node], not yet divided by H.
     """
     if source == "state":
-        channels = chunks(d, k.lanes)
         alpha, row_own = k.vector("alpha"), k.matrix(own).row(row.node)
-        local = [
-            alpha.at(c.start).load(c.lanes) * row_own.at(c.start).load(c.lanes) for c in channels
-        ]
-
-        def dot(other: Floats) -> Vec:
-            total = k.splat(0.0)
-            for own_c, c in zip(local, channels, strict=True):
-                total = fma(own_c, other.at(c.start).load(c.lanes), total)
-            return total
+        channels = chunks(d, k.lanes)
 
         def from_state(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
             rows = [k.matrix(others).row(node) for node in nodes]
-            return transposed_sum([lambda r=r: dot(r) for r in rows], k.lanes)
+            totals = [k.splat(0.0) for _ in rows]
+            for c in channels:
+                # Read anew for each block: the scores need the registers.
+                own_c = alpha.at(c.start).load(c.lanes) * row_own.at(c.start).load(c.lanes)
+                totals = [
+                    fma(own_c, other.at(c.start).load(c.lanes), total)
+                    for other, total in zip(rows, totals, strict=True)
+                ]
+            return transposed_sum([lambda total=total: total for total in totals], k.lanes)
 
         return from_state
 
