@@ -103,6 +103,21 @@ def test_against_float64(operator, kind, sizes):
     _compare(operator, graph, _inputs(operator, graph, *sizes))
 
 
+@pytest.mark.parametrize("call", [csr_diffusion, attention_diffusion])
+def test_added_tensors(call):
+    graph = _graph("hub")
+    inputs = _inputs(call.__name__, graph, 5, 2, 3) | {"y": torch.randn(graph.num_nodes, 5)}
+    results = []
+    for backend, dtype in (("gpu", torch.float32), ("reference", torch.float64)):
+        leaves = {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
+        x, y = leaves["x"], leaves.pop("y")
+        f = call(graph=graph, backend=backend, add=[(2.0, x), (-0.5, y)], **leaves)
+        wanted = [y, *leaves.values()]
+        results.append([f, *grad(f.square().sum(), wanted)])
+    for name, got, want in zip(["f", "dy", *leaves], *results, strict=True):
+        assert_close(name, got, want)
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_half_types_are_no_worse_than_pytorch(operator, dtype):
