@@ -16,7 +16,7 @@ from grand_fast._version import __version__
 from grand_fast.ops._dispatch import BACKENDS, unsupported_reasons
 
 # Packages that decide results and speed
-PACKAGES = ("torch", "torch_geometric", "numpy", "scipy", "scikit-learn", "numba", "triton")
+PACKAGES = ("torch", "torch_geometric", "numpy", "scipy", "scikit-learn", "llvmlite", "triton")
 # What each optional package is for, and the extra that brings it
 _OPTIONAL = {
     "torchdiffeq": ("solvers to compare with", "bench"),
@@ -35,7 +35,7 @@ def describe_installation() -> list[str]:
         f"grand-fast {__version__} in {Path(__file__).parent}",
         f"system     {platform.platform()}, Python {platform.python_version()}",
         f"processor  {_processor()}, {_usable_cores()} cores usable of {os.cpu_count()}",
-        f"threads    torch {torch.get_num_threads()}{_numba_threads()}",
+        f"threads    torch {torch.get_num_threads()}",
         f"memory     {memory.total / _GIB:.1f} GiB, {memory.available / _GIB:.1f} GiB available",
         f"GPU        {_gpu()}",
         "",
@@ -109,14 +109,6 @@ def _processor() -> str:
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _numba_threads() -> str:
-    with contextlib.suppress(ImportError):
-        import numba
-
-        return f", numba {numba.get_num_threads()}"
-    return ""
 
 
 def _gpu() -> str:

@@ -1,7 +1,7 @@
 """Which backend runs an operator: the table, and the reasons why one cannot.
 
 Only this file imports a `gpu.py` or `cpu.py`, and only when it is about to be called, so that
-`import grand_fast` works where Triton or Numba is absent.
+`import grand_fast` works where Triton or llvmlite is absent.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from torch import Tensor
 Backend = Literal["auto", "gpu", "cpu", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "gpu", "cpu", "reference")
 
-_PACKAGES = {"gpu": "triton", "cpu": "numba"}
+_PACKAGES = {"gpu": "triton", "cpu": "llvmlite"}
 _DTYPES = {
     "gpu": (torch.float16, torch.bfloat16, torch.float32),
     "cpu": (torch.float32, torch.float64),
