@@ -20,6 +20,7 @@ from grand_fast.kernels._cpu import Compiled, Row, each_row, empty, sum_pieces
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
     MAX_ACCUMULATORS,
+    AlphaShares,
     Term,
     accumulate,
     finish_field_gradient,
@@ -294,14 +295,16 @@ def column_pass(
         arguments["delta"] = delta
     if x is not None:
         dx = empty(n, d, dtype=q.dtype)
-        shares = torch.zeros(work.bounds.numel() - 1, d, dtype=q.dtype)
+        if needs_dalpha:
+            shares = AlphaShares(work, d, q.dtype)
+            arguments["dalpha"] = shares.tensor
         arguments["df_scale"] = torch.tensor([df_scale], dtype=q.dtype)
     switches = {"source": source, "needs_dk": dk is not None}
     kernel = _column_kernel(*shape, **switches, needs_dalpha=needs_dalpha, pieces=False)
-    outputs = {"dk": dk, "dx": dx, "dalpha": shares}
+    outputs = {"dk": dk, "dx": dx}
     kernel(work, pieces=False, scratch=scratch, **arguments, **outputs)
     if shares is not None:
-        dalpha = shares.sum(0)
+        dalpha = shares.total()
     if work.hub_rows.numel():
         pieces = work.piece_row.numel()
         partial_dk = empty(pieces, h, d_k, dtype=q.dtype)
@@ -315,7 +318,7 @@ def column_pass(
             finish_field_gradient(
                 dx, dalpha, partial, work, df=df, x=x, alpha=alpha, df_scale=df_scale
             )
-    return dk, dx, dalpha if needs_dalpha else None
+    return dk, dx, dalpha
 
 
 def _source(x: Tensor | None, da: Tensor | None) -> tuple[Source, int]:

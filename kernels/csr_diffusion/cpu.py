@@ -19,6 +19,7 @@ from grand_fast.kernels._cpu import Compiled, each_row, empty
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
     BLOCK_EDGES,
+    AlphaShares,
     Term,
     add_arguments,
     ahead,
@@ -179,14 +180,16 @@ def csr_diffusion_bwd(
     if needs_dx or needs_dalpha:
         work = csr_t.work
         dx = empty(n, d, dtype=x.dtype)
-        shares = torch.zeros(work.bounds.numel() - 1, d, dtype=x.dtype)
+        shares = AlphaShares(work, d, x.dtype) if needs_dalpha else None
         arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
-        arguments |= {"dx": dx, "dalpha": shares}
+        arguments["dx"] = dx
+        if shares is not None:
+            arguments["dalpha"] = shares.tensor
         arguments["df_scale"] = torch.tensor([df_scale], dtype=x.dtype)
         _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=needs_dalpha, pieces=False)(
             work, pieces=False, **arguments
         )
-        dalpha = shares.sum(0)
+        dalpha = None if shares is None else shares.total()
         if work.hub_rows.numel():
             partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
             kernel = _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=False, pieces=True)
@@ -194,4 +197,4 @@ def csr_diffusion_bwd(
             finish_field_gradient(
                 dx, dalpha, partial, work, df=df, x=x, alpha=alpha, df_scale=df_scale
             )
-    return dx if needs_dx else None, da, dalpha if needs_dalpha else None
+    return dx if needs_dx else None, da, dalpha
