@@ -200,9 +200,8 @@ class AlphaShares:
 
     def __init__(self, work: Work, d: int, dtype: torch.dtype) -> None:
         tasks = work.bounds.numel() - 1
-        self.tensor = torch.from_numpy(
-            np.zeros((tasks, d), torch.empty(0, dtype=dtype).numpy().dtype)
-        )
+        self.tensor = torch.empty(tasks, d, dtype=dtype)
+        self.tensor.numpy().fill(0.0)
 
     def total(self) -> Tensor:
         """`dalpha [d]`."""
