@@ -11,7 +11,7 @@ t comes from `da`, or in a diffusion from the state: t[e,h] = <alpha · df[i], x
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -121,8 +121,7 @@ def _column_kernel(
     scratch = k.matrix("scratch").row(k.thread)
     buffer = k.number("buffer")
     has_state = source == "state"
-    df = k.matrix("df") if has_state else None
-    tables = [(q, h * d_k), (lse, h)] + ([(df, d)] if has_state else [])
+    tables = [(q, h * d_k), (lse, h)] + ([(k.matrix("df"), d)] if has_state else [])
     groups = head_groups(k, h, d_k)
     channels = chunks(d, k.lanes) if has_state else []
     heads = [c for group in groups for i in range(group.count) for c in group.channels(i)]
@@ -153,7 +152,7 @@ def _column_kernel(
                 if needs_dk:
                     terms += _head_terms(group, q, ds_buffer)
             if has_state:
-                terms += [Term(df, c, w_buffer.splat()) for c in channels]
+                terms += [Term(k.matrix("df"), c, w_buffer.splat()) for c in channels]
             totals = dk + atg
             for i in range(0, len(terms), MAX_ACCUMULATORS):
                 j = i + MAX_ACCUMULATORS
@@ -165,8 +164,13 @@ def _column_kernel(
             if pieces:
                 store_partial(k, "partial", row, channels, sums)
             else:
+                df = k.matrix("df")
                 store_field_gradient(k, row, channels, sums, df, needs_dalpha=needs_dalpha)
     return Compiled(k)
+
+
+def _ready(vec: Vec) -> Callable[[], Vec]:
+    return lambda: vec
 
 
 def _weight_gradient(
@@ -190,13 +194,15 @@ def _weight_gradient(
                     fma(own_c, other.at(c.start).load(c.lanes), total)
                     for other, total in zip(rows, totals, strict=True)
                 ]
-            return transposed_sum([lambda total=total: total for total in totals], k.lanes)
+            return transposed_sum([_ready(total) for total in totals], k.lanes)
 
         return from_state
 
     da = k.vector("da")
-    # Row pass: slots are those of A. Column pass: `slot` leads from Aᵀ to A.
-    in_a = (lambda slot: slot) if own == "df" else (lambda slot: k.indices("slot")[slot])
+
+    def in_a(slot: Int) -> Int:
+        # Row pass: slots are those of A. Column pass: `slot` leads from Aᵀ to A.
+        return slot if own == "df" else k.indices("slot")[slot]
 
     def from_heads(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
         rows = [da.at(in_a(slot) * h) for slot in slots]
@@ -247,7 +253,9 @@ def row_pass(
     dq = empty(n, h, d_k, dtype=q.dtype)
     lse_beside_delta, delta = empty(n, 2, h, dtype=q.dtype).unbind(1)
     buffer = buffer_size(work.longest)
-    arguments = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(df, x, alpha, da)
+    arguments: dict[str, Any] = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(
+        df, x, alpha, da
+    )
     arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": csr.col.numel() - 1}
     kernel = _row_kernel(*shape, source=source, step="whole")
     outputs = {"delta": delta, "dq": dq, "lse_beside_delta": lse_beside_delta}
@@ -286,7 +294,9 @@ def column_pass(
     work, shape = csr_t.work, (d, h, d_k, q.dtype, csr_t.col.dtype)
     buffer = buffer_size(_COLUMN_EDGES)
     scratch = buffer * (1 + h)  # the mean weights, and ds of each group of heads
-    arguments = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(df, x, alpha, da)
+    arguments: dict[str, Any] = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(
+        df, x, alpha, da
+    )
     arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
     arguments["last_edge"] = csr_t.col.numel() - 1
     dk = dx = shares = dalpha = None
@@ -299,9 +309,9 @@ def column_pass(
             shares = AlphaShares(work, d, q.dtype)
             arguments["dalpha"] = shares.tensor
         arguments["df_scale"] = torch.tensor([df_scale], dtype=q.dtype)
-    switches = {"source": source, "needs_dk": dk is not None}
+    switches: dict[str, Any] = {"source": source, "needs_dk": dk is not None}
     kernel = _column_kernel(*shape, **switches, needs_dalpha=needs_dalpha, pieces=False)
-    outputs = {"dk": dk, "dx": dx}
+    outputs: dict[str, Any] = {"dk": dk, "dx": dx}
     kernel(work, pieces=False, scratch=scratch, **arguments, **outputs)
     if shares is not None:
         dalpha = shares.total()
@@ -315,6 +325,7 @@ def column_pass(
         if dk is not None:
             dk[work.hub_rows] = sum_pieces(partial_dk, work)
         if dx is not None:
+            assert df is not None and x is not None and alpha is not None
             finish_field_gradient(
                 dx, dalpha, partial, work, df=df, x=x, alpha=alpha, df_scale=df_scale
             )

@@ -9,6 +9,7 @@ import hashlib
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import llvmlite
@@ -21,7 +22,7 @@ _engines: list[llvm.ExecutionEngine] = []  # machine code lives as long as its e
 _DIGEST_BYTES = 32
 
 
-def compile_kernel(name: str, source: str) -> ctypes._CFuncPtr:
+def compile_kernel(name: str, source: str) -> Callable[[int, int], None]:
     """The function `name` of the LLVM IR `source`, from the cache if it was compiled before."""
     with _lock:
         machine = _target_machine()
@@ -49,7 +50,7 @@ def _target_machine() -> llvm.TargetMachine:
 
 
 def _host_features() -> str:
-    return llvm.get_host_cpu_features().flatten()
+    return str(llvm.get_host_cpu_features().flatten())
 
 
 def _compile(source: str, machine: llvm.TargetMachine) -> bytes:
@@ -60,7 +61,7 @@ def _compile(source: str, machine: llvm.TargetMachine) -> bytes:
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
-    return machine.emit_object(module)
+    return bytes(machine.emit_object(module))
 
 
 def _key(source: str, machine: llvm.TargetMachine) -> str:

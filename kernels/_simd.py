@@ -121,7 +121,7 @@ class Kernel:
 
     # Constants and variables
 
-    def int(self, value: Int | int) -> Int:
+    def integer(self, value: Int | int) -> Int:
         """`value` as a running integer."""
         return value if isinstance(value, Int) else Int(self, ir.Constant(_I64, value))
 
@@ -143,7 +143,7 @@ class Kernel:
     def loop(self, start: Int | int, stop: Int | int, step: int = 1) -> Iterator[Int]:
         """`for i in range(start, stop, step)` in the running kernel."""
         b = self.builder
-        start, stop = self.int(start), self.int(stop)
+        start, stop = self.integer(start), self.integer(stop)
         before = b.block
         head, body, after = (b.append_basic_block(f"loop.{n}") for n in ("head", "body", "end"))
         b.branch(head)
@@ -197,8 +197,8 @@ class Int:
     def __init__(self, kernel: Kernel, value: ir.Value) -> None:
         self.kernel, self.value = kernel, value
 
-    def _with(self, operation: Callable, other: Int | int) -> Int:
-        return Int(self.kernel, operation(self.value, self.kernel.int(other).value))
+    def _with(self, operation: Callable[[ir.Value, ir.Value], ir.Value], other: Int | int) -> Int:
+        return Int(self.kernel, operation(self.value, self.kernel.integer(other).value))
 
     def __add__(self, other: Int | int) -> Int:
         return self._with(self.kernel.builder.add, other)
@@ -210,14 +210,14 @@ class Int:
         return self._with(self.kernel.builder.mul, other)
 
     def __le__(self, other: Int | int) -> ir.Value:
-        return self.kernel.builder.icmp_signed("<=", self.value, self.kernel.int(other).value)
+        return self.kernel.builder.icmp_signed("<=", self.value, self.kernel.integer(other).value)
 
     def __gt__(self, other: Int | int) -> ir.Value:
-        return self.kernel.builder.icmp_signed(">", self.value, self.kernel.int(other).value)
+        return self.kernel.builder.icmp_signed(">", self.value, self.kernel.integer(other).value)
 
     def minimum(self, other: Int | int) -> Int:
         """The smaller of the two."""
-        other = self.kernel.int(other)
+        other = self.kernel.integer(other)
         smaller = self.kernel.builder.select(self <= other, self.value, other.value)
         return Int(self.kernel, smaller)
 
@@ -228,7 +228,7 @@ class Vec:
     def __init__(self, kernel: Kernel, value: ir.Value) -> None:
         self.kernel, self.value = kernel, value
 
-    def _with(self, operation: Callable, other: Vec) -> Vec:
+    def _with(self, operation: Callable[[ir.Value, ir.Value], ir.Value], other: Vec) -> Vec:
         return Vec(self.kernel, operation(self.value, other.value))
 
     def __add__(self, other: Vec) -> Vec:
@@ -280,7 +280,7 @@ class Ints:
 
     def __getitem__(self, i: Int | int) -> Int:
         b = self.kernel.builder
-        at = b.gep(self._address, [self.kernel.int(i).value], source_etype=self._element)
+        at = b.gep(self._address, [self.kernel.integer(i).value], source_etype=self._element)
         value = b.load(at, typ=self._element)
         return Int(self.kernel, value if self._element is _I64 else b.sext(value, _I64))
 
@@ -294,7 +294,7 @@ class Floats:
     def at(self, i: Int | int) -> Floats:
         """The array from element `i` on."""
         k = self.kernel
-        at = k.builder.gep(self._address, [k.int(i).value], source_etype=k.format.scalar)
+        at = k.builder.gep(self._address, [k.integer(i).value], source_etype=k.format.scalar)
         return Floats(k, at)
 
     def load(self, lanes: int | None = None) -> Vec:

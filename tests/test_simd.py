@@ -55,7 +55,7 @@ def test_transposed_sum_adds_up_each_vector(dtype):
 def sum_of_rows(values: torch.Tensor) -> torch.Tensor:
     k = Kernel("transposed_sum", values.dtype, torch.int32)
     x = k.matrix("x")
-    rows = [lambda i=i: x.row(k.int(i)).load() for i in range(values.shape[0])]
+    rows = [lambda i=i: x.row(k.integer(i)).load() for i in range(values.shape[0])]
     k.vector("y").store(transposed_sum(rows, k.lanes))
     y = torch.empty(k.lanes, dtype=values.dtype)
     run(k, x=values, y=y)

@@ -12,7 +12,7 @@ Order:    one writer per output element, edges summed in CSR order, rows of more
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -112,7 +112,7 @@ def attention_diffusion_fwd(
     alpha = alpha.to(x.dtype)
     shape = (d, h, d_k, x.dtype, csr.col.dtype)
     buffer = buffer_size(work.longest)
-    arguments = {"x": x, "q": q, "k": k, "alpha": alpha, "f": f, "buffer": buffer}
+    arguments: dict[str, Any] = {"x": x, "q": q, "k": k, "alpha": alpha, "f": f, "buffer": buffer}
     arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": csr.col.numel() - 1}
     if beta is not None and x0 is not None:
         beta = beta.to(x.dtype)

@@ -9,7 +9,9 @@ Order:    one writer per output element, edges summed in CSR order, rows of more
           piece by piece: bitwise repeatable for any number of threads.
 """
 
+import functools
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -105,14 +107,16 @@ def _csr_diffusion_bwd_da_kernel(
             for z in range(BLOCK_EDGES):
                 prefetch_rows(col, ahead(k, e + z), [(x, d)])
 
-            def dot(z: int, e=e) -> Vec:
+            def dot(z: int, e: Int = e) -> Vec:
                 sender = x.row(col[(e + z).minimum(row.end - 1)])
                 total = k.splat(0.0)
                 for c, g_c in zip(channels, g, strict=True):
                     total = fma(g_c, sender.at(c.start).load(c.lanes), total)
                 return total
 
-            products = transposed_sum([lambda z=z: dot(z) for z in range(BLOCK_EDGES)], k.lanes)
+            products = transposed_sum(
+                [functools.partial(dot, z) for z in range(BLOCK_EDGES)], k.lanes
+            )
             spread = k.lanes // BLOCK_EDGES  # lanes that hold the same edge's product
             products = products.shuffle([i * spread % k.lanes for i in range(k.lanes)])
             da.at(e).store_first(products, (row.end - e).minimum(BLOCK_EDGES))
@@ -134,7 +138,14 @@ def csr_diffusion_fwd(
     work, has_source = csr.work, x0 is not None
     f = empty(n, d, dtype=x.dtype)
     alpha = alpha.to(x.dtype)
-    arguments = {"x": x, "a": a, "col": csr.col, "rowptr": csr.rowptr, "alpha": alpha, "f": f}
+    arguments: dict[str, Any] = {
+        "x": x,
+        "a": a,
+        "col": csr.col,
+        "rowptr": csr.rowptr,
+        "alpha": alpha,
+        "f": f,
+    }
     arguments["last_edge"] = csr.col.numel() - 1
     if beta is not None and x0 is not None:
         arguments |= {"beta": beta.to(x.dtype), "x0": x0}
@@ -168,7 +179,13 @@ def csr_diffusion_bwd(
     n, d = x.shape
     alpha = alpha.to(x.dtype)
     shape = (d, x.dtype, csr.col.dtype)
-    arguments = {"df": df, "x": x, "a": a, "alpha": alpha, "last_edge": csr.col.numel() - 1}
+    arguments: dict[str, Any] = {
+        "df": df,
+        "x": x,
+        "a": a,
+        "alpha": alpha,
+        "last_edge": csr.col.numel() - 1,
+    }
     dx = da = dalpha = None
     if needs_da:
         da = empty(*a.shape, dtype=a.dtype)

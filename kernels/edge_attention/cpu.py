@@ -10,7 +10,7 @@ Order:    one writer per output element, edges summed in CSR order, rows of more
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -93,7 +93,7 @@ def edge_attention_fwd(
     lse = empty(n, h, dtype=q.dtype)
     shape = (h, d_k, q.dtype, csr.col.dtype)
     buffer = buffer_size(work.longest)
-    arguments = {"q": q, "k": k, "a": a}
+    arguments: dict[str, Any] = {"q": q, "k": k, "a": a}
     arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": e - 1}
     _edge_attention_fwd_kernel(*shape, mean_heads=mean_heads, step="whole")(
         work, pieces=False, scratch=buffer, lse=lse, **arguments
