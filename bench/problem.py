@@ -88,6 +88,8 @@ class Competitor:
     edge_floats: Callable[[Shape], int] = lambda shape: 0
     # False for the nearest equivalent of a library that cannot compute ours: it is not compared.
     exact: bool = True
+    # True for what takes seconds a call on arxiv: the suites run it on their first shape only.
+    slow: bool = False
 
     def bytes_needed(self, problem: Problem) -> int:
         """Estimated peak above the inputs: edge-sized tables, and some node-sized ones."""

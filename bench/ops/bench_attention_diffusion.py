@@ -93,22 +93,26 @@ COMPETITORS = (
         "released sequence",
         diffusion_by(released_attention),
         edge_floats=lambda shape: 4 * _widest(shape),
+        slow=True,
     ),
     Competitor(
         "index_select + softmax(ptr)",
         diffusion_by(index_select_attention),
         edge_floats=lambda shape: 4 * _widest(shape),
+        slow=True,
     ),
     Competitor(
         "torch.compile",
         compiled_attention_diffusion,
         edge_floats=lambda shape: 3 * _widest(shape),
+        slow=True,
     ),
     Competitor(
         "TransformerConv (nearest)",
         transformer_conv,
         edge_floats=lambda shape: 7 * shape.attention_channels,
         exact=False,
+        slow=True,
     ),
 )
 

@@ -60,9 +60,11 @@ COMPETITORS = (
         sampled_edge_attention,
         edge_floats=lambda shape: 4 * shape.heads + 6,
     ),
-    Competitor("released sequence", released_attention, edge_floats=_gathered),
-    Competitor("index_select + softmax(ptr)", index_select_attention, edge_floats=_gathered),
-    Competitor("torch.compile", compiled_edge_attention, edge_floats=_gathered),
+    Competitor("released sequence", released_attention, edge_floats=_gathered, slow=True),
+    Competitor(
+        "index_select + softmax(ptr)", index_select_attention, edge_floats=_gathered, slow=True
+    ),
+    Competitor("torch.compile", compiled_edge_attention, edge_floats=_gathered, slow=True),
 )
 
 

@@ -35,8 +35,6 @@ to read the rows that the edges name, doing nothing with them, and of the projec
 OURS = "grand-fast"
 # Their ratio to ours is a figure of its own.
 RIVALS = ("sampled_addmm + CSR", "released sequence", "torch.sparse (MKL)")
-SLOW = ("released sequence", "index_select + softmax(ptr)", "torch.compile",
-        "TransformerConv (nearest)", "index_add")  # fmt: skip
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -45,7 +43,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     shapes = [options.shape] if options.shape else list(PAPER_SHAPES)
     if options.quick:
         shapes = shapes[:1]
-        report.skipped.append(f"with --quick: {', '.join(SLOW)}; the first call.")
+        report.skipped.append("with --quick, all peers that take seconds, and the first call.")
     for shape in shapes:
         machine.require_memory(f"ops {shape}", bytes_needed(graph, shape))
     problems = [(bench_attention_diffusion, shape) for shape in shapes]
@@ -54,7 +52,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     progress = Progress(len(problems) + 2)
     for module, shape in problems:
         slow = shape == shapes[0] and not options.quick
-        competitors = [c for c in module.COMPETITORS if slow or c.name not in SLOW]
+        competitors = [c for c in module.COMPETITORS if slow or not c.slow]
         _compare(module, graph, shape, competitors, rounds, report, progress)
     passes.run(graph, shapes[0], rounds, report, progress, quick=options.quick)
     progress.close()
