@@ -9,8 +9,8 @@ from torch import Tensor
 
 import grand_fast as gf
 from bench.peers.arrays import GraphArrays
-from bench.peers.pyg import spmm_diffusion
-from bench.peers.sparse import csr_product, mkl
+from bench.peers.pyg import simple_conv
+from bench.peers.sparse import csr_product, mkl, native
 from bench.peers.unfused import compiled_csr_diffusion, index_add_diffusion
 from bench.problem import Competitor, Function, Mode, Problem, Shape
 from bench.pytest_form import run_benchmark
@@ -49,12 +49,21 @@ def mkl_product(problem: Problem) -> Function:
     return lambda x, a: csr_product(x, a, arrays, product) - x
 
 
+def native_product(problem: Problem) -> Function:
+    """torch's own kernel with torch's own backward."""
+    arrays = GraphArrays(problem.graph)
+    return lambda x, a: native(arrays.matrix(a), x) - x
+
+
 COMPETITORS = (
     Competitor("grand-fast", ours),
     Competitor("torch.sparse (MKL)", mkl_product),
-    Competitor("PyG spmm", spmm_diffusion, edge_floats=lambda shape: 8),
+    Competitor("torch.sparse.mm(reduce)", native_product, edge_floats=lambda shape: 8),
     Competitor(
         "index_add", index_add_diffusion, edge_floats=lambda shape: 3 * shape.channels, slow=True
+    ),
+    Competitor(
+        "PyG SimpleConv", simple_conv, edge_floats=lambda shape: 4 * shape.channels, slow=True
     ),
     Competitor(
         "torch.compile",

@@ -1,12 +1,9 @@
 """Peers from PyTorch Geometric."""
 
-import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch_geometric.nn import TransformerConv
-from torch_geometric.utils import spmm
+from torch_geometric.nn import SimpleConv, TransformerConv
 
-from bench.peers.arrays import GraphArrays
 from bench.problem import Function, Problem
 
 
@@ -31,14 +28,12 @@ def transformer_conv(problem: Problem) -> Function:
     return function
 
 
-def spmm_diffusion(problem: Problem) -> Function:
-    """`torch_geometric.utils.spmm` on a torch.sparse CSR adjacency, as PyG's layers call it."""
-    arrays = GraphArrays(problem.graph)
+def simple_conv(problem: Problem) -> Function:
+    """`csr_diffusion` by `SimpleConv`, PyG's weighted sum over senders.
 
-    def function(x: Tensor, a: Tensor) -> Tensor:
-        adjacency = torch.sparse_csr_tensor(
-            arrays.rowptr, arrays.sender, a, (arrays.n, arrays.n), check_invariants=False
-        )
-        return spmm(adjacency, x, reduce="sum") - x
-
-    return function
+    PyG's `spmm` is no peer: its gradient by the weights is a dense [N, N] matrix.
+    """
+    layer, edge_index = SimpleConv(aggr="sum"), problem.graph.edge_index()
+    slots = problem.graph.perm.long()
+    edge_index = edge_index[:, slots]  # in slot order, as the weights are
+    return lambda x, a: layer(x, edge_index, a) - x

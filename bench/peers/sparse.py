@@ -34,7 +34,7 @@ def mkl(block: int) -> Product:
 
 
 def native(matrix: Tensor, x: Tensor) -> Tensor:
-    """`A @ x` by torch's own kernel, the one that PyG's `spmm` uses."""
+    """`A @ x` by torch's own kernel, the only one that can differentiate by the values of A."""
     return torch.sparse.mm(matrix, x, "sum")
 
 
