@@ -31,7 +31,7 @@ def transformer_conv(problem: Problem) -> Function:
 def simple_conv(problem: Problem) -> Function:
     """`csr_diffusion` by `SimpleConv`, PyG's weighted sum over senders.
 
-    PyG's `spmm` is no peer: its gradient by the weights is a dense [N, N] matrix.
+    PyG's `spmm` is no peer: its gradient by the weights passes through a dense [N, N] matrix.
     """
     layer, edge_index = SimpleConv(aggr="sum"), problem.graph.edge_index()
     slots = problem.graph.perm.long()

@@ -1,6 +1,6 @@
 """Sparse products of torch, and GRAND's attention written with them as well as we can.
 
-Backward is written by hand: torch's own rebuilds `Aᵀ` on each call.
+Backward is written by hand: torch's own, by the values of a CSR tensor, is dense, [N, N].
 """
 
 import math
@@ -34,7 +34,7 @@ def mkl(block: int) -> Product:
 
 
 def native(matrix: Tensor, x: Tensor) -> Tensor:
-    """`A @ x` by torch's own kernel, the only one that can differentiate by the values of A."""
+    """`A @ x` by torch's own kernel."""
     return torch.sparse.mm(matrix, x, "sum")
 
 
