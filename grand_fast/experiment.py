@@ -207,7 +207,10 @@ def _data(experiment: Experiment) -> NodeData:
         raise BadOptionError(str(error)) from error
     # The graph of digits is our own choice: all its images stay
     if preset.split == "random" and data.name != "digits":
-        return largest_component(data)
+        data = largest_component(data)
+    if preset.row_normalize:
+        # Citation graphs have nodes without words
+        data = replace(data, x=data.x / data.x.sum(dim=1, keepdim=True).clamp(min=1.0))
     return data
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Preset:
-    """Options of the data, the model and the training; each is an option of `grand-fast train`.
+    """Options of the data, the model and the training.
 
     Attributes:
         split: `"planetoid"`, the published one on the whole graph, or `"random"`, drawn from the
             largest connected component by seed.
         labels_per_class, development: training nodes of each class, and nodes that training and
             validation share, in a random split.
+        row_normalize: whether the features of a node are divided by their sum.
         neighbours: of each image in the graph of `digits`.
         self_loops: weight of the loop appended to each node, or None for no loops.
         hidden, heads, attention_channels: sizes of the state and of its attention.
@@ -29,6 +30,7 @@ class Preset:
     split: str = "random"
     labels_per_class: int = 20
     development: int = 1500
+    row_normalize: bool = False
     neighbours: int = 10
     self_loops: float | None = 1.0
     variant: str = "nl"
@@ -53,16 +55,16 @@ PRESETS: dict[str, Preset] = {
         input_dropout=0.1, epochs=80, lr=0.03, weight_decay=0.001,
     ),
     "Cora": Preset(
-        split="planetoid", hidden=80, heads=8, attention_channels=128, T=18.0,
-        lr=0.0229, weight_decay=0.00508, optimizer="adamax",
+        split="planetoid", row_normalize=True, hidden=80, heads=8, attention_channels=128, T=18.0,
+        step_size=2.0, dropout=0.5, input_dropout=0.8, epochs=200, lr=0.005,
     ),
     "CiteSeer": Preset(
-        split="planetoid", hidden=80, heads=8, attention_channels=32, T=8.0, dropout=0.75,
-        input_dropout=0.7, lr=0.0086, weight_decay=0.1,
+        split="planetoid", row_normalize=True, hidden=80, heads=8, attention_channels=32, T=8.0,
+        step_size=2.0, dropout=0.5, input_dropout=0.8, epochs=200, lr=0.005,
     ),
     "PubMed": Preset(
-        split="planetoid", hidden=128, heads=1, attention_channels=16, T=13.0,
-        lr=0.0147, weight_decay=0.00182, optimizer="adamax",
+        split="planetoid", row_normalize=True, hidden=128, heads=1, attention_channels=16, T=13.0,
+        step_size=2.0, dropout=0.1, input_dropout=0.5,
     ),
     "CoauthorCS": Preset(
         development=5000, hidden=16, heads=4, attention_channels=8, T=3.0, self_loops=None,
