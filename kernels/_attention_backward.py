@@ -235,6 +235,13 @@ def _head_terms(group: HeadGroup, table: Matrix, ds: RowBuffer) -> list[Term]:
     ]
 
 
+def side_by_side(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for dq and dk `[N, H, d_k]`, rows interleaved: one matrix for the products to come."""
+    n, h, d_k = q.shape
+    both = empty(n, 2, h, d_k, dtype=q.dtype)
+    return both[:, 0], both[:, 1]
+
+
 def row_pass(
     q: Tensor,
     k: Tensor,
@@ -245,12 +252,12 @@ def row_pass(
     x: Tensor | None = None,
     alpha: Tensor | None = None,
     da: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`dq [N, H, d_k]`, and `lse` and Δ `[N, H]`, side by side in memory for the column pass."""
+    dq: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Write `dq`; return `lse` and Δ `[N, H]`, side by side in memory for the column pass."""
     n, h, d_k = q.shape
     source, d = _source(x, da)
     work, shape = csr.work, (d, h, d_k, q.dtype, csr.col.dtype)
-    dq = empty(n, h, d_k, dtype=q.dtype)
     lse_beside_delta, delta = empty(n, 2, h, dtype=q.dtype).unbind(1)
     buffer = buffer_size(work.longest)
     arguments: dict[str, Any] = {"q": q, "k": k, "lse": lse, "buffer": buffer} | _given(
@@ -271,7 +278,7 @@ def row_pass(
         kernel = _row_kernel(*shape, source=source, step="dq")
         kernel(work, pieces=True, scratch=2 * buffer, delta=delta, dq=partial, **arguments)
         dq[work.hub_rows] = sum_pieces(partial, work)
-    return dq, lse_beside_delta, delta
+    return lse_beside_delta, delta
 
 
 def column_pass(
@@ -287,8 +294,9 @@ def column_pass(
     df_scale: float = 0.0,
     da: Tensor | None = None,
     needs_dalpha: bool = False,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """`dk` if Δ is given; `dx` and, if needed, `dalpha` of a diffusion."""
+    dk: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Write `dk` if it is given, with Δ; return `dx` and, if needed, `dalpha` of a diffusion."""
     n, h, d_k = q.shape
     source, d = _source(x, da)
     work, shape = csr_t.work, (d, h, d_k, q.dtype, csr_t.col.dtype)
@@ -299,9 +307,8 @@ def column_pass(
     )
     arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
     arguments["last_edge"] = csr_t.col.numel() - 1
-    dk = dx = shares = dalpha = None
-    if delta is not None:
-        dk = empty(n, h, d_k, dtype=q.dtype)
+    dx = shares = dalpha = None
+    if dk is not None:
         arguments["delta"] = delta
     if x is not None:
         dx = empty(n, d, dtype=q.dtype)
@@ -329,7 +336,7 @@ def column_pass(
             finish_field_gradient(
                 dx, dalpha, partial, work, df=df, x=x, alpha=alpha, df_scale=df_scale
             )
-    return dk, dx, dalpha
+    return dx, dalpha
 
 
 def _source(x: Tensor | None, da: Tensor | None) -> tuple[Source, int]:

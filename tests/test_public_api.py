@@ -9,7 +9,8 @@ import grand_fast as gf
 SURFACE = {
     gf: {"Graph", "Solution", "Stats", "Status", "__version__", "backend", "integrate", "nn",
          "ops"},
-    gf.ops: {"attention_diffusion", "csr_diffusion", "edge_attention"},
+    gf.ops: {"attention_diffusion", "csr_diffusion", "edge_attention",
+             "projected_attention_diffusion"},
     gf.nn: {"GRAND", "AttentionDiffusion"},
 }  # fmt: skip
 
@@ -24,7 +25,8 @@ def test_surface(module):
 
 
 @pytest.mark.parametrize("function", [
-    gf.ops.attention_diffusion, gf.ops.csr_diffusion, gf.ops.edge_attention, gf.integrate,
+    gf.ops.attention_diffusion, gf.ops.csr_diffusion, gf.ops.edge_attention,
+    gf.ops.projected_attention_diffusion, gf.integrate,
     gf.Graph.from_edge_index,
 ])  # fmt: skip
 def test_every_argument_is_documented(function):

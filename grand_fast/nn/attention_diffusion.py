@@ -77,19 +77,20 @@ class AttentionDiffusion(nn.Module):
                 "None without source=True" if self.scale.beta is None else "given: source=True"
             )
             raise ValueError(f"AttentionDiffusion: `x0` must be {expected}.")
-        q, k = self.query_key(x)
-        return ops.attention_diffusion(
+        weight, bias = self._packed()
+        return ops.projected_attention_diffusion(
             x,
-            q,
-            k,
+            weight,
+            bias,
             graph,
+            heads=self.heads,
             alpha=scale * self.scale.alpha,
             beta=None if self.scale.beta is None else scale * self.scale.beta,
             x0=x0,
-            add=add,
             score=self.score,
             normalizer=self.normalizer,
             normalize=self.normalize,
+            add=add,
         )
 
     def attention(self, x: Tensor, graph: Graph) -> Tensor:
@@ -106,10 +107,16 @@ class AttentionDiffusion(nn.Module):
 
     def query_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`q, k [N, heads, d_k]`, two views of one product."""
-        weight = torch.cat([self.query.weight, self.key.weight])
-        bias = torch.cat([self.query.bias, self.key.bias])
-        qk = functional.linear(x, weight, bias).view(x.shape[0], 2, self.heads, -1)
+        weight, bias = self._packed()
+        qk = functional.linear(x, weight, bias).view(
+            x.shape[0], 2, self.heads, self.attention_channels // self.heads
+        )
         return qk[:, 0], qk[:, 1]
+
+    def _packed(self) -> tuple[Tensor, Tensor]:
+        """Both projections as one."""
+        weight = torch.cat([self.query.weight, self.key.weight])
+        return weight, torch.cat([self.query.bias, self.key.bias])
 
     def extra_repr(self) -> str:
         """Sizes and choices, for `print(model)`."""

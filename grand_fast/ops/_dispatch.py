@@ -83,6 +83,14 @@ def plan(name: str) -> Any:
     return _import(f"grand_fast.kernels.{module}").plan
 
 
+def result_memory(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Memory that is not yet written, of the dtype and on the device of `like`."""
+    if name == "cpu":
+        result: Tensor = _import("grand_fast.kernels._cpu").empty(*shape, dtype=like.dtype)
+        return result
+    return like.new_empty(shape)
+
+
 @lru_cache(maxsize=64)
 def unsupported_reasons(name: str, device: str, dtype: torch.dtype) -> list[str]:
     """Why backend `name` cannot run on tensors of this device type and dtype; empty if it can."""

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._attention_backward import column_pass, row_pass
+from grand_fast.kernels._attention_backward import column_pass, row_pass, side_by_side
 from grand_fast.kernels._cpu import Compiled, each_row, empty
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
@@ -149,10 +149,11 @@ def attention_diffusion_bwd(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """`dx` with q and k held fixed, and `dq`, `dk`, `dalpha` if needed."""
     alpha = alpha.to(x.dtype)
-    dq = delta = None
+    dq = dk = delta = None
     if needs_dqk:
-        dq, lse, delta = row_pass(q, k, lse=lse, csr=csr, df=df, x=x, alpha=alpha)
-    dk, dx, dalpha = column_pass(
+        dq, dk = side_by_side(q)
+        lse, delta = row_pass(q, k, lse=lse, csr=csr, df=df, x=x, alpha=alpha, dq=dq)
+    dx, dalpha = column_pass(
         q,
         k,
         lse=lse,
@@ -163,6 +164,7 @@ def attention_diffusion_bwd(
         alpha=alpha,
         df_scale=df_scale,
         needs_dalpha=needs_dalpha,
+        dk=dk,
     )
     assert dx is not None
     return dx, dq, dk, dalpha

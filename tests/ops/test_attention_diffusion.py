@@ -4,7 +4,12 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.ops import attention_diffusion, csr_diffusion, edge_attention
+from grand_fast.ops import (
+    attention_diffusion,
+    csr_diffusion,
+    edge_attention,
+    projected_attention_diffusion,
+)
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_edge_index, random_graph
 from tests.ops._problems import compare, normal
 
@@ -232,6 +237,51 @@ def test_added_tensors(kind):
 @pytest.mark.slow
 def test_arxiv(arxiv):
     compare(run(arxiv), problem(arxiv.num_nodes, 128, 4, 32), backend="cpu", dtype=torch.float32)
+
+
+def projection(n, d, heads, d_k):
+    p = problem(n, d, heads, d_k)
+    scale = d**-0.5
+    weight = normal(2 * heads * d_k, d, seed=7, scale=scale)
+    inputs = {"x": p["x"], "weight": weight, "bias": normal(2 * heads * d_k, seed=8)}
+    return inputs | {key: p[key] for key in ("alpha", "beta", "x0")} | {"y": normal(n, d, seed=9)}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("kind", ["hub", "empty_rows", "empty"])
+def test_projected(kind, kept, monkeypatch):
+    from grand_fast.ops import projected_attention_diffusion as module
+
+    monkeypatch.setitem(module.__globals__, "_is_kept", lambda qk: kept)
+    graph = random_graph(kind)
+
+    def call(x, weight, bias, alpha, beta, x0, y, backend):
+        return projected_attention_diffusion(
+            x, weight, bias, graph, heads=3, alpha=alpha, beta=beta, x0=x0,
+            add=[(0.5, x), (-2.0, y)], backend=backend,
+        )  # fmt: skip
+
+    inputs = projection(graph.num_nodes, 7, 3, 5)
+    for dtype in (torch.float32, torch.float64):
+        compare(call, inputs, backend="cpu", dtype=dtype)
+    leaves = {k: t.requires_grad_() for k, t in inputs.items()}
+    qk = torch.nn.functional.linear(leaves["x"], leaves["weight"], leaves["bias"])
+    q, k = qk.view(graph.num_nodes, 2, 3, 5).unbind(1)
+    want = run(graph)(leaves["x"], q, k, *(leaves[n] for n in ("alpha", "beta", "x0")), "reference")
+    want = want + 0.5 * leaves["x"] - 2.0 * leaves["y"]
+    assert_close("f", call(**leaves, backend="reference"), want)
+
+
+def test_projected_bad_input():
+    graph = random_graph("random")
+    p = projection(graph.num_nodes, 4, 2, 3)
+    x, weight, bias = p["x"], p["weight"], p["bias"]
+    with pytest.raises(ValueError, match="projected_attention_diffusion: `heads` must divide"):
+        projected_attention_diffusion(x, weight, bias, graph, heads=5)
+    with pytest.raises(ValueError, match="`bias` must have shape"):
+        projected_attention_diffusion(x, weight, bias[1:], graph, heads=2)
+    with pytest.raises(NotImplementedError, match="score"):
+        projected_attention_diffusion(x, weight, bias, graph, heads=2, score="gat")
 
 
 def bad_calls():

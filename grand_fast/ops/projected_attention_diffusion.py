@@ -1,0 +1,212 @@
+"""`projected_attention_diffusion`: from the state to GRAND's vector field, projections included.
+
+It runs on the kernels of `attention_diffusion`. Knowing the projections saves memory and passes:
+one product each way for q and k together, its backward added to `dx` in place, and q and k kept
+for backward only while memory is plentiful.
+"""
+
+from typing import Any
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from grand_fast.graph import Graph
+from grand_fast.kernels._csr import Add
+from grand_fast.ops._add import check_add, gradients, pairs
+from grand_fast.ops._checks import (
+    channel_vector,
+    check_graph,
+    check_source,
+    check_tensor,
+    inner_contiguous,
+    message,
+)
+from grand_fast.ops._dispatch import Backend, choose, launchers, plan, result_memory
+from grand_fast.ops._source import source_gradients
+from grand_fast.ops.edge_attention import check_attention
+
+_OP = "projected_attention_diffusion"
+_KERNELS = "attention_diffusion"
+
+# Keeping q and k for backward saves one product (a quarter of the backward's arithmetic). They are
+# kept when small, or when they take less than this share of the free memory: a long solve keeps
+# them for its first evaluations and stops before memory runs short.
+_ALWAYS_KEPT = 16 << 20  # bytes
+_SHARE_KEPT = 1 / 32
+
+
+def projected_attention_diffusion(
+    x: Float[Tensor, "N d"],
+    weight: Float[Tensor, "2*d_att d"],
+    bias: Float[Tensor, " 2*d_att"],
+    graph: Graph,
+    *,
+    heads: int,
+    alpha: float | Tensor = 1.0,
+    beta: float | Tensor | None = None,
+    x0: Float[Tensor, "N d"] | None = None,
+    score: str = "scaled_dot",
+    normalizer: str = "softmax",
+    normalize: str = "receiver",
+    add: Add = (),
+    backend: Backend = "auto",
+) -> Float[Tensor, "N d"]:
+    """`attention_diffusion` with `q, k = x weightᵀ + bias`, as one operator.
+
+    `f_i = alpha (mean_h Σ_j a^h_ij x_j − x_i) + beta x0_i`, with
+    `a^h_i: = softmax_j(<q^h_i, k^h_j> / √d_k)` over the senders `j` of receiver `i`.
+
+    Args:
+        x: node state `[N, d]`.
+        weight, bias: of the queries, then of the keys, `[2·d_att, d]` and `[2·d_att]`.
+        graph: the edges.
+        heads: `H`; must divide `d_att`.
+        alpha, beta, x0, score, normalizer, normalize, add, backend: as in `attention_diffusion`.
+
+    Returns:
+        `f` `[N, d]`, in the dtype of `x`.
+
+    Differentiable by `x`, `weight`, `bias`, `alpha`, `beta`, `x0` and each tensor of `add`. Saves
+    its inputs, `lse [N, H]` and, while memory is plentiful, q and k.
+    Reference: GRAND (Chamberlain et al. 2021), equations 2 and 10.
+    """
+    check_graph(_OP, graph)
+    check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
+    sizes = (None, x.shape[1])
+    check_tensor(_OP, "weight", weight, letters="[2·d_att, d]", sizes=sizes, like=x)
+    check_tensor(_OP, "bias", bias, letters="[2·d_att]", sizes=(weight.shape[0],), like=x)
+    if heads < 1 or weight.shape[0] % (2 * heads):
+        got = f"{heads} for 2·d_att = {weight.shape[0]}"
+        raise ValueError(message(_OP, "heads", "must divide d_att", got))
+    check_attention(_OP, score, normalizer, normalize, None)
+    alpha = channel_vector(_OP, "alpha", alpha, x)
+    beta, x0 = check_source(_OP, beta, x0, x)
+    of_x, scales, others = check_add(_OP, add, x)
+    name = choose(_OP, backend, x)
+    if name == "reference":
+        q, k = _split(functional.linear(x, weight, bias), heads)
+        f, _ = launchers(_KERNELS, name).attention_diffusion_fwd(
+            x,
+            q,
+            k,
+            alpha=alpha,
+            beta=beta,
+            x0=x0,
+            add=pairs(x, of_x, scales, others),
+            csr=graph.csr(),
+        )
+    else:
+        f = _ProjectedAttentionDiffusionFunction.apply(
+            x, weight, bias, alpha, beta, x0, graph, name, heads, of_x, scales, *others
+        )
+    return f  # type: ignore[no-any-return]
+
+
+class _ProjectedAttentionDiffusionFunction(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        alpha: Tensor,
+        beta: Tensor | None,
+        x0: Tensor | None,
+        graph: Graph,
+        name: str,
+        heads: int,
+        of_x: float,
+        scales: tuple[float, ...],
+        *others: Tensor,
+    ) -> Tensor:
+        x = inner_contiguous(x)
+        if x0 is not None:
+            x0 = inner_contiguous(x0)
+        qk = _project(x, weight, bias, name)
+        q, k = _split(qk, heads)
+        f, lse = launchers(_KERNELS, name).attention_diffusion_fwd(
+            x,
+            q,
+            k,
+            alpha=alpha,
+            beta=beta,
+            x0=x0,
+            add=pairs(x, of_x, scales, [inner_contiguous(y) for y in others]),
+            csr=graph.csr(plan(name)),
+        )
+        kept = qk if _is_kept(qk) else None
+        ctx.save_for_backward(
+            x, weight, bias, kept, lse, alpha, beta, x0 if ctx.needs_input_grad[4] else None
+        )
+        ctx.graph, ctx.name, ctx.heads, ctx.of_x, ctx.scales = graph, name, heads, of_x, scales
+        return f  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, qk, lse, alpha, beta, x0 = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        needs_dx, needs_dweight, needs_dbias, needs_dalpha, needs_dbeta, needs_dx0 = needs[:6]
+        df = inner_contiguous(df)
+        dx = dweight = dbias = dalpha = None
+        if needs_dx or needs_dweight or needs_dbias or needs_dalpha:
+            q, k = _split(_project(x, weight, bias, ctx.name) if qk is None else qk, ctx.heads)
+            dx, dq, dk, dalpha = launchers(_KERNELS, ctx.name).attention_diffusion_bwd(
+                df,
+                x,
+                q,
+                k=k,
+                lse=lse,
+                alpha=alpha,
+                df_scale=ctx.of_x,
+                csr=ctx.graph.csr(plan(ctx.name)),
+                csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
+                needs_dqk=needs_dx or needs_dweight or needs_dbias,
+                needs_dalpha=needs_dalpha,
+            )
+            dqk = None if dq is None else _join(dq, dk)
+            if dqk is not None and needs_dx:
+                dx.addmm_(dqk, weight)
+            dweight = dqk.t() @ x if dqk is not None and needs_dweight else None
+            dbias = dqk.sum(0) if dqk is not None and needs_dbias else None
+        dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
+        dothers = gradients(df, ctx.scales, needs[11:])
+        none = (None,) * 5  # graph, name, heads, of_x, scales
+        return dx, dweight, dbias, dalpha, dbeta, dx0, *none, *dothers
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
+    """q and k, side by side, `[N, 2·d_att]`."""
+    qk = result_memory(name, (x.shape[0], weight.shape[0]), x)
+    return torch.addmm(bias, x, weight.t(), out=qk)
+
+
+def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """q and k `[N, H, d_k]` as views."""
+    view = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads))
+    return view[:, 0], view[:, 1]
+
+
+def _join(dq: Tensor, dk: Tensor) -> Tensor:
+    """dq and dk side by side, `[N, 2·d_att]`: a view where the kernels wrote them so."""
+    n, d_att = dq.shape[0], dq.shape[1] * dq.shape[2]
+    beside = dq.data_ptr() + d_att * dq.element_size() == dk.data_ptr()
+    if beside and dq.stride(0) == dk.stride(0) == 2 * d_att:
+        return dq.as_strided((n, 2 * d_att), (2 * d_att, 1))
+    return torch.cat([dq.reshape(n, d_att), dk.reshape(n, d_att)], dim=1)
+
+
+def _is_kept(qk: Tensor) -> bool:
+    size = qk.numel() * qk.element_size()
+    if size <= _ALWAYS_KEPT:
+        return True
+    if qk.is_cuda:
+        free = torch.cuda.mem_get_info(qk.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return size < _SHARE_KEPT * free
