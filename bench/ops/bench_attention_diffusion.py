@@ -72,8 +72,11 @@ def packed_projection(problem: Problem, *inputs: Tensor) -> tuple[Tensor, Tensor
 
 def ours(problem: Problem) -> Function:
     def function(*inputs: Tensor) -> Tensor:
-        x, q, k = packed_projection(problem, *inputs)
-        return gf.ops.attention_diffusion(x, q, k, problem.graph)
+        x, w_q, b_q, w_k, b_k = inputs
+        weight, bias = torch.cat([w_q, w_k]), torch.cat([b_q, b_k])
+        return gf.ops.projected_attention_diffusion(
+            x, weight, bias, problem.graph, heads=problem.shape.heads
+        )
 
     return function
 
