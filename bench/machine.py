@@ -4,7 +4,9 @@ import contextlib
 import os
 import platform
 import subprocess
+import threading
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,6 @@ COPY_BYTES = 256 * 2**20  # several times the last-level cache, read once and wr
 CACHE_LINE_FLOATS = 16
 PREFETCH_ROWS = 16  # ahead: the fastest of 2, 4, 8, 16 at 64 to 256 channels; twice none at all
 GATHER_PARTS = 256
-# An OpenMP layer would be a second one beside torch's, and its waiting threads would spin.
-numba.config.THREADING_LAYER = "workqueue"
 PACKAGES = ("torch", "torch-geometric", "numba", "numpy", "triton")
 
 
@@ -72,15 +72,25 @@ def gather_call(graph: Graph, width: int) -> Callable[[], object]:
     """
     # Rows padded to whole cache lines: the floor is that of the lines, whatever the width.
     lines = -(-width // CACHE_LINE_FLOATS)
-    x = torch.ones(graph.num_nodes, lines * CACHE_LINE_FLOATS)
+    x = torch.ones(graph.num_nodes * lines * CACHE_LINE_FLOATS).numpy()
     col = graph.col.numpy()
     bounds = np.linspace(0, graph.num_edges, GATHER_PARTS + 1).astype(np.int64)
-    sums = np.zeros(GATHER_PARTS, np.float32)
-    table = x.flatten().numpy()
+    kernel = _gather_kernel(lines)
 
     def call() -> None:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        _gather(table, lines, col, bounds, sums)
+        # Parts go to whichever thread is free, so that a busy core does not hold up the other.
+        parts = iter(range(GATHER_PARTS))
+
+        def work() -> None:
+            for part in parts:  # `next` of a range is atomic under the GIL
+                kernel(x, col, bounds[part], bounds[part + 1])
+
+        threads = [threading.Thread(target=work) for _ in range(torch.get_num_threads() - 1)]
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
 
     return call
 
@@ -102,29 +112,27 @@ def _prefetch(context: Any, x: Any, i: Any) -> Any:
     return types.void(x, types.int64), generate
 
 
-@numba.njit(parallel=True)
-def _gather(
-    x: NDArray[np.float32],
-    lines: int,
-    col: NDArray[np.int32],
-    bounds: NDArray[np.int64],
-    sums: NDArray[np.float32],
-) -> None:
+@lru_cache(maxsize=16)
+def _gather_kernel(lines: int) -> Callable[..., float]:
+    """Compiled for one row length, so that the loop over its cache lines is unrolled."""
     width = lines * CACHE_LINE_FLOATS
-    last = len(col) - 1
-    for part in numba.prange(len(bounds) - 1):
+
+    @numba.njit(nogil=True)
+    def gather(x: NDArray[np.float32], col: NDArray[np.int32], start: int, stop: int) -> float:
+        last = len(col) - 1
         even = odd = np.float32(0)  # two chains of additions, or their latency would be the floor
-        for e in range(bounds[part], bounds[part + 1]):
+        for e in range(start, stop):
             ahead = np.int64(col[min(e + PREFETCH_ROWS, last)]) * width
             here = np.int64(col[e]) * width
             for line in range(lines):
                 _prefetch(x, ahead + line * CACHE_LINE_FLOATS)
-            for line in range(lines // 2):
-                even += x[here + 2 * line * CACHE_LINE_FLOATS]
-                odd += x[here + (2 * line + 1) * CACHE_LINE_FLOATS]
-            if lines % 2:
-                even += x[here + (lines - 1) * CACHE_LINE_FLOATS]
-        sums[part] = even + odd
+            for line in range(0, lines, 2):
+                even += x[here + line * CACHE_LINE_FLOATS]
+            for line in range(1, lines, 2):
+                odd += x[here + line * CACHE_LINE_FLOATS]
+        return even + odd
+
+    return gather
 
 
 def _cpu_name() -> str:

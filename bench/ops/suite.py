@@ -117,7 +117,7 @@ def _time(
         for name, function in functions.items()
         for mode in MODES
     }
-    beside = {"copy": machine.copy_call()} | floor.calls(problem)
+    beside = floor.calls(problem) | {"copy": machine.copy_call()}
     timings = interleave(calls | beside, rounds=rounds, tick=progress.say)
     copy = 2 * machine.COPY_BYTES / timings["copy"].median
     floors = floor.seconds({name: timings[name] for name in beside})
