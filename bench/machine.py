@@ -25,7 +25,7 @@ from grand_fast import Graph
 COPY_BYTES = 256 * 2**20  # several times the last-level cache, read once and written once
 CACHE_LINE_FLOATS = 16
 PREFETCH_ROWS = 16  # ahead: the fastest of 2, 4, 8, 16 at 64 to 256 channels; twice none at all
-GATHER_PARTS = 256
+GATHER_PART_EDGES = 8192  # a part takes 0.1 ms, many times what handing it out does
 PACKAGES = ("torch", "torch-geometric", "numba", "numpy", "triton")
 
 
@@ -74,18 +74,20 @@ def gather_call(graph: Graph, width: int) -> Callable[[], object]:
     lines = -(-width // CACHE_LINE_FLOATS)
     x = torch.ones(graph.num_nodes * lines * CACHE_LINE_FLOATS).numpy()
     col = graph.col.numpy()
-    bounds = np.linspace(0, graph.num_edges, GATHER_PARTS + 1).astype(np.int64)
+    n_parts = max(1, graph.num_edges // GATHER_PART_EDGES)
+    bounds = np.linspace(0, graph.num_edges, n_parts + 1).astype(np.int64)
     kernel = _gather_kernel(lines)
 
     def call() -> None:
         # Parts go to whichever thread is free, so that a busy core does not hold up the other.
-        parts = iter(range(GATHER_PARTS))
+        parts = iter(range(n_parts))
 
         def work() -> None:
             for part in parts:  # `next` of a range is atomic under the GIL
                 kernel(x, col, bounds[part], bounds[part + 1])
 
-        threads = [threading.Thread(target=work) for _ in range(torch.get_num_threads() - 1)]
+        helpers = min(torch.get_num_threads(), n_parts) - 1
+        threads = [threading.Thread(target=work) for _ in range(helpers)]
         for thread in threads:
             thread.start()
         work()
