@@ -180,9 +180,10 @@ def test_interrupt_leaves_the_best_weights(capsys, monkeypatch):
         "grand-fast: interrupted. The best weights so far are in runs/digits-nl; "
         "load them with grand_fast.train.load_checkpoint.\n"
     )
-    monkeypatch.undo()
-    assert isinstance(load_checkpoint("runs/digits-nl"), GRAND)
     assert not Path("summary.json").exists()
+    folder = Path("runs/digits-nl").resolve()
+    monkeypatch.undo()  # the working directory too
+    assert isinstance(load_checkpoint(folder), GRAND)
 
 
 def test_interrupt_before_there_are_weights(capsys, monkeypatch):

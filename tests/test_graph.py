@@ -172,11 +172,17 @@ def test_bad_self_loops(loops):
 
 
 @pytest.mark.slow
-def test_arxiv_builds_in_a_second(arxiv):
+def test_arxiv_builds_in_the_time_of_a_few_sorts(arxiv):
+    """Against a sort in the same run: a quiet 2-core machine takes 0.4 s, a busy one any time."""
     edges = arxiv.edge_index()[:, torch.randperm(arxiv.num_edges)]
-    seconds = []
+    keys = edges[0] * arxiv.num_nodes + edges[1]
+    builds, sorts = [], []
     for _ in range(5):
         start = time.perf_counter()
         Graph.from_edge_index(edges, arxiv.num_nodes)
-        seconds.append(time.perf_counter() - start)
-    assert sorted(seconds)[0] < 1.0, seconds
+        builds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        torch.sort(keys, stable=True)
+        sorts.append(time.perf_counter() - start)
+    print(f"arxiv: built in {min(builds):.2f} s, a sort of its edges takes {min(sorts):.2f} s")
+    assert min(builds) < 10 * min(sorts)
