@@ -31,7 +31,7 @@ FAILED, INTERRUPTED = 1, 130
 _TRAIN_EPILOG = """\
 examples:
   grand-fast train
-      handwritten digits, built in: a minute on two cores, no download
+      handwritten digits, built in: half a minute on two cores, no download
   grand-fast train --dataset Cora --root ~/data --variant l --split planetoid --seeds 3 --json
       Cora as PyG's loaders keep it, ~/data/planetoid/Cora/raw or ~/data/Cora/raw
 
@@ -211,7 +211,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _report(say: Callable[[str], None], content: dict[str, Any]) -> None:
     runs = len(content["test_accuracy"])
-    line = f"test accuracy {content['mean']:.4f} ± {content['std']:.4f} ({runs} seeds)"
+    count = "1 seed" if runs == 1 else f"{runs} seeds"
+    line = f"test accuracy {content['mean']:.4f} ± {content['std']:.4f} ({count})"
     if spread := content["label_spreading"]:
         line += (
             f"; label spreading on the same graph and labels: "
@@ -236,8 +237,13 @@ def _cannot_run(backend: str, device: torch.device) -> str | None:
         return f"--device {device}: torch sees no GPU. Use --device cpu, or see grand-fast info."
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         return f"--device {device}: torch sees {torch.cuda.device_count()} GPUs."
+    source = "--backend"
+    if backend == "auto" and (backend := os.environ.get("GRAND_FAST_BACKEND") or backend) != "auto":
+        source = "GRAND_FAST_BACKEND"
+    if backend not in BACKENDS:
+        return f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}."
     reasons = unsupported_reasons(backend, device.type, torch.float32)
-    return f"--backend {backend} cannot run: {'; '.join(reasons)}." if reasons else None
+    return f"{source} {backend} cannot run: {'; '.join(reasons)}." if reasons else None
 
 
 def _info(options: argparse.Namespace) -> int:

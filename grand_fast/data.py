@@ -6,7 +6,7 @@ others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +89,11 @@ def largest_component(data: NodeData) -> NodeData:
     whole = Data(x=data.x, y=data.y, edge_index=data.edge_index)
     part = LargestConnectedComponents()(whole)
     return NodeData(data.name, part.x, part.y, part.edge_index)
+
+
+def row_normalized(data: NodeData) -> NodeData:
+    """The features of each node divided by their sum, where that is above 1."""
+    return replace(data, x=data.x / data.x.sum(dim=1, keepdim=True).clamp(min=1.0))
 
 
 def random_split(y: Tensor, *, seed: int, labels_per_class: int, development: int) -> Split:

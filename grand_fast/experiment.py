@@ -20,6 +20,7 @@ from grand_fast.data import (
     largest_component,
     load,
     random_split,
+    row_normalized,
 )
 from grand_fast.graph import Graph
 from grand_fast.info import peak_memory_bytes, versions
@@ -208,10 +209,7 @@ def _data(experiment: Experiment) -> NodeData:
     # The graph of digits is our own choice: all its images stay
     if preset.split == "random" and data.name != "digits":
         data = largest_component(data)
-    if preset.row_normalize:
-        # Citation graphs have nodes without words
-        data = replace(data, x=data.x / data.x.sum(dim=1, keepdim=True).clamp(min=1.0))
-    return data
+    return row_normalized(data) if preset.row_normalize else data
 
 
 def _splits(data: NodeData, experiment: Experiment) -> list[Split]:

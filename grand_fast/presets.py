@@ -1,7 +1,8 @@
 """What `grand-fast train` uses where the command line says nothing: one preset a data set.
 
 They start from the tuned values of the paper's released code, adapted to fixed Runge–Kutta steps
-and scaled-dot softmax attention, and were settled by validation accuracy alone.
+and scaled-dot softmax attention. Those of digits and Cora were then searched by hand, by validation
+accuracy alone; the others were changed where a single try on validation accuracy said so.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ PRESETS: dict[str, Preset] = {
         step_size=2.0, dropout=0.5, input_dropout=0.8, epochs=200, lr=0.005,
     ),
     "CiteSeer": Preset(
-        split="planetoid", row_normalize=True, hidden=80, heads=8, attention_channels=32, T=8.0,
+        split="planetoid", row_normalize=True, hidden=80, heads=8, attention_channels=32, T=18.0,
         step_size=2.0, dropout=0.5, input_dropout=0.8, epochs=200, lr=0.005,
     ),
     "PubMed": Preset(
@@ -67,8 +68,8 @@ PRESETS: dict[str, Preset] = {
         step_size=2.0, dropout=0.1, input_dropout=0.5,
     ),
     "CoauthorCS": Preset(
-        development=5000, hidden=16, heads=4, attention_channels=8, T=3.0, self_loops=None,
-        source=False, dropout=0.7, lr=0.001, weight_decay=0.0047, optimizer="rmsprop",
+        development=5000, hidden=64, heads=4, attention_channels=32, T=3.0, self_loops=None,
+        source=False, dropout=0.5, epochs=60, lr=0.005, weight_decay=0.0047, optimizer="rmsprop",
     ),
     "Computers": Preset(
         hidden=128, heads=4, attention_channels=64, T=3.25, source=False, input_dropout=0.6,

@@ -157,6 +157,11 @@ def test_no_gpu(capsys, monkeypatch):
     assert "must be on a CUDA device" in fails(capsys, ["train", "--backend", "gpu"], 1)
 
 
+def test_backend_of_the_environment(capsys, monkeypatch):
+    monkeypatch.setenv("GRAND_FAST_BACKEND", "tpu")
+    assert "GRAND_FAST_BACKEND must be one of auto, gpu" in fails(capsys, ["train"], 1)
+
+
 def interrupt_after(monkeypatch, passes):
     """Ctrl-C in a forward pass; training and evaluation take turns."""
     forward = GRAND.forward

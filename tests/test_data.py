@@ -134,6 +134,13 @@ def test_largest_component():
     assert part.edge_index.sort(dim=1).values.tolist() == [[0, 1, 1, 2], [0, 1, 1, 2]]
 
 
+def test_row_normalized():
+    """Counts become shares; a node without words stays as it is."""
+    x = torch.tensor([[1.0, 3.0], [0.0, 0.0], [0.2, 0.2]])
+    whole = data.NodeData("made", x, torch.arange(3), torch.empty(2, 0, dtype=torch.int64))
+    assert data.row_normalized(whole).x.tolist() == [[0.25, 0.75], [0, 0], x[2].tolist()]
+
+
 @pytest.mark.parametrize("place", ["planetoid/Cora/raw", "Cora/raw", "raw"])
 def test_planetoid_files(tmp_path, place):
     planetoid_files(tmp_path / place)
