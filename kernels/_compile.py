@@ -49,6 +49,11 @@ def _target_machine() -> llvm.TargetMachine:
     )
 
 
+def has_wide_registers() -> bool:
+    """Whether the machine has 32 vector registers of 512 bits."""
+    return "+avx512f" in _host_features().split(",")
+
+
 def _host_features() -> str:
     return str(llvm.get_host_cpu_features().flatten())
 

@@ -75,6 +75,13 @@ def plan(rowptr: Tensor) -> Work:
     )
 
 
+def slabs(n: int, rows: int) -> Work:
+    """Rows 0 … n − 1 in tasks of so many rows, for a kernel that knows no edges."""
+    none = torch.empty(0, dtype=torch.int64)
+    bounds = torch.arange(0, n + rows, rows).clamp_(max=n)
+    return Work(bounds, 0, none, none, none, none, none)
+
+
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """Memory for a result, in huge pages if it is large and the system has them.
 
@@ -142,6 +149,7 @@ class Compiled:
     def __init__(self, kernel: Kernel) -> None:
         self._function = compile_kernel(kernel.name, kernel.source())
         self._arguments = kernel.arguments
+        self.lanes = kernel.lanes
         self._dtype = next(t for t, b in _FLOAT_BITS.items() if b == kernel.format.bits)
 
     def __call__(

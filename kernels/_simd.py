@@ -209,6 +209,9 @@ class Int:
     def __mul__(self, other: Int | int) -> Int:
         return self._with(self.kernel.builder.mul, other)
 
+    def __floordiv__(self, other: Int | int) -> Int:
+        return self._with(self.kernel.builder.udiv, other)  # of numbers that are not negative
+
     def __le__(self, other: Int | int) -> ir.Value:
         return self.kernel.builder.icmp_signed("<=", self.value, self.kernel.integer(other).value)
 

@@ -26,7 +26,7 @@ from grand_fast.ops._checks import (
     inner_contiguous,
     message,
 )
-from grand_fast.ops._dispatch import Backend, choose, launchers, plan, result_memory
+from grand_fast.ops._dispatch import Backend, choose, launchers, plan, projection
 from grand_fast.ops._source import source_gradients
 from grand_fast.ops.edge_attention import check_attention
 
@@ -169,11 +169,12 @@ class _ProjectedAttentionDiffusionFunction(Function):
                 needs_dqk=needs_dx or needs_dweight or needs_dbias,
                 needs_dalpha=needs_dalpha,
             )
-            dqk = None if dq is None else _join(dq, dk)
-            if dqk is not None and needs_dx:
-                dx.addmm_(dqk, weight)
-            dweight = dqk.t() @ x if dqk is not None and needs_dweight else None
-            dbias = dqk.sum(0) if dqk is not None and needs_dbias else None
+            if dq is not None:
+                dqk = _join(dq, dk)
+                if needs_dx:
+                    _add_input_gradient(dx, dqk, weight, ctx.name)
+                if needs_dweight or needs_dbias:
+                    dweight, dbias = _parameter_gradients(dqk, x, ctx.name)
         dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
         dothers = gradients(df, ctx.scales, needs[11:])
         none = (None,) * 5  # graph, name, heads, of_x, scales
@@ -182,8 +183,23 @@ class _ProjectedAttentionDiffusionFunction(Function):
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
     """q and k, side by side, `[N, 2·d_att]`."""
-    qk = result_memory(name, (x.shape[0], weight.shape[0]), x)
-    return torch.addmm(bias, x, weight.t(), out=qk)
+    if name == "cpu":
+        return projection().project(x, weight, bias)  # type: ignore[no-any-return]
+    return functional.linear(x, weight, bias)
+
+
+def _add_input_gradient(dx: Tensor, dqk: Tensor, weight: Tensor, name: str) -> None:
+    if name == "cpu":
+        projection().add_input_gradient(dx, dqk, weight)
+    else:
+        dx.addmm_(dqk, weight)
+
+
+def _parameter_gradients(dqk: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Gradients by weight and bias."""
+    if name == "cpu":
+        return projection().parameter_gradients(dqk, x)  # type: ignore[no-any-return]
+    return dqk.t() @ x, dqk.sum(0)
 
 
 def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
