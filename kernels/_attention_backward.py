@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, Row, each_row, empty, sum_pieces
+from grand_fast.kernels._cpu import Compiled, Row, each_row, sum_pieces
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
     MAX_ACCUMULATORS,
@@ -39,6 +39,7 @@ from grand_fast.kernels._edge_scores import (
     load_heads,
     prefetch_block,
 )
+from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Int, Kernel, Matrix, Vec, chunks
 from grand_fast.kernels._simd_math import add, butterfly, exp, fma, transposed_sum
 

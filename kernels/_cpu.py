@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from mmap import PAGESIZE
 from typing import NamedTuple
 
 import torch
@@ -80,32 +78,6 @@ def slabs(n: int, rows: int) -> Work:
     none = torch.empty(0, dtype=torch.int64)
     bounds = torch.arange(0, n + rows, rows).clamp_(max=n)
     return Work(bounds, 0, none, none, none, none, none)
-
-
-def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Memory for a result, in huge pages if it is large and the system has them.
-
-    A fresh 87 MB result costs 45 ms of page faults in pages of 4 KiB, 3 ms in pages of 2 MiB.
-    """
-    result = torch.empty(shape, dtype=dtype)
-    start, size = result.data_ptr(), result.numel() * result.element_size()
-    if size >= _HUGE_RESULT and _madvise is not None:
-        first = -(-start // PAGESIZE) * PAGESIZE
-        _madvise(first, (start + size - first) // PAGESIZE * PAGESIZE, _MADV_HUGEPAGE)
-    return result
-
-
-def _find_madvise() -> Callable[[int, int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-_HUGE_RESULT = 4 << 20  # bytes
-_MADV_HUGEPAGE = 14
-_madvise = _find_madvise()
 
 
 def sum_pieces(partial: Tensor, work: Work) -> Tensor:

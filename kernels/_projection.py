@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from grand_fast.kernels._compile import has_wide_registers
-from grand_fast.kernels._cpu import Compiled, empty, slabs
+from grand_fast.kernels._cpu import Compiled, slabs
+from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Chunk, Floats, Int, Kernel, chunks
 from grand_fast.kernels._simd_math import fma
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._attention_backward import column_pass, row_pass, side_by_side
-from grand_fast.kernels._cpu import Compiled, each_row, empty
+from grand_fast.kernels._cpu import Compiled, each_row
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
     Term,
@@ -40,6 +40,7 @@ from grand_fast.kernels._edge_scores import (
     head_groups,
     softmax,
 )
+from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Chunk, Int, Kernel
 
 

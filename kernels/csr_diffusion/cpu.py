@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, each_row, empty
+from grand_fast.kernels._cpu import Compiled, each_row
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
     BLOCK_EDGES,
@@ -35,6 +35,7 @@ from grand_fast.kernels._diffusion import (
     store_partial,
     weighted_sum,
 )
+from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Chunk, Int, Kernel, Vec, chunks
 from grand_fast.kernels._simd_math import fma, transposed_sum
 

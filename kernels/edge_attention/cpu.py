@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._attention_backward import column_pass, row_pass, side_by_side
-from grand_fast.kernels._cpu import Compiled, Row, each_row, empty
+from grand_fast.kernels._cpu import Compiled, Row, each_row
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._edge_scores import (
     HeadGroup,
@@ -27,6 +27,7 @@ from grand_fast.kernels._edge_scores import (
     head_groups,
     softmax,
 )
+from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Int, Kernel, Vec
 
 

@@ -1,0 +1,63 @@
+"""Memory for results: in huge pages, and kept for the next result when one is freed.
+
+The system clears every page it hands out, which is one more pass over each result: on ogbn-arxiv it
+took 5 to 12 ms of a forward pass of 100 ms in huge pages, 45 ms in pages of 4 KiB.
+"""
+
+import math
+import mmap
+import threading
+import weakref
+
+import psutil
+import torch
+from torch import Tensor
+
+_LARGE = 4 << 20  # bytes; below it the C library's own allocator keeps what is freed
+_HUGE_PAGE = 2 << 20  # bytes
+# What lies idle may take this share of the machine's memory; beyond it, what was freed first goes
+# back to the system. A step on ogbn-arxiv at 128 channels has results of 0.5 GB.
+_IDLE_SHARE = 1 / 32
+
+_idle: list[mmap.mmap] = []  # in the order in which they were freed
+_lock = threading.Lock()
+_has_huge_pages = hasattr(mmap, "MADV_HUGEPAGE")  # Linux
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor whose elements are not yet written."""
+    count = math.prod(shape)
+    size = -(-count * dtype.itemsize // _HUGE_PAGE) * _HUGE_PAGE
+    if size < _LARGE or not _has_huge_pages:
+        return torch.empty(shape, dtype=dtype)
+    pages = _take(size)
+    view = memoryview(pages)  # lives as long as the tensor's storage
+    weakref.finalize(view, _give_back, pages).atexit = False
+    return torch.frombuffer(view, dtype=dtype, count=count).view(shape)
+
+
+def _take(size: int) -> mmap.mmap:
+    with _lock:
+        for i in reversed(range(len(_idle))):
+            if len(_idle[i]) == size:
+                return _idle.pop(i)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
+def _give_back(pages: mmap.mmap) -> None:
+    # The garbage collector may call this while this very thread holds the lock: never wait.
+    if not _lock.acquire(blocking=False):
+        return  # and the pages go back to the system
+    try:
+        _idle.append(pages)
+        total = sum(map(len, _idle))
+        while total > _idle_limit():
+            total -= len(_idle.pop(0))
+    finally:
+        _lock.release()
+
+
+def _idle_limit() -> int:
+    return int(_IDLE_SHARE * psutil.virtual_memory().total)
