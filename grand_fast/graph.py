@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._locality import reverse_cuthill_mckee
 
 Flow = Literal["source_to_target", "target_to_source"]
 _FLOWS = ("source_to_target", "target_to_source")
@@ -203,7 +204,7 @@ class Graph:
             `permutation[n]`, so use `x[permutation]` with it. Edges keep the user's order.
         """
         if method == "rcm":
-            order = self._reverse_cuthill_mckee()
+            order = reverse_cuthill_mckee(self.csr(), self.csr(transposed=True))
         elif method == "degree":
             order = torch.argsort(self.rowptr.diff().cpu(), descending=True, stable=True)
         else:
@@ -213,21 +214,6 @@ class Graph:
         rank[order] = torch.arange(self.num_nodes, device=self.device)
         sender, receiver = rank[self.edge_index()]
         return Graph._sorted(receiver, sender, self.num_nodes, self.edge_weight), order
-
-    def _reverse_cuthill_mckee(self) -> Tensor:
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import reverse_cuthill_mckee
-
-        if self.num_nodes == 0:
-            return torch.empty(0, dtype=torch.int64)
-        ones = np.ones(self.num_edges, dtype=np.int8)
-        shape = (self.num_nodes, self.num_nodes)
-        matrix = csr_array((ones, self.col.cpu().numpy(), self.rowptr.cpu().numpy()), shape=shape)
-        symmetric = self.is_symmetric()
-        if not symmetric:
-            matrix = (matrix + matrix.T).tocsr()
-        order = reverse_cuthill_mckee(matrix, symmetric_mode=True)
-        return torch.from_numpy(order.astype(np.int64))
 
 
 def cached_graph(edge_index: Tensor, num_nodes: int) -> Graph:
