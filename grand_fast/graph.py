@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._csr import Csr, Plan
+from grand_fast.kernels._locality import reverse_cuthill_mckee, visiting_order
 
 Flow = Literal["source_to_target", "target_to_source"]
 _FLOWS = ("source_to_target", "target_to_source")
@@ -136,18 +137,22 @@ class Graph:
             edge_weight=weight,
         )
 
-    def csr(self, plan: Callable[[Tensor], Any] | None = None, *, transposed: bool = False) -> Csr:
-        """The view of `A` (or `Aᵀ`) for a backend's launchers; `plan(rowptr)` runs once, cached."""
+    def csr(self, plan: Plan | None = None, *, transposed: bool = False) -> Csr:
+        """The view of `A` (or `Aᵀ`) for a backend's launchers; `plan` runs once, cached."""
         key = (plan, transposed)
         if key not in self._views:
-            rowptr = self.rowptr_t if transposed else self.rowptr
-            self._views[key] = Csr(
-                rowptr=rowptr,
+            view = Csr(
+                rowptr=self.rowptr_t if transposed else self.rowptr,
                 col=self.col_t if transposed else self.col,
                 slot=self.perm_t if transposed else None,
-                work=plan(rowptr) if plan is not None else None,
+                work=None,
             )
+            self._views[key] = view if plan is None else plan(view, lambda: self._visiting_order)
         return self._views[key]
+
+    @cached_property
+    def _visiting_order(self) -> Tensor | None:
+        return visiting_order(self.csr(), self.csr(transposed=True))
 
     def edge_index(self) -> Tensor:
         """The edges in the user's order, int64 `[2, E]`: row 0 sends, row 1 receives."""
@@ -195,6 +200,9 @@ class Graph:
     def reorder(self, method: Literal["rcm", "degree"] = "rcm") -> tuple[Graph, Tensor]:
         """Renumber the nodes so that neighbours lie close in memory.
 
+        The CPU kernels visit the rows in `"rcm"` order on their own where that helps, whatever
+        the numbering.
+
         Args:
             method: `"rcm"` (reverse Cuthill–McKee, scipy) or `"degree"` (most senders first).
 
@@ -203,7 +211,7 @@ class Graph:
             `permutation[n]`, so use `x[permutation]` with it. Edges keep the user's order.
         """
         if method == "rcm":
-            order = self._reverse_cuthill_mckee()
+            order = reverse_cuthill_mckee(self.csr(), self.csr(transposed=True))
         elif method == "degree":
             order = torch.argsort(self.rowptr.diff().cpu(), descending=True, stable=True)
         else:
@@ -213,21 +221,6 @@ class Graph:
         rank[order] = torch.arange(self.num_nodes, device=self.device)
         sender, receiver = rank[self.edge_index()]
         return Graph._sorted(receiver, sender, self.num_nodes, self.edge_weight), order
-
-    def _reverse_cuthill_mckee(self) -> Tensor:
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import reverse_cuthill_mckee
-
-        if self.num_nodes == 0:
-            return torch.empty(0, dtype=torch.int64)
-        ones = np.ones(self.num_edges, dtype=np.int8)
-        shape = (self.num_nodes, self.num_nodes)
-        matrix = csr_array((ones, self.col.cpu().numpy(), self.rowptr.cpu().numpy()), shape=shape)
-        symmetric = self.is_symmetric()
-        if not symmetric:
-            matrix = (matrix + matrix.T).tocsr()
-        order = reverse_cuthill_mckee(matrix, symmetric_mode=True)
-        return torch.from_numpy(order.astype(np.int64))
 
 
 def cached_graph(edge_index: Tensor, num_nodes: int) -> Graph:

@@ -65,8 +65,14 @@ def _row_kernel(
     q, key, col = k.matrix("q"), k.matrix("k"), k.indices("col")
     lse, delta = k.matrix("lse"), k.matrix("delta")
     scratch = k.matrix("scratch").row(k.thread)
-    tables = [(key, h * d_k)] + ([(k.matrix("x"), d)] if source == "state" else [])
-    with each_row(k, pieces=step != "whole") as row:
+    whole, has_state = step == "whole", source == "state"
+    tables = [(key, h * d_k)] + ([(k.matrix("x"), d)] if has_state else [])
+    own_rows = [(q, h * d_k), (lse, h), (delta, h)]
+    if whole:
+        own_rows += [(k.matrix("dq"), h * d_k), (k.matrix("lse_beside_delta"), h)]
+    if has_state:
+        own_rows += [(k.matrix("df"), d)]
+    with each_row(k, pieces=not whole, own_rows=own_rows) as row:
         weight_gradient = _weight_gradient(k, source, d, h, row, own="df", others="x")
         for group in head_groups(k, h, d_k):
             p_buffer = RowBuffer(scratch, group, row)
@@ -126,7 +132,12 @@ def _column_kernel(
     groups = head_groups(k, h, d_k)
     channels = chunks(d, k.lanes) if has_state else []
     heads = [c for group in groups for i in range(group.count) for c in group.channels(i)]
-    with each_row(k, pieces=pieces) as row:
+    own_rows = [(key, h * d_k)]
+    if needs_dk:
+        own_rows += [(k.matrix("dk"), h * d_k)]
+    if has_state and not pieces:
+        own_rows += [(k.matrix(name), d) for name in ("x", "df", "dx")]
+    with each_row(k, pieces=pieces, own_rows=own_rows) as row:
         weight_gradient = _weight_gradient(k, source, d, h, row, own="x", others="df")
         own_k = [load_heads(group, key.row(row.node)) for group in groups]
         dk = [k.variable(k.splat(0.0)) for _ in heads] if needs_dk else []
@@ -202,8 +213,8 @@ def _weight_gradient(
     da = k.vector("da")
 
     def in_a(slot: Int) -> Int:
-        # Row pass: slots are those of A. Column pass: `slot` leads from Aᵀ to A.
-        return slot if own == "df" else k.indices("slot")[slot]
+        # Row pass: A's own slots are a shift away. Column pass: `slot` leads from Aᵀ to A.
+        return slot + row.shift if own == "df" else k.indices("slot")[slot]
 
     def from_heads(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
         rows = [da.at(in_a(slot) * h) for slot in slots]
@@ -269,7 +280,7 @@ def row_pass(
     outputs = {"delta": delta, "dq": dq, "lse_beside_delta": lse_beside_delta}
     kernel(work, pieces=False, scratch=2 * buffer, **outputs, **arguments)
     if work.hub_rows.numel():
-        pieces = work.piece_row.numel()
+        pieces = work.piece_begin.numel()
         partial_delta = empty(pieces, h, dtype=q.dtype)
         kernel = _row_kernel(*shape, source=source, step="delta")
         kernel(work, pieces=True, scratch=2 * buffer, delta=partial_delta, **arguments)
@@ -324,7 +335,7 @@ def column_pass(
     if shares is not None:
         dalpha = shares.total()
     if work.hub_rows.numel():
-        pieces = work.piece_row.numel()
+        pieces = work.piece_begin.numel()
         partial_dk = empty(pieces, h, d_k, dtype=q.dtype)
         partial = empty(pieces, d, dtype=q.dtype)
         kernel = _column_kernel(*shape, **switches, needs_dalpha=False, pieces=True)

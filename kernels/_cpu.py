@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,38 +14,68 @@ import torch
 from torch import Tensor
 
 from grand_fast.kernels._compile import compile_kernel
-from grand_fast.kernels._simd import Int, Kernel
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._simd import Floats, Int, Kernel, Matrix
 
 LONGEST_ROW = 4096  # edges; a longer row is cut, so that no thread waits for another's hub
+PREFETCH_ELEMENTS = 256  # of a row; the hardware follows a longer one by itself
 _PART_EDGES = 4096  # work of one task: some 0.2 ms, so threads finish together
+_ROWS_AHEAD = 4  # how far ahead a row's own data is asked for: about the latency of memory
 _ROW_EDGES = 3  # a row's own loads and stores cost about as much as three edges
 
 
 class Work(NamedTuple):
     """What `plan` knows of one CSR view. It depends on the graph alone, never on the threads.
 
-    bounds:     [parts+1], rows of each part.
+    order:      [N], visiting position → row.
+    shift:      [N], first slot of that row in the graph's own CSR less that in the view, whose
+                rows lie in visiting order.
+    bounds:     [parts+1], visiting positions of each part.
     longest:    edges of the longest row that is not cut.
     hub_rows:   [hubs], the rows with more than LONGEST_ROW edges, which parts leave out;
-    hub_pieces: [hubs+1], the pieces of each; piece_row, piece_begin, piece_end: [pieces].
+    hub_pieces: [hubs+1], the pieces of each; piece_position, piece_begin, piece_end: [pieces], the
+                visiting position of their row, and their slots in the view.
     All int64.
     """
 
+    order: Tensor
+    shift: Tensor
     bounds: Tensor
     longest: int
     hub_rows: Tensor
     hub_pieces: Tensor
-    piece_row: Tensor
+    piece_position: Tensor
     piece_begin: Tensor
     piece_end: Tensor
 
 
-def plan(rowptr: Tensor) -> Work:
-    """Share out the rows of one CSR view; once per graph."""
-    ptr = rowptr.long()
+def plan(csr: Csr, order: Callable[[], Tensor | None]) -> Csr:
+    """One view with its rows in visiting order, and its work; once per graph.
+
+    The senders are laid out anew, as many bytes as `col` and `slot` have: the kernels then read
+    them as a stream, and know what the rows to come will gather.
+    """
+    ptr, rows = csr.rowptr.long(), order()
+    natural = torch.arange(csr.rowptr.numel() - 1)
+    if rows is None:
+        return csr._replace(work=_share_out(ptr, natural, torch.zeros_like(natural)))
+    degree = ptr.diff()[rows]
+    visited = torch.zeros_like(ptr)
+    torch.cumsum(degree, 0, out=visited[1:])
+    shift = ptr[rows] - visited[:-1]
+    slots = torch.repeat_interleave(shift, degree) + torch.arange(csr.col.numel())
+    return Csr(
+        rowptr=visited.to(csr.rowptr.dtype),
+        col=csr.col[slots],
+        slot=None if csr.slot is None else csr.slot[slots],
+        work=_share_out(visited, rows, shift),
+    )
+
+
+def _share_out(ptr: Tensor, order: Tensor, shift: Tensor) -> Work:
     degree = ptr.diff()
     n = degree.numel()
-    hub_rows = (degree > LONGEST_ROW).nonzero().flatten()
+    hubs = (degree > LONGEST_ROW).nonzero().flatten()
     cost = torch.zeros(n + 1, dtype=torch.int64)
     torch.cumsum(degree.masked_fill(degree > LONGEST_ROW, 0) + _ROW_EDGES, 0, out=cost[1:])
     parts = max(1, int(cost[-1]) // _PART_EDGES)
@@ -54,22 +84,24 @@ def plan(rowptr: Tensor) -> Work:
     bounds[0], bounds[-1] = 0, n
 
     # A hub's pieces are of nearly equal length, in order: their sums are added in that order.
-    pieces = (degree[hub_rows] + LONGEST_ROW - 1) // LONGEST_ROW
-    hub_pieces = torch.zeros(hub_rows.numel() + 1, dtype=torch.int64)
+    pieces = (degree[hubs] + LONGEST_ROW - 1) // LONGEST_ROW
+    hub_pieces = torch.zeros(hubs.numel() + 1, dtype=torch.int64)
     torch.cumsum(pieces, 0, out=hub_pieces[1:])
-    hub = torch.repeat_interleave(torch.arange(hub_rows.numel()), pieces)
+    hub = torch.repeat_interleave(torch.arange(hubs.numel()), pieces)
     number = torch.arange(hub.numel()) - hub_pieces[hub]
-    piece_row = hub_rows[hub]
-    begin = degree[piece_row] * number // pieces[hub]
-    end = degree[piece_row] * (number + 1) // pieces[hub]
+    position = hubs[hub]
+    begin = degree[position] * number // pieces[hub]
+    end = degree[position] * (number + 1) // pieces[hub]
     return Work(
+        order=order,
+        shift=shift,
         bounds=bounds,
         longest=int(degree.clamp(max=LONGEST_ROW).max()) if n else 0,
-        hub_rows=hub_rows,
+        hub_rows=order[hubs],
         hub_pieces=hub_pieces,
-        piece_row=piece_row,
-        piece_begin=ptr[piece_row] + begin,
-        piece_end=ptr[piece_row] + end,
+        piece_position=position,
+        piece_begin=ptr[position] + begin,
+        piece_end=ptr[position] + end,
     )
 
 
@@ -77,7 +109,7 @@ def slabs(n: int, rows: int) -> Work:
     """Rows 0 … n − 1 in tasks of so many rows, for a kernel that knows no edges."""
     none = torch.empty(0, dtype=torch.int64)
     bounds = torch.arange(0, n + rows, rows).clamp_(max=n)
-    return Work(bounds, 0, none, none, none, none, none)
+    return Work(none, none, bounds, 0, none, none, none, none, none)
 
 
 def sum_pieces(partial: Tensor, work: Work) -> Tensor:
@@ -89,30 +121,55 @@ def sum_pieces(partial: Tensor, work: Work) -> Tensor:
 class Row:
     """A row of the CSR under a kernel's hands, or a piece of a long one.
 
-    node: the row; begin, end: its slots; out: where its results go, the row or the piece;
-    task: the part or piece.
+    node: the row; begin, end: its slots in the view; shift: what leads from these to the slots of
+    the graph's own CSR, in which edge weights lie; out: where its results go, the row or the
+    piece; task: the part or piece.
     """
 
     node: Int
     begin: Int
     end: Int
+    shift: Int
     out: Int
     task: Int
 
 
 @contextmanager
-def each_row(k: Kernel, *, pieces: bool) -> Iterator[Row]:
-    """Every row of at most LONGEST_ROW edges; or every piece of the longer ones."""
+def each_row(
+    k: Kernel,
+    *,
+    pieces: bool,
+    own_rows: Sequence[tuple[Matrix, int]] = (),
+    own_edges: Floats | None = None,
+) -> Iterator[Row]:
+    """Every row of at most LONGEST_ROW edges; or every piece of the longer ones.
+
+    Rows visited one after another lie anywhere in memory, so what a row needs beside the rows it
+    gathers is asked for some rows ahead. Without that, visiting in another order costs more than
+    it saves.
+
+    Args:
+        own_rows: tables of which a row reads or writes its own row; so many elements.
+        own_edges: an array `[E]` of which a row reads or writes its own edges.
+    """
+    order, shift = k.longs("order"), k.longs("shift")
     with k.tasks() as task:
         if pieces:
+            p = k.longs("piece_position")[task]
             begin, end = k.longs("piece_begin")[task], k.longs("piece_end")[task]
-            yield Row(k.longs("piece_row")[task], begin, end, task, task)
+            yield Row(order[p], begin, end, shift[p], out=task, task=task)
         else:
             bounds, rowptr = k.longs("bounds"), k.indices("rowptr")
-            with k.loop(bounds[task], bounds[task + 1]) as i:
-                begin, end = rowptr[i], rowptr[i + 1]
+            with k.loop(bounds[task], bounds[task + 1]) as p:
+                later = (p + _ROWS_AHEAD).minimum(k.number("last_position"))
+                for table, n in own_rows:
+                    table.row(order[later]).prefetch(min(n, PREFETCH_ELEMENTS))
+                if own_edges is not None:
+                    own_edges.at(rowptr[later] + shift[later]).prefetch(1)
+                begin, end = rowptr[p], rowptr[p + 1]
                 with k.when(end - begin <= LONGEST_ROW):
-                    yield Row(i, begin, end, i, task)
+                    i = order[p]
+                    yield Row(i, begin, end, shift[p], out=i, task=task)
 
 
 class Compiled:
@@ -133,7 +190,7 @@ class Compiled:
             scratch: floats of private memory for each thread.
             values: the kernel's arguments by name; a tensor gives its address and row stride.
         """
-        n_tasks = work.piece_row.numel() if pieces else work.bounds.numel() - 1
+        n_tasks = work.piece_begin.numel() if pieces else work.bounds.numel() - 1
         if n_tasks == 0:
             return
         threads = max(1, min(torch.get_num_threads(), n_tasks))
@@ -141,6 +198,7 @@ class Compiled:
             "n_tasks": n_tasks,
             "counter": torch.zeros(1, dtype=torch.int64),
             "scratch": torch.empty(threads, scratch, dtype=self._dtype),
+            "last_position": work.order.numel() - 1,
             **work._asdict(),
         }
         arguments = (ctypes.c_int64 * len(self._arguments))(

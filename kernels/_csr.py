@@ -1,6 +1,6 @@
 """The graph arrays and the cost record that every launcher shares."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +15,19 @@ class Csr(NamedTuple):
 
     rowptr: [N+1], col: [E], both int32 or both int64.
     slot:   [E], slot in this view → slot in the CSR of `A`; None in the view of `A` itself.
-    work:   what the backend's `plan(rowptr)` returned; None for the reference.
+    work:   what the backend's `plan` put there; None for the reference. A plan may also lay out the
+            rows in an order of its own, which only its kernels understand.
     """
 
     rowptr: Tensor
     col: Tensor
     slot: Tensor | None
     work: Any
+
+
+# What a backend makes of a plain view. The function finds the order [N] in which rows are best
+# visited (None: by number); that takes a while, so only a backend that follows an order calls it.
+Plan = Callable[[Csr, Callable[[], Tensor | None]], Csr]
 
 
 class Cost(NamedTuple):

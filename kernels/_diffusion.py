@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Row, Work, sum_pieces
+from grand_fast.kernels._cpu import PREFETCH_ELEMENTS, Row, Work, sum_pieces
 from grand_fast.kernels._csr import Add
 from grand_fast.kernels._simd import (
     Chunk,
@@ -26,7 +26,6 @@ MAX_ACCUMULATORS = 16  # of 32 registers; a wider row is summed a block of chann
 BLOCK_EDGES = 4  # edges whose products are added up together; more would be idle in short rows
 SUM_EDGES = 128  # summed on their own first: the rounding errors of a long row then stay small
 PREFETCH_EDGES = 16  # how far ahead rows are asked for: about the latency of memory
-_PREFETCH_ELEMENTS = 256  # of a row; the hardware follows a longer one by itself
 
 
 def add_arguments(add: Add, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -61,7 +60,7 @@ def prefetch_rows(col: Ints, e: Int, tables: list[tuple[Matrix, int]]) -> None:
     """Ask for the rows that edge `e` gathers: so many elements from each table."""
     j = col[e]
     for table, n in tables:
-        table.row(j).prefetch(min(n, _PREFETCH_ELEMENTS))
+        table.row(j).prefetch(min(n, PREFETCH_ELEMENTS))
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,12 @@ def weighted_sum(
     with stretches(k, row, SUM_EDGES) as stretch:
         accumulate(k, stretch, col, terms, totals, prefetch=prefetch)
     return [total.value for total in totals]
+
+
+def field_rows(k: Kernel, d: int, *, has_source: bool, n_add: int) -> list[tuple[Matrix, int]]:
+    """The tables of which `store_field` reads or writes a row's own row."""
+    names = ["x", "f"] + ["x0"] * has_source + [f"add_{s}" for s in range(n_add)]
+    return [(k.matrix(name), d) for name in names]
 
 
 def store_field(

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from grand_fast.kernels._csr import Add
+from grand_fast.kernels._csr import Add, Csr
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +46,12 @@ class Work(NamedTuple):
     n_split: int
 
 
-def plan(rowptr: Tensor, *, piece_edges: int = PIECE_EDGES) -> Work:
+def plan(csr: Csr, order: Callable[[], Tensor | None], *, piece_edges: int = PIECE_EDGES) -> Csr:
+    """The view with its work list. `order` is for the CPU: a GPU starts programs as it likes."""
+    return csr._replace(work=cut(csr.rowptr, piece_edges=piece_edges))
+
+
+def cut(rowptr: Tensor, *, piece_edges: int = PIECE_EDGES) -> Work:
     """Cut the rows of a CSR view into pieces of at most `piece_edges` edges; once per view."""
     index = rowptr.dtype
     degree = rowptr.diff()

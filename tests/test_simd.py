@@ -11,6 +11,7 @@ import torch
 
 from grand_fast.kernels import _cpu
 from grand_fast.kernels._compile import compile_kernel
+from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._simd import REGISTER_BYTES, Kernel, chunks
 from grand_fast.kernels._simd_math import add, butterfly, exp, log, transposed_sum
 from grand_fast.testing import assert_close
@@ -20,6 +21,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["
 
 def lanes_of(dtype: torch.dtype) -> int:
     return REGISTER_BYTES // torch.empty(0, dtype=dtype).element_size()
+
+
+def in_order(rowptr: torch.Tensor) -> _cpu.Work:
+    """The work of a graph whose rows are visited by number."""
+    return _cpu.plan(Csr(rowptr, torch.empty(0), None, None), lambda: None).work
 
 
 def run(kernel: Kernel, **values: torch.Tensor | int) -> None:
@@ -134,7 +140,7 @@ def test_every_task_runs_once(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        _cpu.Compiled(k)(_cpu.plan(rowptr), pieces=False, count=count, rowptr=rowptr)
+        _cpu.Compiled(k)(in_order(rowptr), pieces=False, count=count, rowptr=rowptr)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(count, torch.ones_like(count))
@@ -143,7 +149,7 @@ def test_every_task_runs_once(threads):
 def test_plan_cuts_hubs_into_even_pieces_and_covers_every_row():
     degree = torch.tensor([3, 0, 3 * _cpu.LONGEST_ROW + 1, 5, _cpu.LONGEST_ROW])
     rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), degree.cumsum(0)])
-    work = _cpu.plan(rowptr)
+    work = in_order(rowptr)
     assert work.bounds[0] == 0
     assert work.bounds[-1] == 5
     assert bool((work.bounds.diff() >= 0).all())
@@ -158,7 +164,7 @@ def test_plan_cuts_hubs_into_even_pieces_and_covers_every_row():
 
 
 def test_plan_of_no_rows_has_one_empty_part():
-    work = _cpu.plan(torch.zeros(1, dtype=torch.int32))
+    work = in_order(torch.zeros(1, dtype=torch.int32))
     assert work.bounds.tolist() == [0, 0]
     assert work.longest == 0
 
@@ -194,7 +200,7 @@ def test_a_forked_child_computes():
     k = Kernel("rows", torch.float32, torch.int64)
     with _cpu.each_row(k, pieces=False) as row:
         k.matrix("y").row(row.out).store(k.splat(1.0), 1)
-    kernel, work = _cpu.Compiled(k), _cpu.plan(rowptr)
+    kernel, work = _cpu.Compiled(k), in_order(rowptr)
     kernel(work, pieces=False, y=torch.empty(20_000, 1), rowptr=rowptr)
     child = os.fork()
     if child == 0:

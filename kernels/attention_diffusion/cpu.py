@@ -27,6 +27,7 @@ from grand_fast.kernels._diffusion import (
     ahead,
     block_of,
     channel_blocks,
+    field_rows,
     finish_field,
     prefetch_rows,
     store_field,
@@ -66,7 +67,11 @@ def _attention_diffusion_fwd_kernel(
         k.matrix("lse"),
     )
     scratch = k.matrix("scratch").row(k.thread)
-    with each_row(k, pieces=step != "whole") as row:
+    whole = step == "whole"
+    own_rows = [(q, h * d_k), (lse, h)]
+    if whole:
+        own_rows += field_rows(k, d, has_source=has_source, n_add=n_add)
+    with each_row(k, pieces=not whole, own_rows=own_rows) as row:
         for group in head_groups(k, h, d_k):
             weights = RowBuffer(scratch, group, row)
             further = scratch.at(k.number("buffer")) if group.first else scratch
@@ -124,11 +129,11 @@ def attention_diffusion_fwd(
     )
     if work.hub_rows.numel():
         kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, n_add=0, step="lse")
-        partial_lse = empty(work.piece_row.numel(), h, dtype=x.dtype)
+        partial_lse = empty(work.piece_begin.numel(), h, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, lse=partial_lse, **arguments)
         lse[work.hub_rows] = combine_lse(partial_lse, work)
         kernel = _attention_diffusion_fwd_kernel(*shape, has_source=False, n_add=0, step="sum")
-        partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
+        partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, lse=lse, partial=partial, **arguments)
         finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0, add=add)
     return f, lse

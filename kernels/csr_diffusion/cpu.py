@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, each_row
+from grand_fast.kernels._cpu import Compiled, Row, each_row
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
     BLOCK_EDGES,
@@ -27,6 +27,7 @@ from grand_fast.kernels._diffusion import (
     ahead,
     block_of,
     channel_blocks,
+    field_rows,
     finish_field,
     finish_field_gradient,
     prefetch_rows,
@@ -47,10 +48,12 @@ def _csr_diffusion_fwd_kernel(
     k = Kernel("csr_diffusion_fwd", dtype, index)
     x, a, col = k.matrix("x"), k.vector("a"), k.indices("col")
 
-    def weight(e: Int) -> Vec:
-        return a.at(e).splat()
+    own_rows = [] if pieces else field_rows(k, d, has_source=has_source, n_add=n_add)
+    with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=a) as row:
 
-    with each_row(k, pieces=pieces) as row:
+        def weight(e: Int, row: Row = row) -> Vec:
+            return a.at(e + row.shift).splat()
+
         for block in channel_blocks(d, k.lanes):
 
             def prefetch(e: Int, block: list[Chunk] = block) -> None:
@@ -75,7 +78,9 @@ def _csr_diffusion_bwd_dx_kernel(
     def weight(e: Int) -> Vec:
         return a.at(slot[e]).splat()
 
-    with each_row(k, pieces=pieces) as row:
+    own_rows = [] if pieces else [(df, d), (k.matrix("dx"), d)]
+    own_rows += [(k.matrix("x"), d)] if needs_dalpha else []
+    with each_row(k, pieces=pieces, own_rows=own_rows) as row:
         for block in channel_blocks(d, k.lanes):
 
             def prefetch(e: Int, block: list[Chunk] = block) -> None:
@@ -99,7 +104,7 @@ def _csr_diffusion_bwd_da_kernel(
     df, x, alpha = k.matrix("df"), k.matrix("x"), k.vector("alpha")
     da, col = k.vector("da"), k.indices("col")
     channels = chunks(d, k.lanes)
-    with each_row(k, pieces=pieces) as row:
+    with each_row(k, pieces=pieces, own_rows=[(df, d)], own_edges=da) as row:
         g = [
             alpha.at(c.start).load(c.lanes) * df.row(row.node).at(c.start).load(c.lanes)
             for c in channels
@@ -120,7 +125,7 @@ def _csr_diffusion_bwd_da_kernel(
             )
             spread = k.lanes // BLOCK_EDGES  # lanes that hold the same edge's product
             products = products.shuffle([i * spread % k.lanes for i in range(k.lanes)])
-            da.at(e).store_first(products, (row.end - e).minimum(BLOCK_EDGES))
+            da.at(e + row.shift).store_first(products, (row.end - e).minimum(BLOCK_EDGES))
     return Compiled(k)
 
 
@@ -156,7 +161,7 @@ def csr_diffusion_fwd(
         work, pieces=False, **arguments
     )
     if work.hub_rows.numel():
-        partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
+        partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
         kernel = _csr_diffusion_fwd_kernel(*shape, has_source=False, n_add=0, pieces=True)
         kernel(work, pieces=True, partial=partial, **arguments)
         finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0, add=add)
@@ -209,7 +214,7 @@ def csr_diffusion_bwd(
         )
         dalpha = None if shares is None else shares.total()
         if work.hub_rows.numel():
-            partial = empty(work.piece_row.numel(), d, dtype=x.dtype)
+            partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
             kernel = _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=False, pieces=True)
             kernel(work, pieces=True, partial=partial, **arguments)
             finish_field_gradient(

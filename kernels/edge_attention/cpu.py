@@ -45,7 +45,7 @@ def _edge_attention_fwd_kernel(
     k = Kernel(f"edge_attention_fwd_{step}", dtype, index)
     q, key, col, lse = k.matrix("q"), k.matrix("k"), k.indices("col"), k.matrix("lse")
     scratch = k.matrix("scratch").row(k.thread)
-    with each_row(k, pieces=step != "whole") as row:
+    with each_row(k, pieces=step != "whole", own_rows=[(q, h * d_k), (lse, h)]) as row:
         for group in head_groups(k, h, d_k):
             buffer = RowBuffer(scratch, group, row)
             normaliser = softmax(
@@ -66,7 +66,7 @@ def _store_mean(group: HeadGroup, row: Row, e: Int, w: Vec) -> None:
     """The block's weights, one lane an edge, added to those of earlier groups → `a [E]`."""
     k = group.kernel
     n = (row.end - e).minimum(group.edges)
-    place = k.vector("a").at(e)
+    place = k.vector("a").at(e + row.shift)
     w = w.shuffle([z * group.width % k.lanes for z in range(k.lanes)])
     place.store_first(w + place.load_first(n) if group.first else w, n)
 
@@ -77,7 +77,7 @@ def _store_heads(group: HeadGroup, row: Row, e: Int, p: Vec, h: int) -> None:
     n = (row.end - e).minimum(group.edges)
     used = [z * group.width + i for z in range(group.edges) for i in range(group.count)]
     packed = p.shuffle(used + [0] * (k.lanes - len(used)))
-    k.vector("a").at(e * h + group.first).store_first(packed, n * group.count)
+    k.vector("a").at((e + row.shift) * h + group.first).store_first(packed, n * group.count)
 
 
 def edge_attention_fwd(
@@ -100,7 +100,7 @@ def edge_attention_fwd(
         work, pieces=False, scratch=buffer, lse=lse, **arguments
     )
     if work.hub_rows.numel():
-        partial_lse = empty(work.piece_row.numel(), h, dtype=q.dtype)
+        partial_lse = empty(work.piece_begin.numel(), h, dtype=q.dtype)
         kernel = _edge_attention_fwd_kernel(*shape, mean_heads=mean_heads, step="lse")
         kernel(work, pieces=True, scratch=buffer, lse=partial_lse, **arguments)
         lse[work.hub_rows] = combine_lse(partial_lse, work)

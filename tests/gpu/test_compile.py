@@ -48,7 +48,7 @@ def _launches(shape, dtype, n=17, index=torch.int32):
         view = graph.csr(transposed=transposed)
         rowptr, col = view.rowptr.to(index), view.col.to(index)
         slot = None if view.slot is None else view.slot.to(index)
-        views.append(view._replace(rowptr=rowptr, col=col, slot=slot, work=_triton.plan(rowptr)))
+        views.append(view._replace(rowptr=rowptr, col=col, slot=slot, work=_triton.cut(rowptr)))
     csr, csr_t = views
     x = torch.zeros(n, d, dtype=dtype)
     q, k = torch.zeros(n, 2, h, d_att // h, dtype=dtype).unbind(1)

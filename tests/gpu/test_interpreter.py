@@ -227,9 +227,9 @@ def test_large_scores():
 
 
 @pytest.mark.parametrize("degrees", ([], [0], [9, 0, 8, 1, 17, 0], [0, 0], [300]), ids=str)
-def test_plan(degrees):
+def test_cut(degrees):
     rowptr = torch.tensor([0, *degrees]).cumsum(0).to(torch.int32)
-    work = _triton.plan(rowptr)
+    work = _triton.cut(rowptr, piece_edges=PIECE_EDGES)
     rows = work.piece_row.tolist()
     split = {row for row in rows if rows.count(row) > 1}
     assert set(rows) == set(range(len(degrees)))
