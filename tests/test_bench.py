@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -16,8 +17,10 @@ from bench.check import check, expected
 from bench.fresh import run as run_fresh
 from bench.harness import MIN_ROUNDS, Timing, interleave
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention
+from bench.ops.passes import csr_passes
 from bench.peers.unfused import has_compiler
 from bench.problem import Competitor, Problem, Shape, gradients
+from grand_fast.kernels.csr_diffusion import cpu
 from grand_fast.testing import assert_close
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +124,21 @@ def test_check_refuses_a_wrong_gradient() -> None:
     with pytest.raises(AssertionError, match="wrong: da"):
         check("wrong", lambda x, a: right(x, 1.01 * a - 0.01 * a.detach()), problem,
               expected(problem))  # fmt: skip
+
+
+def test_csr_passes_compute_one_gradient_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+    backward = cpu.csr_diffusion_bwd
+
+    def spy(*arguments: Any, needs_dx: bool, needs_da: bool, **rest: Any) -> Any:
+        asked.append((needs_dx, needs_da))
+        return backward(*arguments, needs_dx=needs_dx, needs_da=needs_da, **rest)
+
+    monkeypatch.setattr(cpu, "csr_diffusion_bwd", spy)
+    calls = csr_passes(graphs.load("random", nodes=100), 8)
+    calls["csr product with Aᵀ"]()
+    calls["csr weight gradient"]()
+    assert asked == [(True, False), (False, True)]
 
 
 def test_refuses_what_does_not_fit() -> None:

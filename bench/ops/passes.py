@@ -1,7 +1,7 @@
 """Our own passes over the edges, one by one: against the gather floor, MKL and the threads."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from bench.harness import Timing, interleave
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion
 from bench.peers.arrays import GraphArrays
 from bench.peers.sparse import mkl
-from bench.problem import Shape
+from bench.problem import Function, Shape
 from bench.progress import Progress
 from bench.report import Report, milliseconds, print_table
 
@@ -57,40 +57,48 @@ def attention_passes(graph: gf.Graph, shape: Shape) -> dict[str, Call]:
     problem = bench_attention_diffusion.setup(graph, shape)
     x, q, k = bench_attention_diffusion.packed_projection(problem, *problem.inputs.values())
     x, q, k = (t.detach().requires_grad_() for t in (x, q, k))
-    forward, backward = _apart(lambda: gf.ops.attention_diffusion(x, q, k, graph), problem.d_out)
-    return {"edge pass forward": forward, "edge passes backward": backward([x, q, k])}
+
+    def function(x: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return gf.ops.attention_diffusion(x, q, k, graph)
+
+    return {
+        "edge pass forward": _forward(function, x, q, k),
+        "edge passes backward": _backward(function, problem.d_out, x, q, k),
+    }
 
 
 def csr_passes(graph: gf.Graph, channels: int) -> dict[str, Call]:
     """`csr_diffusion`: its product, the product with `Aᵀ`, the gradient by the weights; and MKL."""
     problem = bench_csr_diffusion.setup(graph, Shape(channels, 1, 1))
-    x, a = (t.requires_grad_() for t in problem.inputs.values())
-    forward, backward = _apart(
-        lambda: gf.ops.csr_diffusion(x, a, graph, edge_order="csr"), problem.d_out
-    )
-    matrix, product = GraphArrays(graph).matrix(a.detach()), mkl(channels)
+    x, a = problem.inputs.values()
+    x_leaf, a_leaf = (t.detach().requires_grad_() for t in (x, a))
+    function = bench_csr_diffusion.ours(problem)
+    matrix, product = GraphArrays(graph).matrix(a), mkl(channels)
     return {
-        "csr product": forward,
-        "csr product with Aᵀ": backward([x]),
-        "csr weight gradient": backward([a]),
-        "csr product by MKL": lambda: product(matrix, x.detach()),
+        "csr product": _forward(function, x, a),
+        "csr product with Aᵀ": _backward(function, problem.d_out, x_leaf, a),
+        "csr weight gradient": _backward(function, problem.d_out, x, a_leaf),
+        "csr product by MKL": lambda: product(matrix, x),
     }
 
 
-def _apart(
-    function: Callable[[], Tensor], d_out: Tensor
-) -> tuple[Call, Callable[[Sequence[Tensor]], Call]]:
-    """The forward call, and a maker of calls that run backward alone."""
-    out = function()
-
-    def forward() -> Tensor:
+def _forward(function: Function, *inputs: Tensor) -> Call:
+    def call() -> Tensor:
         with torch.no_grad():
-            return function()
+            return function(*inputs)
 
-    def backward(leaves: Sequence[Tensor]) -> Call:
-        return lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True)
+    return call
 
-    return forward, backward
+
+def _backward(function: Function, d_out: Tensor, *inputs: Tensor) -> Call:
+    """Backward alone, by those inputs that require a gradient.
+
+    Which gradients an autograd Function computes is settled in its forward, so each choice of
+    inputs has a forward of its own.
+    """
+    out = function(*inputs)
+    leaves = [t for t in inputs if t.requires_grad]
+    return lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True)
 
 
 def on_threads(threads: int, call: Call) -> Call:
