@@ -117,12 +117,13 @@ def _time(
         for name, function in functions.items()
         for mode in MODES
     }
-    beside = floor.calls(problem) | {"copy": machine.copy_call()}
+    beside = floor.calls(problem)
     timings = interleave(calls | beside, rounds=rounds, tick=progress.say)
-    copy = 2 * machine.COPY_BYTES / timings["copy"].median
-    floors = floor.seconds({name: timings[name] for name in beside})
+    machine_timings = {name: timings[name] for name in beside}
+    rates = floor.rates(problem, machine_timings)
+    floors = floor.seconds(problem, machine_timings)
     machine_rows = report.header.setdefault("machine", [])
-    machine_rows.append({"shape": str(problem.shape), "op": problem.op, "copy_gb_per_s": copy / 1e9}
+    machine_rows.append({"shape": str(problem.shape), "op": problem.op} | rates
                         | {f"{name}_s": timings[name].median for name in beside})  # fmt: skip
     rows = []
     for key in calls:
@@ -139,7 +140,7 @@ def _time(
         }
         if mode == "forward":
             row["gb_per_s"] = problem.cost.bytes_max / row["median_s"] / 1e9
-            row["copy_percent"] = 100 * problem.cost.bytes_max / row["median_s"] / copy
+            row["copy_percent"] = 100 * row["gb_per_s"] / rates["copy_gb_per_s"]
         rows.append(row)
     return rows
 
