@@ -71,6 +71,9 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(added)
+        if name == "ops":
+            text = "then the suites memory and scaling too, into the same files"
+            added.add_argument("--all", action="store_true", help=text)
     return parser
 
 

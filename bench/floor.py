@@ -1,12 +1,12 @@
 """The least that an operator costs on this machine: its row gathers and its projections.
 
 Forward reads one row of x, or of k, or both, per edge. Backward cannot do with fewer than two
-passes (rows of A, rows of Aᵀ), each of which reads as much again. Projections are torch's GEMMs.
+passes (rows of A, rows of Aᵀ), each of which reads as much again. Projections are arithmetic alone,
+at the multiply-add peak of this machine in this run: 4·N·d·d_att flops forward (q and k), twice
+that backward (x, and the weights).
 """
 
 from collections.abc import Callable
-
-import torch
 
 from bench import machine
 from bench.harness import Timing
@@ -21,26 +21,43 @@ GATHERED = {
 
 def calls(problem: Problem) -> dict[str, Callable[[], object]]:
     """What to time beside the competitors."""
-    shape, graph = problem.shape, problem.graph
-    widths = {"x": shape.channels, "k": shape.attention_channels}
-    needed = {
-        f"gather of {name} rows": machine.gather_call(graph, widths[name])
-        for name in GATHERED[problem.op]
+    gathers = {
+        f"gather of {name} rows": machine.gather_call(problem.graph, width)
+        for name, width in _widths(problem).items()
     }
-    if problem.op == "attention_diffusion":
-        x = problem.inputs["x"]
-        weight = torch.cat([problem.inputs["W_q"], problem.inputs["W_k"]])
-        dqk = x.new_ones(x.shape[0], weight.shape[0])
-        needed["projections"] = lambda: x @ weight.t()
-        needed["backward of projections"] = lambda: (dqk @ weight, dqk.t() @ x)
-    return needed
+    return gathers | {"multiply-adds": machine.multiply_add_call(), "copy": machine.copy_call()}
 
 
-def seconds(timings: dict[str, Timing]) -> dict[Mode, float]:
+def rates(problem: Problem, timings: dict[str, Timing]) -> dict[str, float]:
+    """What the machine gave, from the timings of `calls`."""
+    gathered = sum(machine.gather_bytes(problem.graph, w) for w in _widths(problem).values())
+    return {
+        "copy_gb_per_s": 2 * machine.COPY_BYTES / timings["copy"].median / 1e9,
+        "gather_gb_per_s": gathered / _gathers(timings) / 1e9,
+        "multiply_add_gflop_per_s": machine.MULTIPLY_ADD_FLOPS
+        / timings["multiply-adds"].median
+        / 1e9,
+    }
+
+
+def seconds(problem: Problem, timings: dict[str, Timing]) -> dict[Mode, float]:
     """The floor of each mode, from the timings of `calls`."""
-    gathers = sum(t.median for name, t in timings.items() if name.startswith("gather"))
-    forward = backward = 0.0
-    if "projections" in timings:
-        forward = timings["projections"].median
-        backward = timings["backward of projections"].median
-    return {"forward": gathers + forward, "forward+backward": 3 * gathers + forward + backward}
+    gathers = _gathers(timings)
+    projections = 0.0
+    if problem.op == "attention_diffusion":
+        shape = problem.shape
+        flops = 4 * problem.graph.num_nodes * shape.channels * shape.attention_channels
+        projections = flops * timings["multiply-adds"].median / machine.MULTIPLY_ADD_FLOPS
+    return {
+        "forward": gathers + projections,
+        "forward+backward": 3 * (gathers + projections),
+    }
+
+
+def _widths(problem: Problem) -> dict[str, int]:
+    widths = {"x": problem.shape.channels, "k": problem.shape.attention_channels}
+    return {name: widths[name] for name in GATHERED[problem.op]}
+
+
+def _gathers(timings: dict[str, Timing]) -> float:
+    return sum(t.median for name, t in timings.items() if name.startswith("gather"))

@@ -24,6 +24,9 @@ TAIL = 0.71
 NEAR_PART = 0.75
 NEAR_WINDOW = 4096
 
+# At the peak of `load`, per edge: 64-bit keys, their sorted copies and permutations (measured).
+BUILDING_BYTES = 120
+
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 

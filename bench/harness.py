@@ -2,13 +2,16 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 # A slow call takes part in fewer of the rounds, but in at least these.
 MIN_ROUNDS = 3
+# After a call, OpenMP's threads spin for some ms, at the expense of whatever comes next.
+PAUSE_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,28 @@ def interleave(
     *,
     rounds: int,
     budget_s: float = 20.0,
+    repeats: Mapping[str, int] = MappingProxyType({}),
     tick: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Timing]:
     """Time all calls in rounds, so that a slow spell of the machine strikes them all alike.
 
     Each is called once first, to warm up; its rounds are cut, and spread over the run, if they
-    would take longer than `budget_s`. `tick` is told the name of each call before it starts.
+    would take longer than `budget_s`. Where `repeats` names a number, that many calls are made in
+    a row and their median counts: for a call too short to be timed alone. `tick` is told the name
+    of each call before it starts.
     """
     gc.collect()
     take = {}
     for name, call in calls.items():
         tick(name)
-        take[name] = min(rounds, max(MIN_ROUNDS, int(budget_s / max(timed(call), 1e-9))))
+        one = repeats.get(name, 1) * timed(call)
+        take[name] = min(rounds, max(MIN_ROUNDS, int(budget_s / max(one, 1e-9))))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for r in range(rounds):
         for name, call in calls.items():
             if r * take[name] // rounds != (r + 1) * take[name] // rounds:
                 tick(name)
-                seconds[name].append(timed(call))
+                time.sleep(PAUSE_S)
+                few = [timed(call) for _ in range(repeats.get(name, 1))]
+                seconds[name].append(float(np.median(few)))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}

@@ -1,4 +1,4 @@
-"""The machine: what it is, and what its memory gives to a copy and to a gather of rows."""
+"""The machine: what it is, its bandwidth in a copy and in a gather of rows, its arithmetic peak."""
 
 import contextlib
 import os
@@ -20,12 +20,22 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from bench.harness import timed
 from grand_fast import Graph
+from grand_fast.kernels._cpu import Compiled, Work
+from grand_fast.kernels._simd import FORMATS, Kernel
+from grand_fast.kernels._simd_math import fma
+from grand_fast.ops._dispatch import plan
 
 COPY_BYTES = 256 * 2**20  # several times the last-level cache, read once and written once
 CACHE_LINE_FLOATS = 16
 PREFETCH_ROWS = 16  # ahead: the fastest of 2, 4, 8, 16 at 64 to 256 channels; twice none at all
 GATHER_PART_EDGES = 8192  # a part takes 0.1 ms, many times what handing it out does
+MULTIPLY_ADD_FLOPS = 12 * 2**28  # some 10 ms on two cores; ACCUMULATORS divide it
+MULTIPLY_ADD_TASKS = 512  # each some 50 µs, so that threads finish together
+# Enough to hide the latency of a multiply-add, few enough to stay in registers: twelve suit
+# registers of 64 bytes, six, of several registers each, narrower ones.
+ACCUMULATORS = (6, 12)
 PACKAGES = ("torch", "torch-geometric", "numba", "numpy", "triton")
 
 
@@ -95,6 +105,53 @@ def gather_call(graph: Graph, width: int) -> Callable[[], object]:
             thread.join()
 
     return call
+
+
+def gather_bytes(graph: Graph, width: int) -> int:
+    """Bytes of the rows that one `gather_call` reads, a row as often as edges name it."""
+    lines = -(-width // CACHE_LINE_FLOATS)
+    return graph.num_edges * lines * CACHE_LINE_FLOATS * 4
+
+
+def multiply_add_call() -> Callable[[], object]:
+    """`MULTIPLY_ADD_FLOPS` of fused multiply-adds in float32, in registers alone, on all threads.
+
+    No product of matrices can do its arithmetic in less time.
+    """
+    calls = [_multiply_adds(accumulators) for accumulators in ACCUMULATORS]
+    return min(calls, key=lambda call: min(timed(call) for _ in range(3)))
+
+
+def _multiply_adds(accumulators: int) -> Callable[[], object]:
+    kernel = _multiply_add_kernel(accumulators)
+    work = _tasks(MULTIPLY_ADD_TASKS)
+    lanes = FORMATS[torch.float32].lanes
+    factor, total = torch.ones(lanes), torch.empty(MULTIPLY_ADD_TASKS, lanes)
+    steps = MULTIPLY_ADD_FLOPS // (MULTIPLY_ADD_TASKS * accumulators * 2 * lanes)
+    return lambda: kernel(work, pieces=False, factor=factor, total=total, steps=steps)
+
+
+@lru_cache
+def _multiply_add_kernel(accumulators: int) -> Compiled:
+    k = Kernel("multiply_add_peak", torch.float32, torch.int32)
+    factor, total = k.vector("factor").load(), k.matrix("total")
+    with k.tasks() as task:
+        sums = [k.variable(k.splat(float(i))) for i in range(accumulators)]
+        with k.loop(0, k.number("steps")):
+            for s in sums:
+                s.value = fma(factor, factor, s.value)
+        result = sums[0].value
+        for s in sums[1:]:
+            result = result + s.value
+        total.row(task).store(result)  # or the compiler would leave it all out
+    return Compiled(k)
+
+
+def _tasks(count: int) -> Work:
+    """A list of work with that many parts, of no rows."""
+    bare = Graph.from_edge_index(torch.empty(2, 0, dtype=torch.int64), 1)
+    work: Work = bare.csr(plan("cpu")).work
+    return work._replace(bounds=torch.arange(count + 1))
 
 
 @intrinsic

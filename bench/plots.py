@@ -1,4 +1,4 @@
-"""The pictures of the suites, from their rows; `python -m bench.plots` redraws them from JSON."""
+"""The pictures of the suites, from their rows; each takes those rows that it is about."""
 
 from pathlib import Path
 from typing import Any
@@ -8,66 +8,93 @@ import matplotlib
 matplotlib.use("Agg")  # no display
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.problem import MODES
 from bench.report import Row
 
+LEGEND_COLUMNS = 4
+FLOOR = "floor: row gathers + arithmetic of projections"
+
 
 def plot_time_per_shape(rows: list[Row], path: Path) -> None:
     """Bars per shape and competitor, the floor as a line; forward and forward+backward."""
-    _bars(rows, "median_s", "seconds", 1.0, path)
+    _bars(rows, "median_s", "milliseconds", 1e3, path)
 
 
 def plot_memory_per_shape(rows: list[Row], path: Path) -> None:
     """Bars of the peak above the inputs, per shape and competitor."""
-    _bars(rows, "peak_bytes", "peak above inputs, GB", 1e-9, path)
+    _bars(rows, "peak_bytes", "peak above inputs, MB", 1e-6, path)
 
 
 def plot_time_per_edge(rows: list[Row], path: Path) -> None:
     """Lines over the number of edges, one per pass; a panel per kind of graph."""
+    rows = [row for row in rows if "ns_per_edge" in row]
     kinds = list(dict.fromkeys(row["graph"] for row in rows))
-    figure, axes = _panels(len(kinds))
+    figure, axes = _panels(len(kinds), same_scale=True)
     for axis, kind in zip(axes, kinds, strict=True):
         chosen = [row for row in rows if row["graph"] == kind]
         for name in dict.fromkeys(row["competitor"] for row in chosen):
             line = [row for row in chosen if row["competitor"] == name]
-            style = "k--" if "floor" in name else "o-"
+            style = "ks--" if "floor" in name else "o-"
             edges, time = ([row[key] for row in line] for key in ("edges", "ns_per_edge"))
             axis.plot(edges, time, style, label=name)
         axis.set(title=kind, xlabel="edges", ylabel="nanoseconds per edge", xscale="log")
-        axis.set_ylim(bottom=0)
+        axis.set(yscale="log")
+        _plain_numbers(axis.yaxis)
     _finish(figure, axes, path)
 
 
 def _bars(rows: list[Row], key: str, label: str, scale: float, path: Path) -> None:
+    rows = [row for row in rows if row["op"] == "attention_diffusion" and key in row]
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     names = list(dict.fromkeys(row["competitor"] for row in rows))
-    width = 0.8 / max(len(names), 1)
+    colours = {name: f"C{place}" for place, name in enumerate(names)}
+    width = 0.85 / max(len(names), 1)
     figure, axes = _panels(len(MODES))
     for axis, mode in zip(axes, MODES, strict=True):
-        for place, name in enumerate(names):
-            values = {r["shape"]: r for r in rows if r["competitor"] == name and r["mode"] == mode}
-            at = [shapes.index(shape) + (place + 0.5) * width - 0.4 for shape in values]
-            axis.bar(at, [r[key] * scale for r in values.values()], width, label=name)
-        floors = {r["shape"]: r["floor_s"] for r in rows if r["mode"] == mode and "floor_s" in r}
-        for place, (shape, floor) in enumerate(floors.items()):
-            middle = shapes.index(shape)
-            text = "floor: row gathers + projections" if place == 0 else None
-            axis.hlines(floor, middle - 0.4, middle + 0.4, "black", label=text)
+        for place, shape in enumerate(shapes):
+            here = [row for row in rows if row["shape"] == shape and row["mode"] == mode]
+            for i, row in enumerate(here):
+                at = place + (i - (len(here) - 1) / 2) * width
+                name = row["competitor"]
+                axis.bar(at, row[key] * scale, width, color=colours[name], label=name)
+            if here and "floor_s" in here[0]:
+                half = len(here) * width / 2
+                floor = here[0]["floor_s"] * scale
+                axis.hlines(floor, place - half, place + half, "black", label=FLOOR)
         axis.set(title=mode, ylabel=label, yscale="log", xlabel="channels / heads / att. channels")
+        axis.set_ylim(bottom=axis.get_ylim()[0] / 2)  # or the shortest bar has no length
         axis.set_xticks(range(len(shapes)), shapes)
+        axis.set_xlim(-0.6, len(shapes) - 0.4)
+        _plain_numbers(axis.yaxis)
     _finish(figure, axes, path)
 
 
-def _panels(count: int) -> tuple[Any, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(6.5 * count, 4.5), squeeze=False)
+def _panels(count: int, *, same_scale: bool = False) -> tuple[Any, list[Axes]]:
+    figure, axes = plt.subplots(
+        1, count, figsize=(6.5 * count, 5.0), squeeze=False, sharey=same_scale, layout="constrained"
+    )
     return figure, list(axes[0])
 
 
+def _plain_numbers(axis: Axis) -> None:
+    """A logarithmic axis with 10, 20, 30, 50, 70 instead of powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _finish(figure: Any, axes: list[Axes], path: Path) -> None:
-    axes[0].legend(fontsize="small")
+    """One legend for all panels, below them, where it covers nothing."""
+    entries = {}
     for axis in axes:
         axis.grid(axis="y", alpha=0.3)
-    figure.tight_layout()
+        axis.set_axisbelow(True)
+        handles, labels = axis.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", fontsize="small",
+                  ncols=LEGEND_COLUMNS)  # fmt: skip
     figure.savefig(path, dpi=120)
     plt.close(figure)

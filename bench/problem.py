@@ -15,6 +15,15 @@ MODES: tuple[Mode, ...] = ("forward", "forward+backward")
 Function = Callable[..., Tensor]
 
 
+OURS = "grand-fast"
+# The peers whose ratio to ours is a figure of its own, and what its name calls them.
+RIVALS = {
+    "sampled_addmm + CSR": "strongest PyTorch form (sampled_addmm + CSR)",
+    "released sequence": "released sequence",
+    "torch.sparse (MKL)": "torch.sparse (MKL)",
+}
+
+
 class UnavailableError(Exception):
     """A competitor cannot run here; its text says why and what would help."""
 

@@ -27,19 +27,29 @@ CHECK_UP_TO = 1_000_000
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure, print as it comes, and fill `report`."""
-    shape = options.shape or DEFAULT_SHAPE
-    sizes = QUICK_EDGES if options.quick else EDGES
-    if options.nodes:
-        sizes = (round(options.nodes * graphs.edges_per_node()),)
-    for edges in sizes:
-        machine.require_memory(f"scaling to {edges:.0e} edges", bytes_needed(edges, shape))
+    require_memory(options)
+    measure(options, report)
+
+
+def require_memory(options: argparse.Namespace) -> None:
+    """Raise `DoesNotFitError` if the largest size does not fit."""
+    edges = max(_sizes(options))
+    needed = bytes_needed(edges, options.shape or DEFAULT_SHAPE)
+    machine.require_memory(f"scaling to {short(edges)} edges", needed)
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Every kind and size, from small to large."""
+    shape, sizes = options.shape or DEFAULT_SHAPE, _sizes(options)
     kinds = ("random", "local") if options.graph in ("arxiv", "random") else (options.graph,)
     progress = Progress(len(kinds) * len(sizes))
     for kind in kinds:
         rows = []
         for edges in sizes:
-            progress.say(f"{kind}, {edges:.0e} edges: graph")
+            text = f"{kind}, {short(edges)} edges"
+            progress.say(f"{text}: graph")
             graph = graphs.load(kind, nodes=round(edges / graphs.edges_per_node()))
+            progress.say(text)
             if edges > CHECK_UP_TO or _agrees(graph, kind, shape, report):
                 rows += _time(graph, kind, shape, options.rounds or 5, progress)
             progress.done()
@@ -51,12 +61,24 @@ def run(options: argparse.Namespace, report: Report) -> None:
         plot_time_per_edge(report.rows, options.out / "scaling_time_per_edge.png")
 
 
+def short(edges: int) -> str:
+    """One digit and the power of ten, `6e7`."""
+    mantissa, exponent = f"{edges:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _sizes(options: argparse.Namespace) -> tuple[int, ...]:
+    if options.nodes:
+        return (round(options.nodes * graphs.edges_per_node()),)
+    return QUICK_EDGES if options.quick else EDGES
+
+
 def bytes_needed(edges: int, shape: Shape) -> int:
     """At the peak of building the graph or of a backward pass, whichever is more."""
     nodes = edges / graphs.edges_per_node()
-    build = edges * 8 * 8  # 64-bit keys, their sorted copies and permutations
-    passes = edges * 4 * 8 + nodes * 4 * (6 * shape.channels + 5 * shape.attention_channels)
-    return round(max(build, passes))
+    # The tables of all passes are there at once, since their rounds are interleaved.
+    passes = edges * 48 + nodes * 4 * (10 * shape.channels + 5 * shape.attention_channels)
+    return round(max(edges * graphs.BUILDING_BYTES, passes))
 
 
 def _agrees(graph: Graph, kind: str, shape: Shape, report: Report) -> bool:
@@ -108,6 +130,7 @@ def _print(kind: str, shape: Shape, rows: list[Row]) -> None:
 def _figures(kind: str, rows: list[Row], report: Report) -> None:
     for name, sizes in _by_pass(rows).items():
         small, large = sizes[0], sizes[-1]
-        growth = large["ns_per_edge"] / small["ns_per_edge"]
-        sizes_text = f"{large['edges']:.0e} edges over {small['edges']:.0e}"
-        report.figure(f"{kind}: {name}, ns per edge, {sizes_text}", growth, "×")
+        if large is not small:
+            growth = large["ns_per_edge"] / small["ns_per_edge"]
+            text = f"{short(large['edges'])} edges over {short(small['edges'])}"
+            report.figure(f"{kind}: {name}, ns per edge, {text}", growth, "×")

@@ -6,18 +6,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
 
-from bench import graphs, machine
+from bench import floor, graphs, machine, scaling
 from bench.check import check, expected
 from bench.fresh import run as run_fresh
 from bench.harness import MIN_ROUNDS, Timing, interleave
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention
+from bench.ops.passes import csr_passes, hub_graphs
 from bench.peers.unfused import has_compiler
 from bench.problem import Competitor, Problem, Shape, gradients
+from grand_fast.kernels.csr_diffusion import cpu
 from grand_fast.testing import assert_close
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +56,45 @@ def test_interleave_rounds() -> None:
     assert all(len(t.seconds) == 6 for t in timings.values())
     few = interleave({"slow": lambda: None}, rounds=10, budget_s=0.0)
     assert len(few["slow"].seconds) == MIN_ROUNDS
+    order.clear()
+    repeated = interleave(calls, rounds=2, repeats={"quick": 3})
+    assert order == ["quick", "slow"] + ["quick", "quick", "quick", "slow"] * 2
+    assert len(repeated["quick"].seconds) == 2
+
+
+@pytest.mark.parametrize("accumulators", machine.ACCUMULATORS)
+def test_multiply_adds_are_all_made(accumulators: int) -> None:
+    """With a factor of 1 each adds 1, and the numbers stay exact in float32."""
+    factor, total = torch.ones(16), torch.zeros(3, 16)
+    kernel = machine._multiply_add_kernel(accumulators)
+    kernel(machine._tasks(3), pieces=False, factor=factor, total=total, steps=10)
+    assert (total == 10 * accumulators + sum(range(accumulators))).all()
+    assert machine.MULTIPLY_ADD_FLOPS % (machine.MULTIPLY_ADD_TASKS * accumulators * 2 * 16) == 0
+
+
+def test_floor_adds_gathers_and_arithmetic_at_peak() -> None:
+    problem = bench_attention_diffusion.setup(graphs.load("random", nodes=300), SHAPE)
+    seconds = {"gather of x rows": 0.2, "gather of k rows": 0.1, "multiply-adds": 0.5, "copy": 1.0}
+    assert set(floor.calls(problem)) == set(seconds)
+    timings = {name: Timing((value,)) for name, value in seconds.items()}
+    flops = 2 * 300 * SHAPE.channels * 2 * SHAPE.attention_channels
+    forward = 0.3 + 0.5 * flops / machine.MULTIPLY_ADD_FLOPS
+    assert floor.seconds(problem, timings)["forward"] == pytest.approx(forward)
+    assert floor.seconds(problem, timings)["forward+backward"] == pytest.approx(3 * forward)
+    rates = floor.rates(problem, timings)
+    assert rates["multiply_add_gflop_per_s"] == pytest.approx(machine.MULTIPLY_ADD_FLOPS / 0.5e9)
+    # Rows of 10 and of 6 floats lie on one cache line each.
+    assert rates["gather_gb_per_s"] == pytest.approx(problem.graph.num_edges * 2 * 64 / 0.3e9)
+
+
+def test_hub_graphs_keep_the_hubs_row_only() -> None:
+    graph = graphs.load("random", nodes=2000)
+    longest = int(graph.rowptr.diff().max())
+    alone, bare = hub_graphs(graph)
+    assert alone.num_nodes == bare.num_nodes == longest  # the hub is among its senders
+    assert alone.num_edges == int(alone.rowptr.diff().max()) == longest
+    assert torch.equal(alone.col.sort().values.long(), torch.arange(longest))
+    assert bare.num_edges == 0
 
 
 @pytest.mark.parametrize("name", ["random", "local", "grid"])
@@ -123,6 +165,22 @@ def test_check_refuses_a_wrong_gradient() -> None:
               expected(problem))  # fmt: skip
 
 
+def test_csr_passes_compute_one_gradient_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+    backward = cpu.csr_diffusion_bwd
+
+    def spy(*arguments: Any, needs_dx: bool, needs_da: bool, **rest: Any) -> Any:
+        asked.append((needs_dx, needs_da))
+        return backward(*arguments, needs_dx=needs_dx, needs_da=needs_da, **rest)
+
+    monkeypatch.setattr(cpu, "csr_diffusion_bwd", spy)
+    calls = csr_passes(graphs.load("random", nodes=100), 8)
+    calls["csr product"]()
+    calls["csr product with Aᵀ"]()
+    calls["csr weight gradient"]()
+    assert asked == [(True, False), (False, True)]
+
+
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(machine.DoesNotFitError, match=r"needs about 1000000.0 GB, .* available"):
         machine.require_memory("a graph", 10**15)
@@ -135,6 +193,10 @@ def test_peak_memory_in_a_fresh_process() -> None:
     assert run_fresh("peak_memory", values)["bytes"] == pytest.approx(2 * messages, rel=0.3)
 
 
+def test_short_names_of_sizes() -> None:
+    assert [scaling.short(e) for e in (99_999, 60_000_000)] == ["1e5", "6e7"]
+
+
 def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -143,15 +205,33 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_command_line(tmp_path: Path) -> None:
     result = _bench("ops", "--nodes", "500", "--channels", "8", "--attention-channels", "8",
-                    "--quick", "--rounds", "3", "--json", str(tmp_path / "ops.json"),
+                    "--quick", "--all", "--rounds", "3", "--json", str(tmp_path / "ops.json"),
                     "--out", str(tmp_path))  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "% of copy" in result.stdout
     values = json.loads((tmp_path / "ops.json").read_text())
     assert {"device", "threads", "versions", "commit", "command"} <= set(values["header"])
-    assert all(row["median_s"] > 0 for row in values["rows"])
+    assert all(row.get("median_s", row.get("peak_bytes", 0)) > 0 for row in values["rows"])
     assert not values["failed"]
-    assert (tmp_path / "ops_time_per_shape.png").stat().st_size > 0
+    rates = {"copy_gb_per_s", "gather_gb_per_s", "multiply_add_gflop_per_s"}
+    assert all(rates <= set(row) for row in values["header"]["machine"])
+    figures = {figure["figure"] for figure in values["figures"]}
+    assert figures >= {
+        f"attention_diffusion 8/4/8 {mode}, {what}"
+        for mode in ("forward", "forward+backward")
+        for what in (
+            "time: strongest PyTorch form (sampled_addmm + CSR) over ours",
+            "peak memory above inputs: ours over strongest PyTorch form (sampled_addmm + CSR)",
+        )
+    }
+    assert figures >= {
+        "edge pass forward over 2 row gathers (k, x)",
+        "csr product: MKL over ours",
+        "edge passes backward: the hub's row alone on 1 thread",
+    }
+    assert {row["op"] for row in values["rows"]} >= {"passes", "scaling"}
+    for picture in ("ops_time_per_shape", "memory_per_shape", "scaling_time_per_edge"):
+        assert (tmp_path / f"{picture}.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,58 @@
 """Our own passes over the edges, one by one: against the gather floor, MKL and the threads."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 import grand_fast as gf
 from bench import fresh, machine
-from bench.harness import Timing, interleave
+from bench.harness import interleave
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion
 from bench.peers.arrays import GraphArrays
 from bench.peers.sparse import mkl
-from bench.problem import Shape
+from bench.problem import Function, Shape
 from bench.progress import Progress
 from bench.report import Report, milliseconds, print_table
 
 Call = Callable[[], object]
+
+FORWARD, BACKWARD, PRODUCT = "edge pass forward", "edge passes backward", "csr product"
+CACHED, HUB, BARE = ", senders in cache", ", hub alone", ", no edges"
+# Their rows of x and k, up to 1 KB each, fit into the cache of one core.
+CACHED_SENDERS = 64
+SHORT_CALLS = 5  # in each round, of calls that take a millisecond
+# What is timed on one thread too: the figure's name, and the calls that it is the sum of. The
+# last three show what the machine itself and the kernels give when memory is not shared.
+SCALED = {
+    FORWARD: (FORWARD,),
+    BACKWARD: (BACKWARD,),
+    PRODUCT: (PRODUCT,),
+    "row gather floor": ("gather x rows", "gather k rows"),
+    f"{FORWARD}{CACHED}": (f"{FORWARD}{CACHED}",),
+    f"{PRODUCT}{CACHED}": (f"{PRODUCT}{CACHED}",),
+    "multiply-adds in registers": ("multiply-adds",),
+}
 
 
 def run(
     graph: gf.Graph, shape: Shape, rounds: int, report: Report, progress: Progress, *, quick: bool
 ) -> None:
     """Time the passes on one shape, and in fresh processes the first call."""
-    threads = torch.get_num_threads()
-    attention = attention_passes(graph, shape)
-    # The floors first, torch's copy and MKL apart from them: OpenMP's threads spin for a while.
     calls = {
         "gather x rows": machine.gather_call(graph, shape.channels),
         "gather k rows": machine.gather_call(graph, shape.attention_channels),
+        "multiply-adds": machine.multiply_add_call(),
     }
-    calls |= attention | csr_passes(graph, shape.channels) | {"copy": machine.copy_call()}
-    hub, bare = _hub_alone(graph)
-    for name, call in attention.items():
+    calls |= attention_passes(graph, shape) | csr_passes(graph, shape.channels)
+    calls |= cached_passes(graph, shape) | {"copy": machine.copy_call()}
+    hub = hub_passes(graph, shape)
+    scaled = {name: calls[name] for parts in SCALED.values() for name in parts}
+    for name, call in (scaled | hub).items():
         calls[f"{name}, 1 thread"] = on_threads(1, call)
-    for name, call in attention_passes(hub, shape).items():
-        calls[f"{name}, hub alone, 1 thread"] = on_threads(1, call)
-    for name, call in attention_passes(bare, shape).items():
-        calls[f"{name}, no edges, 1 thread"] = on_threads(1, call)
-    timings = interleave(calls, rounds=rounds, tick=progress.say)
+    repeats = {f"{name}, 1 thread": SHORT_CALLS for name in hub}
+    timings = interleave(calls, rounds=rounds, repeats=repeats, tick=progress.say)
     rows = [
         {"op": "passes", "shape": str(shape), "competitor": name, "mode": "pass", **t.record()}
         for name, t in timings.items()
@@ -47,7 +61,7 @@ def run(
     progress.done()
     cells = [[row["competitor"], milliseconds(row)] for row in rows]
     print_table(f"passes of grand-fast, d/H/d_att = {shape}, {graph}", ["", "ms"], cells)
-    _figures(timings, threads, report)
+    _figures({name: timing.median for name, timing in timings.items()}, report)
     if not quick:
         first_calls(shape, report, progress)
 
@@ -57,40 +71,48 @@ def attention_passes(graph: gf.Graph, shape: Shape) -> dict[str, Call]:
     problem = bench_attention_diffusion.setup(graph, shape)
     x, q, k = bench_attention_diffusion.packed_projection(problem, *problem.inputs.values())
     x, q, k = (t.detach().requires_grad_() for t in (x, q, k))
-    forward, backward = _apart(lambda: gf.ops.attention_diffusion(x, q, k, graph), problem.d_out)
-    return {"edge pass forward": forward, "edge passes backward": backward([x, q, k])}
+
+    def function(x: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return gf.ops.attention_diffusion(x, q, k, graph)
+
+    return {
+        FORWARD: _forward(function, x, q, k),
+        BACKWARD: _backward(function, problem.d_out, x, q, k),
+    }
 
 
 def csr_passes(graph: gf.Graph, channels: int) -> dict[str, Call]:
     """`csr_diffusion`: its product, the product with `Aᵀ`, the gradient by the weights; and MKL."""
     problem = bench_csr_diffusion.setup(graph, Shape(channels, 1, 1))
-    x, a = (t.requires_grad_() for t in problem.inputs.values())
-    forward, backward = _apart(
-        lambda: gf.ops.csr_diffusion(x, a, graph, edge_order="csr"), problem.d_out
-    )
-    matrix, product = GraphArrays(graph).matrix(a.detach()), mkl(channels)
+    x, a = problem.inputs.values()
+    x_leaf, a_leaf = (t.detach().requires_grad_() for t in (x, a))
+    function = bench_csr_diffusion.ours(problem)
+    matrix, product = GraphArrays(graph).matrix(a), mkl(channels)
     return {
-        "csr product": forward,
-        "csr product with Aᵀ": backward([x]),
-        "csr weight gradient": backward([a]),
-        "csr product by MKL": lambda: product(matrix, x.detach()),
+        PRODUCT: _forward(function, x, a),
+        "csr product with Aᵀ": _backward(function, problem.d_out, x_leaf, a),
+        "csr weight gradient": _backward(function, problem.d_out, x, a_leaf),
+        "csr product by MKL": lambda: product(matrix, x),
     }
 
 
-def _apart(
-    function: Callable[[], Tensor], d_out: Tensor
-) -> tuple[Call, Callable[[Sequence[Tensor]], Call]]:
-    """The forward call, and a maker of calls that run backward alone."""
-    out = function()
-
-    def forward() -> Tensor:
+def _forward(function: Function, *inputs: Tensor) -> Call:
+    def call() -> Tensor:
         with torch.no_grad():
-            return function()
+            return function(*inputs)
 
-    def backward(leaves: Sequence[Tensor]) -> Call:
-        return lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True)
+    return call
 
-    return forward, backward
+
+def _backward(function: Function, d_out: Tensor, *inputs: Tensor) -> Call:
+    """Backward alone, by those inputs that require a gradient.
+
+    Which gradients an autograd Function computes is settled in its forward, so each choice of
+    inputs has a forward of its own.
+    """
+    out = function(*inputs)
+    leaves = [t for t in inputs if t.requires_grad]
+    return lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True)
 
 
 def on_threads(threads: int, call: Call) -> Call:
@@ -107,33 +129,62 @@ def on_threads(threads: int, call: Call) -> Call:
     return run
 
 
-def _hub_alone(graph: gf.Graph) -> tuple[gf.Graph, gf.Graph]:
-    """The same nodes with the edges of the longest row only, and with none."""
-    edge_index = graph.edge_index()
+def cached_passes(graph: gf.Graph, shape: Shape) -> dict[str, Call]:
+    """The forward passes on the same rows, all of whose senders are among a few nodes.
+
+    Their rows stay in cache: what is left is the pass's own work, which memory cannot hold up.
+    Forward only, since in `Aᵀ` the few would be hubs.
+    """
+    sender, receiver = graph.edge_index()
+    near = torch.stack([sender % CACHED_SENDERS, receiver])
+    cached = gf.Graph.from_edge_index(near, graph.num_nodes)
+    calls = attention_passes(cached, shape) | csr_passes(cached, shape.channels)
+    return {f"{name}{CACHED}": calls[name] for name in (FORWARD, PRODUCT)}
+
+
+def hub_passes(graph: gf.Graph, shape: Shape) -> dict[str, Call]:
+    """The passes over the longest row's edges alone, and over none of them, on few nodes."""
+    alone, bare = hub_graphs(graph)
+    return {
+        f"{name}{text}": call
+        for text, small in ((HUB, alone), (BARE, bare))
+        for name, call in attention_passes(small, shape).items()
+    }
+
+
+def hub_graphs(graph: gf.Graph) -> tuple[gf.Graph, gf.Graph]:
+    """The longest row's node and its senders, renumbered: with that row's edges, and with none.
+
+    No other node is kept: on all of them two long times would differ by little, and by chance.
+    """
     hub = int(graph.rowptr.diff().argmax())
-    alone = edge_index[:, edge_index[1] == hub]
-    n = graph.num_nodes
-    return gf.Graph.from_edge_index(alone, n), gf.Graph.from_edge_index(alone[:, :0], n)
+    senders = graph.col[graph.rowptr[hub] : graph.rowptr[hub + 1]].long()
+    ends = torch.cat([senders, torch.tensor([hub])])
+    nodes, local = torch.unique(ends, return_inverse=True)
+    edges = torch.stack([local[:-1], local[-1].expand(senders.numel())])
+    n = nodes.numel()
+    return gf.Graph.from_edge_index(edges, n), gf.Graph.from_edge_index(edges[:, :0], n)
 
 
-def _figures(timings: dict[str, Timing], threads: int, report: Report) -> None:
-    seconds = {name: timing.median for name, timing in timings.items()}
+def _figures(seconds: dict[str, float], report: Report) -> None:
     x_row, both = seconds["gather x rows"], seconds["gather x rows"] + seconds["gather k rows"]
-    forward, backward = "edge pass forward", "edge passes backward"
-    report.figure("edge pass forward over 2 row gathers (k, x)", seconds[forward] / both, "×")
+    report.figure("edge pass forward over 2 row gathers (k, x)", seconds[FORWARD] / both, "×")
     report.figure(
-        "edge passes backward over 4 row gathers (k, x; q, df)", seconds[backward] / (2 * both), "×"
+        "edge passes backward over 4 row gathers (k, x; q, df)", seconds[BACKWARD] / (2 * both), "×"
     )
-    for name in ("csr product", "csr product with Aᵀ", "csr weight gradient"):
+    for name in (PRODUCT, "csr product with Aᵀ", "csr weight gradient"):
         report.figure(f"{name} over 1 row gather", seconds[name] / x_row, "×")
-    speed_up = seconds["csr product by MKL"] / seconds["csr product"]
+    speed_up = seconds["csr product by MKL"] / seconds[PRODUCT]
     report.figure("csr product: MKL over ours", speed_up, "×")
-    for name in (forward, backward):
+    threads = torch.get_num_threads()
+    for name, parts in SCALED.items():
         if threads > 1:
-            scaling = seconds[f"{name}, 1 thread"] / seconds[name]
+            one = sum(seconds[f"{part}, 1 thread"] for part in parts)
+            scaling = one / sum(seconds[part] for part in parts)
             report.figure(f"{name}: 1 → {threads} threads", scaling, "×")
-        alone = seconds[f"{name}, hub alone, 1 thread"] - seconds[f"{name}, no edges, 1 thread"]
-        report.figure(f"{name}: the hub's row alone on 1 thread", 100 * alone / seconds[name], "%")
+    for name in (FORWARD, BACKWARD):
+        hub = seconds[f"{name}{HUB}, 1 thread"] - seconds[f"{name}{BARE}, 1 thread"]
+        report.figure(f"{name}: the hub's row alone on 1 thread", 100 * hub / seconds[name], "%")
 
 
 def first_calls(shape: Shape, report: Report, progress: Progress) -> None:

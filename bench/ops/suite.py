@@ -3,14 +3,16 @@
 import argparse
 from types import ModuleType
 
-from bench import floor, graphs, machine
+from bench import floor, graphs, machine, memory, scaling
 from bench.check import check, expected
 from bench.harness import interleave, timed
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention, passes
-from bench.plots import plot_time_per_shape
+from bench.plots import plot_memory_per_shape, plot_time_per_shape
 from bench.problem import (
     MODES,
+    OURS,
     PAPER_SHAPES,
+    RIVALS,
     Competitor,
     Function,
     Problem,
@@ -30,11 +32,12 @@ the paper tuned. Peers that take seconds run on the first shape only.
 
 Times are milliseconds: median [10th-90th percentile]. GB/s are the bytes of the forward operator,
 no row reused, over its time; caches can lift them above the copy bandwidth. The floor is the time
-to read the rows that the edges name, doing nothing with them, and of the projections.
+to read the rows that the edges name, doing nothing with them, and of the projections' arithmetic
+at the machine's multiply-add peak.
+
+Unless --quick, the peak memory of the first shape follows, as `memory` measures it. --all adds that
+of the other shapes, and the suite `scaling`.
 """
-OURS = "grand-fast"
-# Their ratio to ours is a figure of its own.
-RIVALS = ("sampled_addmm + CSR", "released sequence", "torch.sparse (MKL)")
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -46,25 +49,39 @@ def run(options: argparse.Namespace, report: Report) -> None:
         report.skipped.append("with --quick, all peers that take seconds, and the first call.")
     for shape in shapes:
         machine.require_memory(f"ops {shape}", bytes_needed(graph, shape))
+    if options.all:
+        scaling.require_memory(options)
     problems = [(bench_attention_diffusion, shape) for shape in shapes]
     problems += [(bench_csr_diffusion, shapes[0]), (bench_edge_attention, shapes[0])]
     rounds = options.rounds or (3 if options.quick else 9)
-    progress = Progress(len(problems) + 2)
+    weighed = shapes if options.all else shapes[: 0 if options.quick else 1]
+    progress = Progress(len(problems) + (1 if options.quick else 2) + len(weighed))
+    agreeing = {}
     for module, shape in problems:
         slow = shape == shapes[0] and not options.quick
         competitors = [c for c in module.COMPETITORS if slow or not c.slow]
-        _compare(module, graph, shape, competitors, rounds, report, progress)
+        names = _compare(module, graph, shape, competitors, rounds, report, progress)
+        agreeing[module, shape] = names
     passes.run(graph, shapes[0], rounds, report, progress, quick=options.quick)
+    for shape in weighed:
+        names = agreeing[bench_attention_diffusion, shape]
+        memory.measure(names, graph, shape, options, report, progress)
     progress.close()
+    if options.all:
+        scaling.measure(options, report)
     if options.out:
-        rows = [row for row in report.rows if row["op"] == "attention_diffusion"]
-        plot_time_per_shape(rows, options.out / "ops_time_per_shape.png")
+        plot_time_per_shape(report.rows, options.out / "ops_time_per_shape.png")
+        if weighed:
+            plot_memory_per_shape(report.rows, options.out / memory.PICTURE)
 
 
 def bytes_needed(graph: Graph, shape: Shape) -> int:
-    """Inputs, gradients and our own working memory, in float32 and for the check in float64."""
-    per_node = 3 * shape.channels + 4 * shape.attention_channels
-    return graph.num_nodes * per_node * (4 + 8) + graph.num_edges * 32
+    """Of the check, in float32 and float64, or of the tables of all passes, if that is more."""
+    d, d_att = shape.channels, shape.attention_channels
+    check = (3 * d + 4 * d_att) * (4 + 8)
+    all_passes = (16 * d + 7 * d_att) * 4
+    building = graph.num_edges * graphs.BUILDING_BYTES
+    return graph.num_nodes * max(check, all_passes) + building + 2 * machine.COPY_BYTES
 
 
 def _compare(
@@ -75,8 +92,8 @@ def _compare(
     rounds: int,
     report: Report,
     progress: Progress,
-) -> None:
-    """Check, time and print the competitors on one shape."""
+) -> list[str]:
+    """Check, time and print the competitors on one shape; returns those that agree."""
     problem = module.setup(graph, shape)
     progress.say(f"{problem.op} {shape}: reference")
     want = expected(problem)
@@ -103,6 +120,7 @@ def _compare(
     report.rows += rows
     progress.done()
     _print(problem, rows)
+    return list(functions)
 
 
 def _time(
@@ -117,12 +135,13 @@ def _time(
         for name, function in functions.items()
         for mode in MODES
     }
-    beside = floor.calls(problem) | {"copy": machine.copy_call()}
+    beside = floor.calls(problem)
     timings = interleave(calls | beside, rounds=rounds, tick=progress.say)
-    copy = 2 * machine.COPY_BYTES / timings["copy"].median
-    floors = floor.seconds({name: timings[name] for name in beside})
+    machine_timings = {name: timings[name] for name in beside}
+    rates = floor.rates(problem, machine_timings)
+    floors = floor.seconds(problem, machine_timings)
     machine_rows = report.header.setdefault("machine", [])
-    machine_rows.append({"shape": str(problem.shape), "op": problem.op, "copy_gb_per_s": copy / 1e9}
+    machine_rows.append({"shape": str(problem.shape), "op": problem.op} | rates
                         | {f"{name}_s": timings[name].median for name in beside})  # fmt: skip
     rows = []
     for key in calls:
@@ -139,7 +158,7 @@ def _time(
         }
         if mode == "forward":
             row["gb_per_s"] = problem.cost.bytes_max / row["median_s"] / 1e9
-            row["copy_percent"] = 100 * problem.cost.bytes_max / row["median_s"] / copy
+            row["copy_percent"] = 100 * row["gb_per_s"] / rates["copy_gb_per_s"]
         rows.append(row)
     return rows
 
@@ -151,8 +170,10 @@ def _over_ours(rows: list[Row], report: Report) -> None:
         if row["mode"] in ours:
             row["over_ours"] = row["median_s"] / ours[row["mode"]]
             if row["competitor"] in RIVALS:
-                name = f"{row['op']} {row['shape']} {row['mode']}: {row['competitor']} over ours"
-                report.figure(name, row["over_ours"], "×")
+                name = f"{row['op']} {row['shape']} {row['mode']}, time"
+                report.figure(
+                    f"{name}: {RIVALS[row['competitor']]} over ours", row["over_ours"], "×"
+                )
 
 
 def _print(problem: Problem, rows: list[Row]) -> None:
