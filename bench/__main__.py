@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
     logging.getLogger("torch").setLevel(logging.ERROR)
+    report = None
     try:
         options.shape = _shape(options)
         _writable(options)
@@ -42,7 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, machine.DoesNotFitError) as problem:
         parser.exit(BAD_ARGUMENTS, f"{parser.prog}: {problem}\n")
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted, nothing written.", file=sys.stderr)
+        written = "nothing"
+        if options.json and report is not None and report.rows:
+            report.write(options.json)
+            written = f"what was measured so far to {options.json}"
+        print(f"{parser.prog}: interrupted; written: {written}.", file=sys.stderr)
         return INTERRUPTED
     report.print_notes()
     if options.json:

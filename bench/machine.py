@@ -75,15 +75,16 @@ def copy_call() -> Callable[[], object]:
     return lambda: target.copy_(source)
 
 
-def gather_call(graph: Graph, width: int) -> Callable[[], object]:
+def gather_call(graph: Graph, width: int, *, in_order: bool = False) -> Callable[[], object]:
     """One row-gather floor: every cache line of `x[col[e]]` read, `x [N, width]`, in Numba.
 
-    Nothing is computed or written. This is the least that a pass over the edges has to do.
+    Nothing is computed or written. This is the least that a pass over the edges has to do, rows
+    taken by number, or `in_order`, as our kernels visit them.
     """
     # Rows padded to whole cache lines: the floor is that of the lines, whatever the width.
     lines = -(-width // CACHE_LINE_FLOATS)
     x = torch.ones(graph.num_nodes * lines * CACHE_LINE_FLOATS).numpy()
-    col = graph.col.numpy()
+    col = (graph.csr(plan("cpu")) if in_order else graph).col.numpy()
     n_parts = max(1, graph.num_edges // GATHER_PART_EDGES)
     bounds = np.linspace(0, graph.num_edges, n_parts + 1).astype(np.int64)
     kernel = _gather_kernel(lines)

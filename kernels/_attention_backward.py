@@ -16,11 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, Row, each_row, sum_pieces
+from grand_fast.kernels._cpu import Compiled, Row, Shares, each_row, sum_pieces
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
     MAX_ACCUMULATORS,
-    AlphaShares,
     Term,
     accumulate,
     finish_field_gradient,
@@ -325,7 +324,7 @@ def column_pass(
     if x is not None:
         dx = empty(n, d, dtype=q.dtype)
         if needs_dalpha:
-            shares = AlphaShares(work, d, q.dtype)
+            shares = Shares(work.turn.numel(), d, q.dtype)
             arguments["dalpha"] = shares.tensor
         arguments["df_scale"] = torch.tensor([df_scale], dtype=q.dtype)
     switches: dict[str, Any] = {"source": source, "needs_dk": dk is not None}

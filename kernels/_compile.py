@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import llvmlite
@@ -54,6 +55,7 @@ def has_wide_registers() -> bool:
     return "+avx512f" in _host_features().split(",")
 
 
+@lru_cache
 def _host_features() -> str:
     return str(llvm.get_host_cpu_features().flatten())
 

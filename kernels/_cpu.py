@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,10 @@ from grand_fast.kernels._compile import compile_kernel
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._simd import Floats, Int, Kernel, Matrix
 
-LONGEST_ROW = 4096  # edges; a longer row is cut, so that no thread waits for another's hub
+# A row longer than this share of the edges is cut: rows that are not cut end before the rest of a
+# pass does, on up to as many threads. Cutting a row costs some launches, and a first sweep over it.
+_ROW_SHARE = 1 / 128
+CUT_FROM, _CUT_TO = 4096, 32768  # edges; bounds of that length: not worth it, too much scratch
 PREFETCH_ELEMENTS = 256  # of a row; the hardware follows a longer one by itself
 _PART_EDGES = 4096  # work of one task: some 0.2 ms, so threads finish together
 _ROWS_AHEAD = 4  # how far ahead a row's own data is asked for: about the latency of memory
@@ -31,8 +35,10 @@ class Work(NamedTuple):
     shift:      [N], first slot of that row in the graph's own CSR less that in the view, whose
                 rows lie in visiting order.
     bounds:     [parts+1], visiting positions of each part.
+    turn:       [parts], the parts in the order in which they are handed out: long ones first, so
+                that no thread is left with one in the end.
     longest:    edges of the longest row that is not cut.
-    hub_rows:   [hubs], the rows with more than LONGEST_ROW edges, which parts leave out;
+    hub_rows:   [hubs], the rows that are cut, which parts leave out;
     hub_pieces: [hubs+1], the pieces of each; piece_position, piece_begin, piece_end: [pieces], the
                 visiting position of their row, and their slots in the view.
     All int64.
@@ -41,6 +47,7 @@ class Work(NamedTuple):
     order: Tensor
     shift: Tensor
     bounds: Tensor
+    turn: Tensor
     longest: int
     hub_rows: Tensor
     hub_pieces: Tensor
@@ -75,16 +82,19 @@ def plan(csr: Csr, order: Callable[[], Tensor | None]) -> Csr:
 def _share_out(ptr: Tensor, order: Tensor, shift: Tensor) -> Work:
     degree = ptr.diff()
     n = degree.numel()
-    hubs = (degree > LONGEST_ROW).nonzero().flatten()
+    limit = min(max(int(_ROW_SHARE * int(ptr[-1])), CUT_FROM), _CUT_TO)
+    hubs = (degree > limit).nonzero().flatten()
+    whole = degree.masked_fill(degree > limit, 0)
     cost = torch.zeros(n + 1, dtype=torch.int64)
-    torch.cumsum(degree.masked_fill(degree > LONGEST_ROW, 0) + _ROW_EDGES, 0, out=cost[1:])
+    torch.cumsum(whole + _ROW_EDGES, 0, out=cost[1:])
     parts = max(1, int(cost[-1]) // _PART_EDGES)
     targets = torch.arange(parts + 1) * cost[-1] // parts
     bounds = torch.searchsorted(cost, targets)
     bounds[0], bounds[-1] = 0, n
+    is_long = cost[bounds].diff() > 2 * _PART_EDGES
 
     # A hub's pieces are of nearly equal length, in order: their sums are added in that order.
-    pieces = (degree[hubs] + LONGEST_ROW - 1) // LONGEST_ROW
+    pieces = (degree[hubs] + CUT_FROM - 1) // CUT_FROM
     hub_pieces = torch.zeros(hubs.numel() + 1, dtype=torch.int64)
     torch.cumsum(pieces, 0, out=hub_pieces[1:])
     hub = torch.repeat_interleave(torch.arange(hubs.numel()), pieces)
@@ -96,7 +106,8 @@ def _share_out(ptr: Tensor, order: Tensor, shift: Tensor) -> Work:
         order=order,
         shift=shift,
         bounds=bounds,
-        longest=int(degree.clamp(max=LONGEST_ROW).max()) if n else 0,
+        turn=torch.argsort(is_long.long(), descending=True, stable=True),
+        longest=max(int(whole.max()), CUT_FROM if len(hubs) else 0) if n else 0,
         hub_rows=order[hubs],
         hub_pieces=hub_pieces,
         piece_position=position,
@@ -109,12 +120,28 @@ def slabs(n: int, rows: int) -> Work:
     """Rows 0 … n − 1 in tasks of so many rows, for a kernel that knows no edges."""
     none = torch.empty(0, dtype=torch.int64)
     bounds = torch.arange(0, n + rows, rows).clamp_(max=n)
-    return Work(none, none, bounds, 0, none, none, none, none, none)
+    return Work(none, none, bounds, none, 0, none, none, none, none, none)
 
 
 def sum_pieces(partial: Tensor, work: Work) -> Tensor:
     """`partial [pieces, …]` → its sums `[hubs, …]`, in the order of the pieces."""
     return torch.segment_reduce(partial, "sum", offsets=work.hub_pieces, axis=0, unsafe=True)
+
+
+class Shares:
+    """A sum `[size]`, of which each task adds up a share; they are added in the order of tasks.
+
+    In NumPy: a parallel region of torch beside the kernels' threads waits for a core, and was
+    seen to cost 15 ms for a sum of 0.1 M numbers.
+    """
+
+    def __init__(self, tasks: int, size: int, dtype: torch.dtype) -> None:
+        self._shares = np.zeros((tasks, size), dtype=np.float32 if dtype.itemsize == 4 else float)
+        self.tensor = torch.from_numpy(self._shares)
+
+    def total(self) -> Tensor:
+        """All shares."""
+        return torch.from_numpy(self._shares.sum(0))
 
 
 @dataclass(frozen=True)
@@ -142,7 +169,7 @@ def each_row(
     own_rows: Sequence[tuple[Matrix, int]] = (),
     own_edges: Floats | None = None,
 ) -> Iterator[Row]:
-    """Every row of at most LONGEST_ROW edges; or every piece of the longer ones.
+    """Every row that is not cut; or every piece of those that are.
 
     Rows visited one after another lie anywhere in memory, so what a row needs beside the rows it
     gathers is asked for some rows ahead. Without that, visiting in another order costs more than
@@ -160,16 +187,17 @@ def each_row(
             yield Row(order[p], begin, end, shift[p], out=task, task=task)
         else:
             bounds, rowptr = k.longs("bounds"), k.indices("rowptr")
-            with k.loop(bounds[task], bounds[task + 1]) as p:
+            part = k.longs("turn")[task]
+            with k.loop(bounds[part], bounds[part + 1]) as p:
                 later = (p + _ROWS_AHEAD).minimum(k.number("last_position"))
                 for table, n in own_rows:
                     table.row(order[later]).prefetch(min(n, PREFETCH_ELEMENTS))
                 if own_edges is not None:
                     own_edges.at(rowptr[later] + shift[later]).prefetch(1)
                 begin, end = rowptr[p], rowptr[p + 1]
-                with k.when(end - begin <= LONGEST_ROW):
+                with k.when(end - begin <= k.number("longest")):
                     i = order[p]
-                    yield Row(i, begin, end, shift[p], out=i, task=task)
+                    yield Row(i, begin, end, shift[p], out=i, task=part)
 
 
 class Compiled:

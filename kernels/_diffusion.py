@@ -196,23 +196,6 @@ def finish_field(
     f[hubs] = field
 
 
-class AlphaShares:
-    """`dalpha`, a share of it from each task, added up in the order of the tasks.
-
-    In NumPy: a parallel region of torch beside the kernels' threads waits for a core, and was
-    seen to cost 15 ms for a sum of 0.1 M numbers.
-    """
-
-    def __init__(self, work: Work, d: int, dtype: torch.dtype) -> None:
-        tasks = work.bounds.numel() - 1
-        self.tensor = torch.empty(tasks, d, dtype=dtype)
-        self.tensor.numpy().fill(0.0)
-
-    def total(self) -> Tensor:
-        """`dalpha [d]`."""
-        return torch.from_numpy(self.tensor.numpy().sum(0))
-
-
 def finish_field_gradient(
     dx: Tensor,
     dalpha: Tensor | None,

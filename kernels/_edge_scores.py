@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.kernels._cpu import Row, Work, sum_pieces
-from grand_fast.kernels._diffusion import BLOCK_EDGES, ahead, prefetch_rows
+from grand_fast.kernels._diffusion import BLOCK_EDGES, ahead, prefetch_rows, stretches
 from grand_fast.kernels._simd import Chunk, Floats, Int, Ints, Kernel, Matrix, Vec, chunks
 from grand_fast.kernels._simd_math import (
     add,
@@ -27,6 +27,8 @@ from grand_fast.kernels._simd_math import (
     maximum,
     transposed_sum,
 )
+
+_SUM_EDGES = 512  # summed on their own first, as SUM_EDGES in `_diffusion.py`
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,13 @@ def exponentiate(group: HeadGroup, row: Row, shift: Vec, buffer: RowBuffer) -> V
     """Scores in the buffer → exp(s − shift); returns each head's sum, in all its lanes."""
     k = group.kernel
     total = k.variable(k.splat(0.0))
-    with k.loop(row.begin, row.end, group.edges) as e:
-        p = exp(buffer.at(e).load() - shift)
-        buffer.at(e).store(p)
-        total.value = total.value + p
+    with stretches(k, row, _SUM_EDGES) as part:
+        partial = k.variable(k.splat(0.0))
+        with k.loop(part.begin, part.end, group.edges) as e:
+            p = exp(buffer.at(e).load() - shift)
+            buffer.at(e).store(p)
+            partial.value = partial.value + p
+        total.value = total.value + partial.value
     return group.over_edges(total.value)
 
 

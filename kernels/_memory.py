@@ -8,6 +8,7 @@ import math
 import mmap
 import threading
 import weakref
+from functools import lru_cache
 
 import psutil
 import torch
@@ -59,5 +60,6 @@ def _give_back(pages: mmap.mmap) -> None:
         _lock.release()
 
 
+@lru_cache
 def _idle_limit() -> int:
     return int(_IDLE_SHARE * psutil.virtual_memory().total)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grand_fast.kernels._compile import has_wide_registers
-from grand_fast.kernels._cpu import Compiled, slabs
+from grand_fast.kernels._cpu import Compiled, Shares, slabs
 from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Chunk, Floats, Int, Kernel, chunks
 from grand_fast.kernels._simd_math import fma
@@ -175,6 +175,8 @@ def parameter_gradients(
     (n, m), c = dy.shape, x.shape[1]
     work = slabs(n, max(-(-n // _GRADIENT_SLABS), _GRADIENT_ROWS))
     shares = work.bounds.numel() - 1
-    dweight, dbias = (torch.zeros(shares, size, dtype=x.dtype) for size in (m * c, m))
-    _gradient_kernel(m, c, x.dtype)(work, pieces=False, dy=dy, x=x, dweight=dweight, dbias=dbias)
-    return dweight.sum(0).view(m, c), dbias.sum(0)
+    dweight, dbias = Shares(shares, m * c, x.dtype), Shares(shares, m, x.dtype)
+    _gradient_kernel(m, c, x.dtype)(
+        work, pieces=False, dy=dy, x=x, dweight=dweight.tensor, dbias=dbias.tensor
+    )
+    return dweight.total().view(m, c), dbias.total()

@@ -16,7 +16,7 @@ N = 1 << 15  # the smallest graph for which an order is sought
 def awkward() -> Graph:
     """Rows without edges, and hubs in `A` and in `Aᵀ`, long enough to be cut; not symmetric."""
     edges, n = random_edge_index("empty_rows", 300)
-    others = torch.randint(8, n - 2, (4, 2 * _cpu.LONGEST_ROW + 9))
+    others = torch.randint(8, n - 2, (4, 2 * _cpu.CUT_FROM + 9))
     receive = torch.stack([others[:2], torch.tensor([[20], [21]]).expand_as(others[:2])], 1)
     send = torch.stack([torch.tensor([[30], [31]]).expand_as(others[2:]), others[2:]], 1)
     edges = torch.cat([edges, *receive, *send], dim=1)

@@ -147,20 +147,33 @@ def test_every_task_runs_once(threads):
 
 
 def test_plan_cuts_hubs_into_even_pieces_and_covers_every_row():
-    degree = torch.tensor([3, 0, 3 * _cpu.LONGEST_ROW + 1, 5, _cpu.LONGEST_ROW])
+    degree = torch.tensor([3, 0, 3 * _cpu.CUT_FROM + 1, 5, _cpu.CUT_FROM])
     rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), degree.cumsum(0)])
     work = in_order(rowptr)
     assert work.bounds[0] == 0
     assert work.bounds[-1] == 5
     assert bool((work.bounds.diff() >= 0).all())
-    assert work.longest == _cpu.LONGEST_ROW
+    assert work.longest == _cpu.CUT_FROM
     assert work.hub_rows.tolist() == [2]
     lengths = work.piece_end - work.piece_begin
     assert int(lengths.sum()) == int(degree[2])
-    assert int(lengths.max()) <= _cpu.LONGEST_ROW
+    assert int(lengths.max()) <= _cpu.CUT_FROM
     assert int(lengths.max() - lengths.min()) <= 1
     assert work.piece_begin[0] == rowptr[2]
     assert torch.equal(work.piece_begin[1:], work.piece_end[:-1])
+
+
+def test_a_row_that_is_short_beside_the_graph_is_not_cut_and_comes_first():
+    degree = torch.ones(800_000, dtype=torch.int64)
+    degree[500_000] = _cpu.CUT_FROM + 1000
+    rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), degree.cumsum(0)])
+    work = in_order(rowptr)
+    assert work.hub_rows.numel() == 0
+    assert work.longest == _cpu.CUT_FROM + 1000
+    first = int(work.turn[0])
+    assert work.bounds[first] <= 500_000 < work.bounds[first + 1]
+    assert torch.equal(work.turn.sort().values, torch.arange(work.bounds.numel() - 1))
+    assert torch.equal(work.turn[1:], work.turn[1:].sort().values)
 
 
 def test_plan_of_no_rows_has_one_empty_part():

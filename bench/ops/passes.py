@@ -43,6 +43,10 @@ def run(
     calls = {
         "gather x rows": machine.gather_call(graph, shape.channels),
         "gather k rows": machine.gather_call(graph, shape.attention_channels),
+        "gather x rows, as visited": machine.gather_call(graph, shape.channels, in_order=True),
+        "gather k rows, as visited": machine.gather_call(
+            graph, shape.attention_channels, in_order=True
+        ),
         "multiply-adds": machine.multiply_add_call(),
     }
     calls |= attention_passes(graph, shape) | csr_passes(graph, shape.channels)
@@ -169,6 +173,10 @@ def hub_graphs(graph: gf.Graph) -> tuple[gf.Graph, gf.Graph]:
 def _figures(seconds: dict[str, float], report: Report) -> None:
     x_row, both = seconds["gather x rows"], seconds["gather x rows"] + seconds["gather k rows"]
     report.figure("edge pass forward over 2 row gathers (k, x)", seconds[FORWARD] / both, "×")
+    visited = seconds["gather x rows, as visited"] + seconds["gather k rows, as visited"]
+    report.figure(
+        "edge pass forward over 2 row gathers, rows as visited", seconds[FORWARD] / visited, "×"
+    )
     report.figure(
         "edge passes backward over 4 row gathers (k, x; q, df)", seconds[BACKWARD] / (2 * both), "×"
     )

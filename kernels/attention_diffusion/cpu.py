@@ -7,8 +7,8 @@ Bytes:    4(N+1) + 4E + 4NH + b(2Nd + 2N·d_att), b bytes per element, if each r
           read once; 4(N+1) + 4E + 4NH + b(N(d + d_att) + E(d + d_att)) if none is reused.
 Backward: two passes that recompute the weights (`_attention_backward.py`); nothing of size E.
           Saves x, q, k and lse.
-Order:    one writer per output element, edges summed in CSR order, rows of more than 4096 edges
-          piece by piece: bitwise repeatable for any number of threads.
+Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
+          piece: bitwise repeatable for any number of threads.
 """
 
 from functools import lru_cache

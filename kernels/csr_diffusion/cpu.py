@@ -5,8 +5,8 @@ Bytes:    4(N+1) + 4E + b(E + 3Nd), b bytes per element, if each x row is read o
           4(N+1) + 4E + b(E + Ed + 2Nd) if no x row is reused.
 Backward: dx = alpha · (Aᵀ df − df) by the same sweep on the CSR of Aᵀ;
           da[e] = <alpha · df[i], x[col[e]]>; dalpha = Σ_j x[j] · (Aᵀ df − df)[j]. Saves a and x.
-Order:    one writer per output element, edges summed in CSR order, rows of more than 4096 edges
-          piece by piece: bitwise repeatable for any number of threads.
+Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
+          piece: bitwise repeatable for any number of threads.
 """
 
 import functools
@@ -17,11 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, Row, each_row
+from grand_fast.kernels._cpu import Compiled, Row, Shares, each_row
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
     BLOCK_EDGES,
-    AlphaShares,
     Term,
     add_arguments,
     ahead,
@@ -203,7 +202,7 @@ def csr_diffusion_bwd(
     if needs_dx or needs_dalpha:
         work = csr_t.work
         dx = empty(n, d, dtype=x.dtype)
-        shares = AlphaShares(work, d, x.dtype) if needs_dalpha else None
+        shares = Shares(work.turn.numel(), d, x.dtype) if needs_dalpha else None
         arguments |= {"col": csr_t.col, "rowptr": csr_t.rowptr, "slot": csr_t.slot}
         arguments["dx"] = dx
         if shares is not None:

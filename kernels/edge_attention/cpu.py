@@ -5,8 +5,8 @@ Work:     one task per 4096 edges; scores of as many edges at a time as fill a r
 Bytes:    4(N+1) + 4E + 4NH + b(EH + 2N·d_att), b bytes per element, if each k row is read once;
           4(N+1) + 4E + 4NH + b(EH + (N + E)·d_att) if none is reused. EH is E for the mean.
 Backward: two passes that recompute the weights (`_attention_backward.py`). Saves q, k and lse.
-Order:    one writer per output element, edges summed in CSR order, rows of more than 4096 edges
-          piece by piece: bitwise repeatable for any number of threads.
+Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
+          piece: bitwise repeatable for any number of threads.
 """
 
 from functools import lru_cache
