@@ -246,13 +246,6 @@ def _head_terms(group: HeadGroup, table: Matrix, ds: RowBuffer) -> list[Term]:
     ]
 
 
-def side_by_side(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Memory for dq and dk `[N, H, d_k]`, rows interleaved: one matrix for the products to come."""
-    n, h, d_k = q.shape
-    both = empty(n, 2, h, d_k, dtype=q.dtype)
-    return both[:, 0], both[:, 1]
-
-
 def row_pass(
     q: Tensor,
     k: Tensor,

@@ -56,16 +56,24 @@ class Work(NamedTuple):
     piece_end: Tensor
 
 
-def plan(csr: Csr, order: Callable[[], Tensor | None]) -> Csr:
+def longest_whole_row(edges: int) -> int:
+    """Edges of the longest row that is not cut, in a graph of so many edges."""
+    return min(max(int(_ROW_SHARE * edges), CUT_FROM), _CUT_TO)
+
+
+def plan(csr: Csr, order: Callable[[], Tensor | None], *, longest_whole: int | None = None) -> Csr:
     """One view with its rows in visiting order, and its work; once per graph.
+
+    `longest_whole` is `longest_whole_row` of the graph's edges if not given.
 
     The senders are laid out anew, as many bytes as `col` and `slot` have: the kernels then read
     them as a stream, and know what the rows to come will gather.
     """
+    limit = longest_whole or longest_whole_row(int(csr.rowptr[-1]))
     ptr, rows = csr.rowptr.long(), order()
     natural = torch.arange(csr.rowptr.numel() - 1)
     if rows is None:
-        return csr._replace(work=_share_out(ptr, natural, torch.zeros_like(natural)))
+        return csr._replace(work=_share_out(ptr, natural, torch.zeros_like(natural), limit))
     degree = ptr.diff()[rows]
     visited = torch.zeros_like(ptr)
     torch.cumsum(degree, 0, out=visited[1:])
@@ -75,14 +83,13 @@ def plan(csr: Csr, order: Callable[[], Tensor | None]) -> Csr:
         rowptr=visited.to(csr.rowptr.dtype),
         col=csr.col[slots],
         slot=None if csr.slot is None else csr.slot[slots],
-        work=_share_out(visited, rows, shift),
+        work=_share_out(visited, rows, shift, limit),
     )
 
 
-def _share_out(ptr: Tensor, order: Tensor, shift: Tensor) -> Work:
+def _share_out(ptr: Tensor, order: Tensor, shift: Tensor, limit: int) -> Work:
     degree = ptr.diff()
     n = degree.numel()
-    limit = min(max(int(_ROW_SHARE * int(ptr[-1])), CUT_FROM), _CUT_TO)
     hubs = (degree > limit).nonzero().flatten()
     whole = degree.masked_fill(degree > limit, 0)
     cost = torch.zeros(n + 1, dtype=torch.int64)

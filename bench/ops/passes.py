@@ -15,6 +15,7 @@ from bench.peers.sparse import mkl
 from bench.problem import Function, Shape
 from bench.progress import Progress
 from bench.report import Report, milliseconds, print_table
+from grand_fast.kernels._cpu import longest_whole_row, plan
 
 Call = Callable[[], object]
 
@@ -159,7 +160,8 @@ def hub_passes(graph: gf.Graph, shape: Shape) -> dict[str, Call]:
 def hub_graphs(graph: gf.Graph) -> tuple[gf.Graph, gf.Graph]:
     """The longest row's node and its senders, renumbered: with that row's edges, and with none.
 
-    No other node is kept: on all of them two long times would differ by little, and by chance.
+    No other node is kept: on all of them two long times would differ by little, and by chance. The
+    row is cut if it is in the whole graph, and only then.
     """
     hub = int(graph.rowptr.diff().argmax())
     senders = graph.col[graph.rowptr[hub] : graph.rowptr[hub + 1]].long()
@@ -167,7 +169,12 @@ def hub_graphs(graph: gf.Graph) -> tuple[gf.Graph, gf.Graph]:
     nodes, local = torch.unique(ends, return_inverse=True)
     edges = torch.stack([local[:-1], local[-1].expand(senders.numel())])
     n = nodes.numel()
-    return gf.Graph.from_edge_index(edges, n), gf.Graph.from_edge_index(edges[:, :0], n)
+    alone, bare = (gf.Graph.from_edge_index(e, n) for e in (edges, edges[:, :0]))
+    limit = longest_whole_row(graph.num_edges)
+    for transposed in (False, True):
+        view = plan(alone.csr(transposed=transposed), lambda: None, longest_whole=limit)
+        alone._views[plan, transposed] = view
+    return alone, bare
 
 
 def _figures(seconds: dict[str, float], report: Report) -> None:

@@ -119,7 +119,7 @@ def _compare(
     _over_ours(rows, report)
     report.rows += rows
     progress.done()
-    _print(problem, rows)
+    _print(problem, rows, report.header["machine"][-1])
     return list(functions)
 
 
@@ -176,7 +176,7 @@ def _over_ours(rows: list[Row], report: Report) -> None:
                 )
 
 
-def _print(problem: Problem, rows: list[Row]) -> None:
+def _print(problem: Problem, rows: list[Row], rates: dict[str, float]) -> None:
     head = ["", "forward ms", "over ours", "forward+backward ms", "over ours", "GB/s", "% of copy",
             "first call s"]  # fmt: skip
     cells = []
@@ -198,3 +198,9 @@ def _print(problem: Problem, rows: list[Row]) -> None:
         floors = [f"{row['floor_s'] * 1e3:.1f}" for row in (forward[0], both[0])]
         cells.append(["floor", floors[0], "", floors[1], "", "", "", ""])
     print_table(f"{problem.op}, d/H/d_att = {problem.shape}, {problem.graph}", head, cells)
+    print(
+        f"The machine in this run: copy {rates['copy_gb_per_s']:.0f} GB/s, "
+        f"row gather {rates['gather_gb_per_s']:.0f} GB/s, "
+        f"multiply-adds {rates['multiply_add_gflop_per_s']:.0f} GFLOP/s.",
+        flush=True,
+    )

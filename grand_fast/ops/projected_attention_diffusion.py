@@ -1,8 +1,8 @@
 """`projected_attention_diffusion`: from the state to GRAND's vector field, projections included.
 
 It runs on the kernels of `attention_diffusion`. Knowing the projections saves memory and passes:
-one product each way for q and k together, its backward added to `dx` in place, and q and k kept
-for backward only while memory is plentiful.
+one product for q and k together, its backward added to `dx` in place, q and k kept for backward
+only while memory is plentiful, and dk written over k.
 """
 
 from typing import Any
@@ -144,6 +144,7 @@ class _ProjectedAttentionDiffusionFunction(Function):
             x, weight, bias, kept, lse, alpha, beta, x0 if ctx.needs_input_grad[4] else None
         )
         ctx.graph, ctx.name, ctx.heads, ctx.of_x, ctx.scales = graph, name, heads, of_x, scales
+        ctx.overwritten = False
         return f  # type: ignore[no-any-return]
 
     @staticmethod
@@ -155,7 +156,12 @@ class _ProjectedAttentionDiffusionFunction(Function):
         df = inner_contiguous(df)
         dx = dweight = dbias = dalpha = None
         if needs_dx or needs_dweight or needs_dbias or needs_dalpha:
-            q, k = _split(_project(x, weight, bias, ctx.name) if qk is None else qk, ctx.heads)
+            if qk is None or ctx.overwritten:
+                qk = _project(x, weight, bias, ctx.name)
+            # They are nobody else's, so dk may take the place of k; a second backward through a
+            # retained graph computes them again.
+            ctx.overwritten = True
+            q, k = _split(qk, ctx.heads)
             dx, dq, dk, dalpha = launchers(_KERNELS, ctx.name).attention_diffusion_bwd(
                 df,
                 x,
@@ -168,13 +174,15 @@ class _ProjectedAttentionDiffusionFunction(Function):
                 csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
                 needs_dqk=needs_dx or needs_dweight or needs_dbias,
                 needs_dalpha=needs_dalpha,
+                may_overwrite_k=True,
             )
             if dq is not None:
-                dqk = _join(dq, dk)
                 if needs_dx:
-                    _add_input_gradient(dx, dqk, weight, ctx.name)
+                    for dy, part in zip((dq, dk), weight.chunk(2), strict=True):
+                        _add_input_gradient(dx, dy.flatten(1), part, ctx.name)
                 if needs_dweight or needs_dbias:
-                    dweight, dbias = _parameter_gradients(dqk, x, ctx.name)
+                    shares = [_parameter_gradients(dy.flatten(1), x, ctx.name) for dy in (dq, dk)]
+                    dweight, dbias = map(torch.cat, zip(*shares, strict=True))
         dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
         dothers = gradients(df, ctx.scales, needs[11:])
         none = (None,) * 5  # graph, name, heads, of_x, scales
@@ -188,33 +196,24 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
     return functional.linear(x, weight, bias)
 
 
-def _add_input_gradient(dx: Tensor, dqk: Tensor, weight: Tensor, name: str) -> None:
+def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor, name: str) -> None:
     if name == "cpu":
-        projection().add_input_gradient(dx, dqk, weight)
+        projection().add_input_gradient(dx, dy, weight)
     else:
-        dx.addmm_(dqk, weight)
+        dx.addmm_(dy, weight)
 
 
-def _parameter_gradients(dqk: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def _parameter_gradients(dy: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Gradients by weight and bias."""
     if name == "cpu":
-        return projection().parameter_gradients(dqk, x)  # type: ignore[no-any-return]
-    return dqk.t() @ x, dqk.sum(0)
+        return projection().parameter_gradients(dy, x)  # type: ignore[no-any-return]
+    return dy.t() @ x, dy.sum(0)
 
 
 def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """q and k `[N, H, d_k]` as views."""
     view = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads))
     return view[:, 0], view[:, 1]
-
-
-def _join(dq: Tensor, dk: Tensor) -> Tensor:
-    """dq and dk side by side, `[N, 2·d_att]`: a view where the kernels wrote them so."""
-    n, d_att = dq.shape[0], dq.shape[1] * dq.shape[2]
-    beside = dq.data_ptr() + d_att * dq.element_size() == dk.data_ptr()
-    if beside and dq.stride(0) == dk.stride(0) == 2 * d_att:
-        return dq.as_strided((n, 2 * d_att), (2 * d_att, 1))
-    return torch.cat([dq.reshape(n, d_att), dk.reshape(n, d_att)], dim=1)
 
 
 def _is_kept(qk: Tensor) -> bool:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._attention_backward import column_pass, row_pass, side_by_side
+from grand_fast.kernels._attention_backward import column_pass, row_pass
 from grand_fast.kernels._cpu import Compiled, each_row
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
@@ -152,12 +152,18 @@ def attention_diffusion_bwd(
     csr_t: Csr,
     needs_dqk: bool,
     needs_dalpha: bool,
+    may_overwrite_k: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """`dx` with q and k held fixed, and `dq`, `dk`, `dalpha` if needed."""
+    """`dx` with q and k held fixed, and `dq`, `dk`, `dalpha` if needed.
+
+    `may_overwrite_k`: `dk` is then written over `k`, of which a row of the column pass reads its
+    own alone.
+    """
     alpha = alpha.to(x.dtype)
     dq = dk = delta = None
     if needs_dqk:
-        dq, dk = side_by_side(q)
+        dq = empty(*q.shape, dtype=q.dtype)
+        dk = k if may_overwrite_k else empty(*k.shape, dtype=k.dtype)
         lse, delta = row_pass(q, k, lse=lse, csr=csr, df=df, x=x, alpha=alpha, dq=dq)
     dx, dalpha = column_pass(
         q,

@@ -357,13 +357,17 @@ def attention_diffusion_bwd(
     csr_t: Csr,
     needs_dqk: bool,
     needs_dalpha: bool,
+    may_overwrite_k: bool = False,
 ) -> tuple[
     Float[Tensor, "N d"],
     Float[Tensor, "N H d_k"] | None,
     Float[Tensor, "N H d_k"] | None,
     Float[Tensor, " d"] | None,
 ]:
-    """Gradients by `x` (with q and k held fixed), `q`, `k` and `alpha`, those that are needed."""
+    """Gradients by `x` (with q and k held fixed), `q`, `k` and `alpha`, those that are needed.
+
+    `may_overwrite_k` is not made use of here: `dk` has memory of its own.
+    """
     dq = delta = None
     if needs_dqk:
         dq, delta = _bwd_dq(df, x, q, k=k, lse=lse, alpha=alpha, csr=csr)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._attention_backward import column_pass, row_pass, side_by_side
+from grand_fast.kernels._attention_backward import column_pass, row_pass
 from grand_fast.kernels._cpu import Compiled, Row, each_row
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._edge_scores import (
@@ -119,7 +119,7 @@ def edge_attention_bwd(
     csr_t: Csr,
 ) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N H d_k"]]:
     """`dq` and `dk`, from the gradient by the weights or by their mean over heads."""
-    dq, dk = side_by_side(q)
+    dq, dk = (empty(*q.shape, dtype=q.dtype) for _ in range(2))
     lse, delta = row_pass(q, k, lse=lse, csr=csr, da=da, dq=dq)
     column_pass(q, k, lse=lse, delta=delta, csr_t=csr_t, da=da, dk=dk)
     return dq, dk

@@ -272,6 +272,21 @@ def test_projected(kind, kept, monkeypatch):
     assert_close("f", call(**leaves, backend="reference"), want)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
+def test_projected_backward_twice(kept, monkeypatch):
+    """The first backward may use the memory of q and k; a retained graph must not notice."""
+    from grand_fast.ops import projected_attention_diffusion as module
+
+    monkeypatch.setitem(module.__globals__, "_is_kept", lambda qk: kept)
+    graph = random_graph("hub")
+    inputs = projection(graph.num_nodes, 7, 3, 5)
+    x, weight, bias = leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]
+    f = projected_attention_diffusion(x, weight, bias, graph, heads=3, backend="cpu")
+    first = torch.autograd.grad(f, leaves, torch.ones_like(f), retain_graph=True)
+    second = torch.autograd.grad(f, leaves, torch.ones_like(f))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_projected_bad_input():
     graph = random_graph("random")
     p = projection(graph.num_nodes, 4, 2, 3)
