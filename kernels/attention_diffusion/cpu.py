@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._attention_backward import column_pass, row_pass
+from grand_fast.kernels._column_pass import column_pass
 from grand_fast.kernels._cpu import Compiled, each_row
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._diffusion import (
@@ -42,6 +42,7 @@ from grand_fast.kernels._edge_scores import (
     softmax,
 )
 from grand_fast.kernels._memory import empty
+from grand_fast.kernels._row_pass import row_pass
 from grand_fast.kernels._simd import Chunk, Int, Kernel
 
 
