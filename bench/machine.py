@@ -36,7 +36,7 @@ MULTIPLY_ADD_TASKS = 512  # each some 50 µs, so that threads finish together
 # Enough to hide the latency of a multiply-add, few enough to stay in registers: twelve suit
 # registers of 64 bytes, six, of several registers each, narrower ones.
 ACCUMULATORS = (6, 12)
-PACKAGES = ("torch", "torch-geometric", "numba", "numpy", "triton")
+PACKAGES = ("torch", "torch-geometric", "llvmlite", "numba", "numpy", "triton")
 
 
 class DoesNotFitError(Exception):

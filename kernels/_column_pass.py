@@ -147,7 +147,7 @@ def column_pass(
         if needs_dalpha:
             shares = Shares(work.turn.numel(), d, q.dtype)
             arguments["dalpha"] = shares.tensor
-        arguments["df_scale"] = torch.tensor([df_scale], dtype=q.dtype)
+        arguments["df_scale"] = q.new_tensor([df_scale])
     switches: dict[str, Any] = {"source": source, "needs_dk": dk is not None}
     kernel = _column_kernel(*shape, **switches, needs_dalpha=needs_dalpha, pieces=False)
     outputs: dict[str, Any] = {"dk": dk, "dx": dx}

@@ -106,3 +106,12 @@ def _write(path: Path, code: bytes) -> None:
         os.replace(file.name, path)
     except OSError:
         return  # a cache that cannot be written costs time at the next start, nothing else
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)  # another thread of the parent may have held it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -69,8 +69,12 @@ def plan(csr: Csr, order: Callable[[], Tensor | None], *, longest_whole: int | N
     The senders are laid out anew, as many bytes as `col` and `slot` have: the kernels then read
     them as a stream, and know what the rows to come will gather.
     """
-    limit = longest_whole or longest_whole_row(int(csr.rowptr[-1]))
-    ptr, rows = csr.rowptr.long(), order()
+    with torch.device("cpu"):  # whatever the default device is
+        return _plan(csr, order(), longest_whole or longest_whole_row(int(csr.rowptr[-1])))
+
+
+def _plan(csr: Csr, rows: Tensor | None, limit: int) -> Csr:
+    ptr = csr.rowptr.long()
     natural = torch.arange(csr.rowptr.numel() - 1)
     if rows is None:
         return csr._replace(work=_share_out(ptr, natural, torch.zeros_like(natural), limit))
@@ -125,8 +129,8 @@ def _share_out(ptr: Tensor, order: Tensor, shift: Tensor, limit: int) -> Work:
 
 def slabs(n: int, rows: int) -> Work:
     """Rows 0 … n − 1 in tasks of so many rows, for a kernel that knows no edges."""
-    none = torch.empty(0, dtype=torch.int64)
-    bounds = torch.arange(0, n + rows, rows).clamp_(max=n)
+    none = torch.from_numpy(np.empty(0, dtype=np.int64))
+    bounds = torch.from_numpy(np.arange(0, n + rows, rows).clip(max=n))
     return Work(none, none, bounds, none, 0, none, none, none, none, none)
 
 
@@ -214,7 +218,7 @@ class Compiled:
         self._function = compile_kernel(kernel.name, kernel.source())
         self._arguments = kernel.arguments
         self.lanes = kernel.lanes
-        self._dtype = next(t for t, b in _FLOAT_BITS.items() if b == kernel.format.bits)
+        self._dtype = np.dtype(f"f{kernel.format.bytes}")
 
     def __call__(
         self, work: Work, *, pieces: bool, scratch: int = 0, **values: Tensor | int
@@ -231,8 +235,9 @@ class Compiled:
         threads = max(1, min(torch.get_num_threads(), n_tasks))
         values |= {
             "n_tasks": n_tasks,
-            "counter": torch.zeros(1, dtype=torch.int64),
-            "scratch": torch.empty(threads, scratch, dtype=self._dtype),
+            # In NumPy, which no default device of torch touches
+            "counter": torch.from_numpy(np.zeros(1, dtype=np.int64)),
+            "scratch": torch.from_numpy(np.empty((threads, scratch), dtype=self._dtype)),
             "last_position": work.order.numel() - 1,
             **work._asdict(),
         }
@@ -242,21 +247,46 @@ class Compiled:
         address = ctypes.addressof(arguments)
         # Plain threads, because the kernel runs without the GIL: no OpenMP runtime of our own to
         # clash with torch's or to break in a forked child, and callers need no lock. Tasks go to
-        # whoever is free; a helper that has not even started when all are taken is called off.
-        helpers = [_pool.submit(self._function, address, t) for t in range(1, threads)]
-        self._function(address, 0)
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        # whoever is free, so that fewer helpers, or none, do as well.
+        helpers: list[Future[None]] = []
+        try:
+            for thread in range(1, threads):
+                # `values` and `arguments` go along: they must outlive a helper whatever happens.
+                helpers.append(
+                    _pool.submit(_help, self._function, address, thread, values, arguments)
+                )
+        except RuntimeError:
+            pass  # the interpreter is shutting down and starts no more threads
+        try:
+            self._function(address, 0)
+        finally:
+            _finish(helpers)
+
+
+def _help(
+    function: Callable[[int, int], None], address: int, thread: int, *_kept_alive: object
+) -> None:
+    function(address, thread)
+
+
+def _finish(helpers: list[Future[None]]) -> None:
+    """Call off the helpers that have not started and wait for the others, interrupted or not."""
+    interruption: BaseException | None = None
+    while helpers:
+        try:
+            if not helpers[-1].cancel():
+                wait(helpers[-1:])
+            helpers.pop()
+        except BaseException as exception:  # Ctrl-C: results are being written yet
+            interruption = exception
+    if interruption is not None:
+        raise interruption
 
 
 def _argument(value: Tensor | int, kind: str) -> int:
     if isinstance(value, int):
         return value
     return value.data_ptr() if kind == "address" else value.stride(0)
-
-
-_FLOAT_BITS = {torch.float32: 32, torch.float64: 64}
 
 
 def _new_pool() -> None:

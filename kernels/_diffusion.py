@@ -32,7 +32,7 @@ def add_arguments(add: Add, dtype: torch.dtype) -> dict[str, Tensor]:
     """The arguments of `store_field` that hold `add`."""
     if not add:
         return {}
-    scales = torch.tensor([scale for scale, _ in add], dtype=dtype)
+    scales = torch.tensor([scale for scale, _ in add], dtype=dtype, device="cpu")
     return {"add_scale": scales} | {f"add_{s}": y for s, (_, y) in enumerate(add)}
 
 

@@ -26,6 +26,7 @@ from grand_fast.kernels._simd_math import fma
 TILE_ROWS = 6
 _SLAB_ROWS = 192  # a multiple of TILE_ROWS; with its results it fits the second cache
 _GRADIENT_SLABS = 64  # at most: enough tasks for the threads, few partial gradients to add up
+_GRADIENT_BYTES = 32 << 20  # of all partial gradients together
 _GRADIENT_ROWS = 128  # of a slab at a time: a panel of x stays in the nearest cache
 
 
@@ -173,7 +174,8 @@ def parameter_gradients(
 ) -> tuple[Float[Tensor, "m c"], Float[Tensor, " m"]]:
     """`dyᵀ x`, and the sums of the columns of `dy`."""
     (n, m), c = dy.shape, x.shape[1]
-    work = slabs(n, max(-(-n // _GRADIENT_SLABS), _GRADIENT_ROWS))
+    slabs_fit = max(1, min(_GRADIENT_SLABS, _GRADIENT_BYTES // (m * c * x.element_size() + 1)))
+    work = slabs(n, max(-(-n // slabs_fit), _GRADIENT_ROWS))
     shares = work.bounds.numel() - 1
     dweight, dbias = Shares(shares, m * c, x.dtype), Shares(shares, m, x.dtype)
     _gradient_kernel(m, c, x.dtype)(

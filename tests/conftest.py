@@ -18,6 +18,8 @@ install_import_hook(
 
 import torch  # noqa: E402
 
+from grand_fast.kernels import _memory  # noqa: E402
+
 BACKENDS = ("reference", "cpu")
 
 
@@ -48,6 +50,7 @@ def nan_filled(monkeypatch):
         (torch.Tensor, "new_empty"),
     ):
         monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
+    monkeypatch.setattr(_memory, "_LARGE", float("inf"))  # all memory comes from torch.empty
 
 
 @pytest.fixture(scope="session")

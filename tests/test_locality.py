@@ -5,9 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grand_fast import Graph
+from grand_fast import Graph, backend
 from grand_fast.kernels import _cpu, _locality
-from grand_fast.ops import attention_diffusion, csr_diffusion, edge_attention
+from grand_fast.ops import (
+    attention_diffusion,
+    csr_diffusion,
+    edge_attention,
+    projected_attention_diffusion,
+)
 from grand_fast.testing import assert_close, random_edge_index
 
 N = 1 << 15  # the smallest graph for which an order is sought
@@ -48,7 +53,7 @@ def mean_weights(graph, *, x, q, k, alpha, beta, x0, a):
 OPERATORS = pytest.mark.parametrize("call", [attention, given_weights, weights, mean_weights])
 
 
-def results(call, graph, d=37, heads=3, d_k=5):
+def results(call, graph, d=37, heads=3, d_k=5, dtype=torch.float32):
     """The output and every gradient, by name."""
     g = torch.Generator().manual_seed(1)
     n = graph.num_nodes
@@ -56,12 +61,47 @@ def results(call, graph, d=37, heads=3, d_k=5):
         "x": (n, d), "q": (n, heads, d_k), "k": (n, heads, d_k), "alpha": (d,), "beta": (d,),
         "x0": (n, d), "a": (graph.num_edges,),
     }  # fmt: skip
-    inputs = {k: torch.randn(*s, generator=g).requires_grad_() for k, s in shapes.items()}
+    inputs = {k: torch.randn(*s, generator=g).to(dtype) for k, s in shapes.items()}
+    inputs = {k: t.requires_grad_() for k, t in inputs.items()}
     out = call(graph, **inputs)
-    upstream = torch.randn(out.shape, generator=g)
+    upstream = torch.randn(out.shape, generator=g).to(dtype)
     grads = torch.autograd.grad(out, list(inputs.values()), upstream, allow_unused=True)
     named = dict(zip(inputs, grads, strict=True))
     return {"out": out} | {f"d{name}": grad for name, grad in named.items() if grad is not None}
+
+
+@OPERATORS
+def test_cut_rows_agree_with_the_reference(call):
+    graph = awkward()
+    assert graph.csr(_cpu.plan).work.hub_rows.numel() == 2
+    assert graph.csr(_cpu.plan, transposed=True).work.hub_rows.numel() == 2
+    with backend("reference"):
+        want = results(call, graph, dtype=torch.float64)
+    for name, got in results(call, graph).items():
+        assert_close(name, got, want[name])
+
+
+def test_projected_backward_twice_with_cut_rows():
+    """dk is written over k; neither autograd nor a second backward may notice."""
+    graph = awkward()
+    x, weight, bias = leaves = [
+        torch.randn(*size).requires_grad_() for size in ((graph.num_nodes, 8), (12, 8), (12,))
+    ]
+    f = projected_attention_diffusion(x, weight, bias, graph, heads=2)
+    first = torch.autograd.grad(f, leaves, torch.ones_like(f), retain_graph=True)
+    second = torch.autograd.grad(f, leaves, torch.ones_like(f))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_hub_of_very_many_neighbours_is_not_searched(monkeypatch):
+    def search(*views):
+        raise AssertionError("would take seconds")
+
+    monkeypatch.setattr(_locality, "reverse_cuthill_mckee", search)
+    monkeypatch.setattr(_locality, "_LARGEST_HUBS", (N - 1) ** 2 - 1)
+    others = torch.arange(1, N)
+    graph = Graph.from_edge_index(torch.stack([others, torch.zeros_like(others)]), N)
+    assert _locality.visiting_order(graph.csr(), graph.csr(transposed=True)) is None
 
 
 @OPERATORS

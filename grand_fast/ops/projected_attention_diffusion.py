@@ -33,7 +33,7 @@ from grand_fast.ops.edge_attention import check_attention
 _OP = "projected_attention_diffusion"
 _KERNELS = "attention_diffusion"
 
-# Keeping q and k for backward saves one product (a quarter of the backward's arithmetic). They are
+# Keeping q and k for backward saves one of its three products. They are
 # kept when small, or when they take less than this share of the free memory: a long solve keeps
 # them for its first evaluations and stops before memory runs short.
 _ALWAYS_KEPT = 16 << 20  # bytes
@@ -139,12 +139,13 @@ class _ProjectedAttentionDiffusionFunction(Function):
             add=pairs(x, of_x, scales, [inner_contiguous(y) for y in others]),
             csr=graph.csr(plan(name)),
         )
-        kept = qk if _is_kept(qk) else None
+        # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
+        ctx.kept = _is_kept(qk)
+        kept = qk if ctx.kept else qk.new_empty(1).expand(qk.shape)
         ctx.save_for_backward(
             x, weight, bias, kept, lse, alpha, beta, x0 if ctx.needs_input_grad[4] else None
         )
         ctx.graph, ctx.name, ctx.heads, ctx.of_x, ctx.scales = graph, name, heads, of_x, scales
-        ctx.overwritten = False
         return f  # type: ignore[no-any-return]
 
     @staticmethod
@@ -156,12 +157,13 @@ class _ProjectedAttentionDiffusionFunction(Function):
         df = inner_contiguous(df)
         dx = dweight = dbias = dalpha = None
         if needs_dx or needs_dweight or needs_dbias or needs_dalpha:
-            if qk is None or ctx.overwritten:
+            needs_dqk = needs_dx or needs_dweight or needs_dbias
+            if not ctx.kept or qk.stride(1) == 0:  # another run's placeholder
                 qk = _project(x, weight, bias, ctx.name)
             # They are nobody else's, so dk may take the place of k; a second backward through a
             # retained graph computes them again.
-            ctx.overwritten = True
-            q, k = _split(qk, ctx.heads)
+            ctx.kept &= not needs_dqk
+            q, k = _split(qk.data, ctx.heads)  # .data: a saved tensor that changes is an error
             dx, dq, dk, dalpha = launchers(_KERNELS, ctx.name).attention_diffusion_bwd(
                 df,
                 x,
@@ -172,7 +174,7 @@ class _ProjectedAttentionDiffusionFunction(Function):
                 df_scale=ctx.of_x,
                 csr=ctx.graph.csr(plan(ctx.name)),
                 csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
-                needs_dqk=needs_dx or needs_dweight or needs_dbias,
+                needs_dqk=needs_dqk,
                 needs_dalpha=needs_dalpha,
                 may_overwrite_k=True,
             )

@@ -1,7 +1,7 @@
 """csr_diffusion: f[i,:] = alpha · (Σ_{e in row i} a[e] · x[col[e],:] − x[i,:]) + beta · x0[i,:]
 
 Work:     one task per 4096 edges; a row's sums stay in registers, 256 channels (float32) a sweep.
-Bytes:    4(N+1) + 4E + b(E + 3Nd), b bytes per element, if each x row is read once;
+Bytes:    4(N+1) + 4E + b(E + 2Nd), b bytes per element, if each x row is read once;
           4(N+1) + 4E + b(E + Ed + 2Nd) if no x row is reused.
 Backward: dx = alpha · (Aᵀ df − df) by the same sweep on the CSR of Aᵀ;
           da[e] = <alpha · df[i], x[col[e]]>; dalpha = Σ_j x[j] · (Aᵀ df − df)[j]. Saves a and x.
@@ -207,7 +207,7 @@ def csr_diffusion_bwd(
         arguments["dx"] = dx
         if shares is not None:
             arguments["dalpha"] = shares.tensor
-        arguments["df_scale"] = torch.tensor([df_scale], dtype=x.dtype)
+        arguments["df_scale"] = x.new_tensor([df_scale])
         _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=needs_dalpha, pieces=False)(
             work, pieces=False, **arguments
         )

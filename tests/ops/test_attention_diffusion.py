@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import grand_fast as gf
 from grand_fast.ops import (
@@ -285,6 +286,27 @@ def test_projected_backward_twice(kept, monkeypatch):
     first = torch.autograd.grad(f, leaves, torch.ones_like(f), retain_graph=True)
     second = torch.autograd.grad(f, leaves, torch.ones_like(f))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["kept first", "recomputed first"])
+def test_projected_under_checkpoint_when_memory_runs_short(first, monkeypatch):
+    """The recomputation may find more or less free memory than the forward did."""
+    from grand_fast.ops import projected_attention_diffusion as module
+
+    answers = iter([first, not first])
+    monkeypatch.setitem(module.__globals__, "_is_kept", lambda qk: next(answers, first))
+    graph = random_graph("hub")
+    inputs = projection(graph.num_nodes, 7, 3, 5)
+    leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]
+
+    def call(x, weight, bias):
+        return projected_attention_diffusion(x, weight, bias, graph, heads=3, backend="cpu")
+
+    f = torch.utils.checkpoint.checkpoint(call, *leaves, use_reentrant=False)
+    got = torch.autograd.grad(f, leaves, torch.ones_like(f))
+    f = call(*leaves)
+    want = torch.autograd.grad(f, leaves, torch.ones_like(f))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 def test_projected_bad_input():

@@ -1,0 +1,43 @@
+"""Graphs and inputs for the compiled kernels: every kind of row, and few of them."""
+
+import torch
+
+from grand_fast import Graph
+from grand_fast.kernels import _triton
+
+PIECE_EDGES = 16  # instead of 256: rows of several pieces stay cheap
+# No edges, one, less than a turn of 4 or 8 edges, a turn, several, a piece, two and three pieces.
+DEGREES = (0, 1, 3, 4, 5, 0, 0, 8, 13, 16, 17, 41, 2, 7, 1, 3, 1, 2, 9, 0)
+BUSY, MUTE = 2, (0, 5, 11)  # nodes that send to many and to none
+
+
+def make_graph():
+    """Rows of every length, in A and in Aᵀ; edges repeated, and loops."""
+    g = torch.Generator().manual_seed(0)
+    n, e = len(DEGREES), sum(DEGREES)
+    receiver = torch.repeat_interleave(torch.arange(n), torch.tensor(DEGREES))
+    talkative = torch.tensor([node for node in range(n) if node not in MUTE])
+    sender = talkative[torch.randint(0, len(talkative), (e,), generator=g)]
+    sender[torch.rand(e, generator=g) < 0.3] = BUSY
+    return Graph.from_edge_index(torch.stack([sender, receiver]), n)
+
+
+def cut_views(graph):
+    """The CSR of A and of Aᵀ, rows of both cut into pieces."""
+    views = [graph.csr(transposed=transposed) for transposed in (False, True)]
+    assert all(int(view.rowptr.diff().max()) > 2 * PIECE_EDGES for view in views)
+    return [v._replace(work=_triton.cut(v.rowptr, piece_edges=PIECE_EDGES)) for v in views]
+
+
+def make_inputs(shape, dtype, graph):
+    """Tables of a shape (d, H, d_att)."""
+    d, h, d_att = shape
+    n = graph.num_nodes
+    x, x0, df = (torch.randn(n, d).to(dtype) for _ in range(3))
+    q, k = (torch.randn(n, h, d_att // h).to(dtype) for _ in range(2))
+    return {"x": x, "q": q, "k": k, "x0": x0, "df": df}
+
+
+def make_scales(d):
+    """`alpha` and `beta`, by name."""
+    return {"alpha": 0.5 + torch.rand(d), "beta": torch.randn(d)}

@@ -1,0 +1,231 @@
+"""The compiled GPU kernels, executed without a GPU: their PTX in an emulator, against float64.
+
+It shows what the interpreter cannot: that the compiler's own code computes the right thing, with
+its layouts, vector loads, shuffles and shared memory.
+"""
+
+import os
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch.autograd import grad
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip(
+        "needs Triton's compiler: unset TRITON_INTERPRET and run pytest tests/gpu/test_emulator.py",
+        allow_module_level=True,
+    )
+
+from bench.gpu_report.emulator import emulated
+from grand_fast import Graph
+from grand_fast.kernels import _triton
+from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
+from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
+from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
+from grand_fast.kernels.csr_diffusion import reference as csr_diffusion_reference
+from grand_fast.kernels.edge_attention import gpu as edge_attention
+from grand_fast.kernels.edge_attention import reference as edge_attention_reference
+from grand_fast.testing import assert_close
+
+from ._compiled import PIECE_EDGES, cut_views, make_graph, make_inputs, make_scales
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nan_filled")]
+
+CASES = [
+    ((128, 4, 128), torch.float32, "sm_80"),  # d, H, d_att
+    ((128, 4, 128), torch.float32, "sm_90"),
+    ((128, 4, 128), torch.bfloat16, "sm_80"),
+    ((128, 4, 128), torch.float16, "sm_80"),
+    ((64, 8, 128), torch.float32, "sm_80"),
+    ((80, 8, 128), torch.float32, "sm_80"),
+    ((162, 2, 32), torch.float32, "sm_80"),
+    ((256, 4, 128), torch.float32, "sm_80"),
+    ((5, 3, 21), torch.float32, "sm_80"),
+    ((5, 3, 21), torch.bfloat16, "sm_90"),
+    ((600, 1, 1024), torch.float32, "sm_80"),  # several warps share a row
+]
+IDS = [f"{'-'.join(map(str, shape))}-{str(dtype)[6:]}-{arch}" for shape, dtype, arch in CASES]
+each_case = pytest.mark.parametrize(("shape", "dtype", "arch"), CASES, ids=IDS)
+
+
+def _leaves(**tensors):
+    return {name: t.double().requires_grad_() for name, t in tensors.items()}
+
+
+def _check(got, want):
+    for name, value in want.items():
+        assert_close(name, got[name], value)
+
+
+@each_case
+def test_attention_diffusion(shape, dtype, arch):
+    graph = make_graph()
+    csr, csr_t = cut_views(graph)
+    t, scales = make_inputs(shape, dtype, graph), make_scales(shape[0])
+    x, q, k, df, alpha = t["x"], t["q"], t["k"], t["df"], scales["alpha"]
+    got = {}
+    with emulated(arch) as launches:
+        got["f"], got["lse"] = attention_diffusion.attention_diffusion_fwd(
+            x, q, k, **scales, x0=t["x0"], csr=csr
+        )
+        got["dx"], got["dq"], got["dk"], _ = attention_diffusion.attention_diffusion_bwd(
+            df, x, q, k=k, lse=got["lse"], alpha=alpha, csr=csr, csr_t=csr_t,
+            needs_dqk=True, needs_dalpha=False,
+        )  # fmt: skip
+    assert any("join" in launch.kernel for launch in launches)
+    leaves = _leaves(x=x, q=q, k=k)
+    constants = {name: value.double() for name, value in scales.items()}
+    f, lse = attention_diffusion_reference.attention_diffusion_fwd(
+        **leaves, **constants, x0=t["x0"].double(), csr=graph.csr()
+    )
+    dx, dq, dk = grad(f, list(leaves.values()), df.double())
+    _check(got, {"f": f, "lse": lse, "dx": dx, "dq": dq, "dk": dk})
+
+
+@each_case
+def test_csr_diffusion(shape, dtype, arch):
+    graph = make_graph()
+    csr, csr_t = cut_views(graph)
+    t, scales = make_inputs(shape, dtype, graph), make_scales(shape[0])
+    x, df, a = t["x"], t["df"], torch.rand(graph.num_edges).to(dtype)
+    got = {}
+    with emulated(arch):
+        got["f"] = csr_diffusion.csr_diffusion_fwd(x, a, **scales, x0=t["x0"], csr=csr)
+        got["dx"], got["da"], _ = csr_diffusion.csr_diffusion_bwd(
+            df, x, a, alpha=scales["alpha"], csr=csr, csr_t=csr_t,
+            needs_dx=True, needs_da=True, needs_dalpha=False,
+        )  # fmt: skip
+    leaves = _leaves(x=x, a=a)
+    constants = {name: value.double() for name, value in scales.items()}
+    f = csr_diffusion_reference.csr_diffusion_fwd(
+        **leaves, **constants, x0=t["x0"].double(), csr=graph.csr()
+    )
+    dx, da = grad(f, list(leaves.values()), df.double())
+    _check(got, {"f": f, "dx": dx, "da": da})
+
+
+@pytest.mark.parametrize("mean_heads", (False, True), ids=("heads", "mean"))
+@each_case
+def test_edge_attention(shape, dtype, arch, mean_heads):
+    graph = make_graph()
+    csr, csr_t = cut_views(graph)
+    t = make_inputs(shape, dtype, graph)
+    q, k = t["q"], t["k"]
+    got = {}
+    with emulated(arch):
+        got["a"], got["lse"] = edge_attention.edge_attention_fwd(
+            q, k, mean_heads=mean_heads, csr=csr
+        )
+        da = torch.randn(got["a"].shape).to(dtype)
+        got["dq"], got["dk"] = edge_attention.edge_attention_bwd(
+            da, q, k, lse=got["lse"], csr=csr, csr_t=csr_t
+        )
+    leaves = _leaves(q=q, k=k)
+    a, lse = edge_attention_reference.edge_attention_fwd(
+        **leaves, mean_heads=mean_heads, csr=graph.csr()
+    )
+    dq, dk = grad(a, list(leaves.values()), da.double())
+    _check(got, {"a": a, "lse": lse, "dq": dq, "dk": dk})
+
+
+def test_gradients_by_alpha():
+    """The column pass then leaves out alpha, and writes float32."""
+    graph, d = make_graph(), 5
+    csr, csr_t = cut_views(graph)
+    t, scales = make_inputs((d, 3, 21), torch.float32, graph), make_scales(d)
+    x, q, k, df, alpha = t["x"], t["q"], t["k"], t["df"], scales["alpha"]
+    a = torch.rand(graph.num_edges)
+    _, lse = edge_attention_reference.edge_attention_fwd(q, k, mean_heads=True, csr=graph.csr())
+    views = {"csr": csr, "csr_t": csr_t}
+    with emulated("sm_80"):
+        by_attention = attention_diffusion.attention_diffusion_bwd(
+            df, x, q, k=k, lse=lse, alpha=alpha, **views, needs_dqk=False, needs_dalpha=True
+        )
+        by_weights = csr_diffusion.csr_diffusion_bwd(
+            df, x, a, alpha=alpha, **views, needs_dx=True, needs_da=False, needs_dalpha=True
+        )
+    nothing = {"beta": None, "x0": None, "csr": graph.csr()}
+    leaves = _leaves(x=x, alpha=alpha)
+    constants = {name: value.double() for name, value in (("q", q), ("k", k), ("a", a))}
+    f = csr_diffusion_reference.csr_diffusion_fwd(a=constants.pop("a"), **leaves, **nothing)
+    dx, dalpha = grad(f, list(leaves.values()), df.double())
+    _check({"dx": by_weights[0], "dalpha": by_weights[2]}, {"dx": dx, "dalpha": dalpha})
+    f, _ = attention_diffusion_reference.attention_diffusion_fwd(**constants, **leaves, **nothing)
+    dx, dalpha = grad(f, list(leaves.values()), df.double())
+    _check({"dx": by_attention[0], "dalpha": by_attention[3]}, {"dx": dx, "dalpha": dalpha})
+
+
+def test_pieces_of_the_real_length():
+    """A hub's row, cut at the length that users get."""
+    n, degree, shape = 6, 700, (64, 4, 64)
+    edges = torch.randint(0, n, (2, degree + 3 * n))
+    edges[1, :degree] = 1
+    graph = Graph.from_edge_index(edges, n)
+    csr = graph.csr()
+    csr = csr._replace(work=_triton.cut(csr.rowptr))
+    assert csr.work.n_split == 3
+    t, scales = make_inputs(shape, torch.float32, graph), make_scales(shape[0])
+    x, q, k, x0 = t["x"], t["q"], t["k"], t["x0"]
+    with emulated("sm_80"):
+        f, _ = attention_diffusion.attention_diffusion_fwd(x, q, k, **scales, x0=x0, csr=csr)
+    wide = {name: value.double() for name, value in scales.items()}
+    want, _ = attention_diffusion_reference.attention_diffusion_fwd(
+        x.double(), q.double(), k.double(), **wide, x0=x0.double(), csr=graph.csr()
+    )
+    assert_close("f", f, want)
+
+
+def test_strided_rows_at_odd_addresses_and_long_indices():
+    """The compiler may use wide loads only where a launch's own pointers and strides allow it."""
+    graph, (d, h, d_k) = make_graph(), (64, 4, 16)
+    csr = graph.csr()
+    rowptr, col = csr.rowptr.long(), csr.col.long()
+    csr = csr._replace(rowptr=rowptr, col=col, work=_triton.cut(rowptr, piece_edges=PIECE_EDGES))
+    n, scales = graph.num_nodes, make_scales(d)
+    x = torch.randn(n * (d + 3) + 1)[1:].view(n, d + 3)[:, :d]
+    q, k = torch.randn(n, 2, h, d_k).unbind(1)
+    with emulated("sm_90"):
+        f, _ = attention_diffusion.attention_diffusion_fwd(x, q, k, **scales, x0=x, csr=csr)
+    wide = {name: value.double() for name, value in scales.items()}
+    want, _ = attention_diffusion_reference.attention_diffusion_fwd(
+        x.double(), q.double(), k.double(), **wide, x0=x.double(), csr=graph.csr()
+    )
+    assert_close("f", f, want)
+
+
+def test_bytes_requested_are_those_of_cost():
+    """Where no row is reused, which a program does not see; its pieces and sectors add little."""
+    n, degree, d = 40, 16, 128
+    graph = Graph.from_edge_index(torch.randint(0, n, (2, n * degree)), n)
+    csr = graph.csr()
+    csr = csr._replace(work=_triton.cut(csr.rowptr))
+    x, a, alpha = torch.randn(n, d), torch.rand(graph.num_edges), torch.ones(d)
+    with emulated("sm_80") as launches:
+        csr_diffusion.csr_diffusion_fwd(x, a, alpha=alpha, beta=None, x0=None, csr=csr)
+    (launch,) = launches
+    cost = csr_diffusion_reference.cost(n=n, e=graph.num_edges, d=d, element_bytes=4)
+    requested = 32 * (launch.sectors_loaded + launch.sectors_stored)
+    assert cost.bytes_max <= requested <= 1.25 * cost.bytes_max
+    assert launch.sectors_stored == n * d * 4 // 32
+    assert launch.barriers == launch.shuffles == 0
+
+
+@triton.jit
+def _weighted_sum_kernel(y_ptr, tables, n, N_TABLES: tl.constexpr, BLOCK: tl.constexpr):
+    """Σ over all tables, each a scale and a pointer to n elements."""
+    offs = tl.arange(0, BLOCK)
+    x = tl.zeros([BLOCK], tl.float32)
+    for t in tl.static_range(N_TABLES):
+        x += tables[t][0] * tl.load(tables[t][1] + offs, mask=offs < n, other=0.0)
+    tl.store(y_ptr, tl.sum(x, 0))
+
+
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+def test_tuples_of_arguments_and_four_warps(arch):
+    a, b, y = torch.randn(100), torch.randn(100), torch.empty(1)
+    with emulated(arch) as launches:
+        _weighted_sum_kernel[(1,)](y, ((2.0, a), (-0.5, b)), 100, N_TABLES=2, BLOCK=128)
+    assert launches[0].barriers > 0
+    assert_close("y", y[0], (2 * a.double() - 0.5 * b.double()).sum())
