@@ -21,16 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton import (
-    add_in_place,
-    edge_offsets,
-    gather,
-    join,
-    launcher,
-    load_piece,
-    store_diffusion,
-    tile,
-)
+from grand_fast.kernels._triton import launcher
+from grand_fast.kernels._triton_diffusion import add_in_place, join_diffusion, store_diffusion
+from grand_fast.kernels._triton_tiles import edge_offsets, gather, load_piece, tile
 
 # Elements of a gathered tile per warp: bytes in flight against registers.
 _TILE = {
@@ -91,36 +84,6 @@ def _csr_diffusion_fwd_kernel(
 
 
 @triton.jit
-def _csr_diffusion_fwd_join_kernel(
-    f_ptr,
-    part_ptr,
-    x_ptr,
-    alpha_ptr,
-    beta_ptr,
-    x0_ptr,
-    split_row_ptr,
-    split_ptr_ptr,
-    stride_f_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_x0_n: tl.constexpr,
-    d: tl.constexpr,
-    HAS_SOURCE: tl.constexpr,
-    IS_SCALED: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    pid_s = tl.program_id(0)
-    row = tl.load(split_row_ptr + pid_s).to(tl.int64)
-    first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
-    last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
-    offs_d = tl.arange(0, BLOCK_D)
-    ax = join(part_ptr, first, last, offs_d, offs_d < d, d)
-    store_diffusion(
-        f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, row, stride_f_n, stride_x_n,
-        stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D,
-    )  # fmt: skip
-
-
-@triton.jit
 def _csr_diffusion_bwd_da_kernel(
     da_ptr,
     df_ptr,
@@ -150,42 +113,6 @@ def _csr_diffusion_bwd_da_kernel(
         x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
         da = tl.sum(x * g, 2)
         tl.store(da_ptr + e + offs_e, da.to(da_ptr.dtype.element_ty), mask=mask_e)
-
-
-def join_diffusion(
-    f: Float[Tensor, "N d"],
-    part: Float[Tensor, "P d"],
-    x: Float[Tensor, "N d"],
-    *,
-    alpha: Float[Tensor, " d"],
-    beta: Float[Tensor, " d"] | None,
-    x0: Float[Tensor, "N d"] | None,
-    csr: Csr,
-    is_scaled: bool,
-) -> None:
-    """Write the rows of `f` that have several pieces, from their partial sums `part`."""
-    work, d = csr.work, x.shape[1]
-    if work.n_split == 0:
-        return
-    block_d = triton.next_power_of_2(d)
-    _csr_diffusion_fwd_join_kernel[(work.split_row.numel(),)](
-        f,
-        part,
-        x,
-        alpha_ptr=alpha,
-        beta_ptr=beta,
-        x0_ptr=x0,
-        split_row_ptr=work.split_row,
-        split_ptr_ptr=work.split_ptr,
-        stride_f_n=f.stride(0),
-        stride_x_n=x.stride(0),
-        stride_x0_n=0 if x0 is None else x0.stride(0),
-        d=d,
-        HAS_SOURCE=x0 is not None,
-        IS_SCALED=is_scaled,
-        BLOCK_D=block_d,
-        num_warps=tile(block_d, block_d, torch.float32, _TILE["fwd"])["num_warps"],
-    )
 
 
 @launcher

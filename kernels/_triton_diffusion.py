@@ -1,0 +1,113 @@
+"""The end of a diffusion: what is stored of a row once its weighted sum is known."""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# (functions under @triton.jit take values that Python's types cannot name)
+
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from grand_fast.kernels._csr import Add, Csr
+from grand_fast.kernels._triton_tiles import join, row_warps
+
+
+@triton.jit
+def store_diffusion(
+    f_ptr,
+    ax,
+    x_ptr,
+    alpha_ptr,
+    beta_ptr,
+    x0_ptr,
+    row,
+    stride_f_n: tl.constexpr,
+    stride_x_n: tl.constexpr,
+    stride_x0_n: tl.constexpr,
+    d: tl.constexpr,
+    HAS_SOURCE: tl.constexpr,
+    IS_SCALED: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """f = alpha (ax − x) + beta x0 of one row, ax [BLOCK_D]; ax − x alone unless IS_SCALED."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < d
+    f = ax - tl.load(x_ptr + row * stride_x_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+    if IS_SCALED:
+        f *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
+    if HAS_SOURCE:
+        x0 = tl.load(x0_ptr + row * stride_x0_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+        f += tl.load(beta_ptr + offs_d, mask=mask_d, other=0.0) * x0
+    tl.store(f_ptr + row * stride_f_n + offs_d, f.to(f_ptr.dtype.element_ty), mask=mask_d)
+
+
+@triton.jit
+def _csr_diffusion_fwd_join_kernel(
+    f_ptr,
+    part_ptr,
+    x_ptr,
+    alpha_ptr,
+    beta_ptr,
+    x0_ptr,
+    split_row_ptr,
+    split_ptr_ptr,
+    stride_f_n: tl.constexpr,
+    stride_x_n: tl.constexpr,
+    stride_x0_n: tl.constexpr,
+    d: tl.constexpr,
+    HAS_SOURCE: tl.constexpr,
+    IS_SCALED: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    pid_s = tl.program_id(0)
+    row = tl.load(split_row_ptr + pid_s).to(tl.int64)
+    first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
+    last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    ax = join(part_ptr, first, last, offs_d, offs_d < d, d)
+    store_diffusion(
+        f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, row, stride_f_n, stride_x_n,
+        stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D,
+    )  # fmt: skip
+
+
+def join_diffusion(
+    f: Float[Tensor, "N d"],
+    part: Float[Tensor, "P d"],
+    x: Float[Tensor, "N d"],
+    *,
+    alpha: Float[Tensor, " d"],
+    beta: Float[Tensor, " d"] | None,
+    x0: Float[Tensor, "N d"] | None,
+    csr: Csr,
+    is_scaled: bool,
+) -> None:
+    """Write the rows of `f` that have several pieces, from their partial sums `part`."""
+    work, d = csr.work, x.shape[1]
+    if work.n_split == 0:
+        return
+    block_d = triton.next_power_of_2(d)
+    _csr_diffusion_fwd_join_kernel[(work.split_row.numel(),)](
+        f,
+        part,
+        x,
+        alpha_ptr=alpha,
+        beta_ptr=beta,
+        x0_ptr=x0,
+        split_row_ptr=work.split_row,
+        split_ptr_ptr=work.split_ptr,
+        stride_f_n=f.stride(0),
+        stride_x_n=x.stride(0),
+        stride_x0_n=0 if x0 is None else x0.stride(0),
+        d=d,
+        HAS_SOURCE=x0 is not None,
+        IS_SCALED=is_scaled,
+        BLOCK_D=block_d,
+        num_warps=row_warps(block_d),
+    )
+
+
+def add_in_place(f: Tensor, add: Add) -> None:
+    """`f += Σ_s c_s y_s`, in passes of their own, each rounded to the dtype of `f`."""
+    for scale, y in add:
+        f.add_(y, alpha=scale)
