@@ -20,6 +20,7 @@ def store_diffusion(
     alpha_ptr,
     beta_ptr,
     x0_ptr,
+    add,
     row,
     stride_f_n: tl.constexpr,
     stride_x_n: tl.constexpr,
@@ -29,7 +30,10 @@ def store_diffusion(
     IS_SCALED: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """f = alpha (ax − x) + beta x0 of one row, ax [BLOCK_D]; ax − x alone unless IS_SCALED."""
+    """f = alpha (ax − x) + beta x0 + Σ_s c_s y_s of one row, ax [BLOCK_D].
+
+    `add` holds the pairs (c_s, y_s_ptr). Without IS_SCALED alpha counts as 1.
+    """
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < d
     f = ax - tl.load(x_ptr + row * stride_x_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
@@ -38,6 +42,9 @@ def store_diffusion(
     if HAS_SOURCE:
         x0 = tl.load(x0_ptr + row * stride_x0_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
         f += tl.load(beta_ptr + offs_d, mask=mask_d, other=0.0) * x0
+    for s in tl.static_range(len(add)):
+        c, y_ptr = add[s]
+        f += c * tl.load(y_ptr + row * d + offs_d, mask=mask_d, other=0.0).to(tl.float32)
     tl.store(f_ptr + row * stride_f_n + offs_d, f.to(f_ptr.dtype.element_ty), mask=mask_d)
 
 
@@ -49,6 +56,7 @@ def _csr_diffusion_fwd_join_kernel(
     alpha_ptr,
     beta_ptr,
     x0_ptr,
+    add,
     split_row_ptr,
     split_ptr_ptr,
     stride_f_n: tl.constexpr,
@@ -66,7 +74,7 @@ def _csr_diffusion_fwd_join_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     ax = join(part_ptr, first, last, offs_d, offs_d < d, d)
     store_diffusion(
-        f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, row, stride_f_n, stride_x_n,
+        f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
         stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D,
     )  # fmt: skip
 
@@ -79,6 +87,7 @@ def join_diffusion(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Add,
     csr: Csr,
     is_scaled: bool,
 ) -> None:
@@ -94,6 +103,7 @@ def join_diffusion(
         alpha_ptr=alpha,
         beta_ptr=beta,
         x0_ptr=x0,
+        add=dense(add),
         split_row_ptr=work.split_row,
         split_ptr_ptr=work.split_ptr,
         stride_f_n=f.stride(0),
@@ -107,7 +117,6 @@ def join_diffusion(
     )
 
 
-def add_in_place(f: Tensor, add: Add) -> None:
-    """`f += Σ_s c_s y_s`, in passes of their own, each rounded to the dtype of `f`."""
-    for scale, y in add:
-        f.add_(y, alpha=scale)
+def dense(add: Add) -> Add:
+    """`add` as kernels take it, a tuple of tensors whose rows lie `d` elements apart."""
+    return tuple((float(c), y.contiguous()) for c, y in add)

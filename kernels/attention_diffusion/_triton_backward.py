@@ -11,7 +11,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton_attention_backward import (
     dq_part,
     join_dk,
@@ -19,7 +19,7 @@ from grand_fast.kernels._triton_attention_backward import (
     store_dq,
     store_dq_part,
 )
-from grand_fast.kernels._triton_diffusion import join_diffusion, store_diffusion
+from grand_fast.kernels._triton_diffusion import dense, join_diffusion, store_diffusion
 from grand_fast.kernels._triton_tiles import (
     by_head,
     edge_dot,
@@ -121,6 +121,7 @@ def _attention_diffusion_bwd_dk_kernel(
     lse_ptr,
     delta_ptr,
     alpha_ptr,
+    add,
     col_ptr,
     piece_row_ptr,
     piece_beg_ptr,
@@ -178,7 +179,7 @@ def _attention_diffusion_bwd_dk_kernel(
         tl.store(part_x_ptr + pid_p * d + offs_d, ax, mask=mask_d)
     else:
         store_diffusion(
-            dx_ptr, ax, df_ptr, alpha_ptr, alpha_ptr, df_ptr, row, stride_dx_n, stride_df_n,
+            dx_ptr, ax, df_ptr, alpha_ptr, alpha_ptr, df_ptr, add, row, stride_dx_n, stride_df_n,
             stride_df_n, d, False, IS_SCALED, BLOCK_D,
         )  # fmt: skip
     if HAS_DK:
@@ -247,6 +248,7 @@ def bwd_dk(
     lse: Float[Tensor, "N H"],
     delta: Float[Tensor, "N H"] | None,
     alpha: Float[Tensor, " d"],
+    add: Add,
     csr_t: Csr,
     is_scaled: bool,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H d_k"] | None]:
@@ -272,6 +274,7 @@ def bwd_dk(
         lse_ptr=lse,
         delta_ptr=delta,
         alpha_ptr=alpha,
+        add=dense(add),
         col_ptr=csr_t.col,
         piece_row_ptr=work.piece_row,
         piece_beg_ptr=work.piece_beg,
@@ -291,7 +294,9 @@ def bwd_dk(
         IS_SCALED=is_scaled,
         **tiles(d, h, d_k, x.dtype, _TILE, scalars=triton.next_power_of_2(h)),
     )
-    join_diffusion(dx, part_x, df, alpha=alpha, beta=None, x0=None, csr=csr_t, is_scaled=is_scaled)
+    join_diffusion(
+        dx, part_x, df, alpha=alpha, beta=None, x0=None, add=add, csr=csr_t, is_scaled=is_scaled
+    )
     if dk is not None and part_k is not None:
         join_dk(dk, part_k, csr=csr_t)
     return dx, dk

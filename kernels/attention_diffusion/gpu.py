@@ -33,7 +33,7 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_diffusion import add_in_place, join_diffusion, store_diffusion
+from grand_fast.kernels._triton_diffusion import dense, join_diffusion, store_diffusion
 from grand_fast.kernels._triton_edge_scores import log_sum, split_lse, sweep_lse
 from grand_fast.kernels._triton_tiles import (
     by_head,
@@ -59,6 +59,7 @@ def _attention_diffusion_fwd_kernel(
     alpha_ptr,
     beta_ptr,
     x0_ptr,
+    add,
     col_ptr,
     piece_row_ptr,
     piece_beg_ptr,
@@ -111,7 +112,7 @@ def _attention_diffusion_fwd_kernel(
         tl.store(part_ptr + pid_p * d + offs_d, ax, mask=mask_d)
     else:
         store_diffusion(
-            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, row, stride_f_n, stride_x_n,
+            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
             stride_x0_n, d, HAS_SOURCE, True, BLOCK_D,
         )  # fmt: skip
 
@@ -146,6 +147,7 @@ def attention_diffusion_fwd(
         alpha_ptr=alpha,
         beta_ptr=beta,
         x0_ptr=x0,
+        add=dense(add),
         col_ptr=csr.col,
         piece_row_ptr=work.piece_row,
         piece_beg_ptr=work.piece_beg,
@@ -163,8 +165,7 @@ def attention_diffusion_fwd(
         HAS_SOURCE=x0 is not None,
         **tiles(d, h, d_k, x.dtype, _TILE),
     )
-    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, csr=csr, is_scaled=True)
-    add_in_place(f, add)
+    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
     return f, lse
 
 
@@ -193,12 +194,19 @@ def attention_diffusion_bwd(
     if needs_dqk:
         dq, delta = bwd_dq(df, x, q, k=k, lse=lse, alpha=alpha, csr=csr)
     dx, dk = bwd_dk(
-        df, x, q, k=k, lse=lse, delta=delta, alpha=alpha, csr_t=csr_t, is_scaled=not needs_dalpha
+        df,
+        x,
+        q,
+        k=k,
+        lse=lse,
+        delta=delta,
+        alpha=alpha,
+        add=[] if needs_dalpha or not df_scale else [(df_scale, df)],
+        csr_t=csr_t,
+        is_scaled=not needs_dalpha,
     )
     dalpha = None
     if needs_dalpha:
         dalpha = (x.float() * dx).sum(0)
-        dx = (alpha * dx).to(x.dtype)
-    if df_scale:
-        add_in_place(dx, [(df_scale, df)])
+        dx = (alpha * dx + df_scale * df).to(x.dtype)
     return dx, dq, dk, dalpha

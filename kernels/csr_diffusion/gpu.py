@@ -22,7 +22,7 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_diffusion import add_in_place, join_diffusion, store_diffusion
+from grand_fast.kernels._triton_diffusion import dense, join_diffusion, store_diffusion
 from grand_fast.kernels._triton_tiles import edge_offsets, gather, load_piece, tile
 
 # Elements of a gathered tile per warp: bytes in flight against registers.
@@ -41,6 +41,7 @@ def _csr_diffusion_fwd_kernel(
     alpha_ptr,
     beta_ptr,
     x0_ptr,
+    add,
     col_ptr,
     slot_ptr,
     piece_row_ptr,
@@ -78,7 +79,7 @@ def _csr_diffusion_fwd_kernel(
         tl.store(part_ptr + pid_p * d + offs_d, ax, mask=mask_d)
     else:
         store_diffusion(
-            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, row, stride_f_n, stride_x_n,
+            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
             stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D,
         )  # fmt: skip
 
@@ -128,8 +129,7 @@ def csr_diffusion_fwd(
 ) -> Float[Tensor, "N d"]:
     """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""
     f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _diffuse(f, x, a, alpha=alpha, beta=beta, x0=x0, csr=csr, is_scaled=True)
-    add_in_place(f, add)
+    _diffuse(f, x, a, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
     return f
 
 
@@ -151,15 +151,16 @@ def csr_diffusion_bwd(
     dx = da = dalpha = None
     if needs_dalpha:
         residual = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        _diffuse(residual, df, a, alpha=alpha, beta=None, x0=None, csr=csr_t, is_scaled=False)
+        _diffuse(
+            residual, df, a, alpha=alpha, beta=None, x0=None, add=(), csr=csr_t, is_scaled=False
+        )
         dalpha = (x.float() * residual).sum(0)
         if needs_dx:
-            dx = (alpha * residual).to(x.dtype)
+            dx = (alpha * residual + df_scale * df).to(x.dtype)
     elif needs_dx:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        _diffuse(dx, df, a, alpha=alpha, beta=None, x0=None, csr=csr_t, is_scaled=True)
-    if dx is not None and df_scale:
-        add_in_place(dx, [(df_scale, df)])
+        add = [(df_scale, df)] if df_scale else []
+        _diffuse(dx, df, a, alpha=alpha, beta=None, x0=None, add=add, csr=csr_t, is_scaled=True)
     if needs_da:
         da = _bwd_da(df, x, a, alpha=alpha, csr=csr)
     return dx, da, dalpha
@@ -173,10 +174,11 @@ def _diffuse(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Add,
     csr: Csr,
     is_scaled: bool,
 ) -> None:
-    """f = alpha (A x − x) + beta x0, or A x − x alone, for the view `csr` of A or Aᵀ."""
+    """f = alpha (A x − x) + beta x0 + Σ c y, alpha left out at will, for the view of A or Aᵀ."""
     work, d = csr.work, x.shape[1]
     if x.shape[0] == 0:
         return
@@ -190,6 +192,7 @@ def _diffuse(
         alpha_ptr=alpha,
         beta_ptr=beta,
         x0_ptr=x0,
+        add=dense(add),
         col_ptr=csr.col,
         slot_ptr=csr.slot,
         piece_row_ptr=work.piece_row,
@@ -206,7 +209,7 @@ def _diffuse(
         BLOCK_D=block_d,
         **tile(block_d, block_d, x.dtype, _TILE["fwd"]),
     )
-    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, csr=csr, is_scaled=is_scaled)
+    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=is_scaled)
 
 
 def _bwd_da(

@@ -56,18 +56,20 @@ def _launches(shape, dtype, n=17, index=torch.int32):
     alpha, lse = torch.ones(d), torch.zeros(n, h)
     with record() as launches:
         for beta, x0 in ((alpha, x), (None, None)):
-            source = {"alpha": alpha, "beta": beta, "x0": x0, "csr": csr}
+            add = [(2.0, x), (0.5, x)] if x0 is not None else []
+            source = {"alpha": alpha, "beta": beta, "x0": x0, "add": add, "csr": csr}
             csr_diffusion.csr_diffusion_fwd(x, a, **source)
             attention_diffusion.attention_diffusion_fwd(x, q, k, **source)
         views = {"csr": csr, "csr_t": csr_t}
+        field = {"alpha": alpha, "df_scale": 0.5, **views}
         for flag in (False, True):
             csr_diffusion.csr_diffusion_bwd(
-                x, x, a, alpha=alpha, **views, needs_dx=True, needs_da=flag, needs_dalpha=flag
+                x, x, a, **field, needs_dx=True, needs_da=flag, needs_dalpha=not flag
             )
             edge_attention.edge_attention_fwd(q, k, mean_heads=flag, csr=csr)
             edge_attention.edge_attention_bwd(a if flag else da, q, k, lse=lse, **views)
             attention_diffusion.attention_diffusion_bwd(
-                x, x, q, k=k, lse=lse, alpha=alpha, **views, needs_dqk=flag, needs_dalpha=flag
+                x, x, q, k=k, lse=lse, **field, needs_dqk=flag, needs_dalpha=not flag
             )
     return launches
 

@@ -103,18 +103,28 @@ def test_against_float64(operator, kind, sizes):
     _compare(operator, graph, _inputs(operator, graph, *sizes))
 
 
+@pytest.mark.parametrize("scale_of_x", (0.0, 2.0))
+@pytest.mark.parametrize("needs_alpha", (False, True))
 @pytest.mark.parametrize("call", [csr_diffusion, attention_diffusion])
-def test_added_tensors(call):
+def test_added_tensors(call, needs_alpha, scale_of_x):
+    """As many tensors as a solver of order five adds; one is columns of a wider table."""
     graph = _graph("hub")
-    inputs = _inputs(call.__name__, graph, 5, 2, 3) | {"y": torch.randn(graph.num_nodes, 5)}
+    n = graph.num_nodes
+    inputs = _inputs(call.__name__, graph, 5, 2, 3)
+    inputs |= {f"y{s}": torch.randn(n, 5) for s in range(4)} | {"y4": torch.randn(n, 9)[:, 2:7]}
     results = []
     for backend, dtype in (("gpu", torch.float32), ("reference", torch.float64)):
-        leaves = {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
-        x, y = leaves["x"], leaves.pop("y")
-        f = call(graph=graph, backend=backend, add=[(2.0, x), (-0.5, y)], **leaves)
-        wanted = [y, *leaves.values()]
-        results.append([f, *grad(f.square().sum(), wanted)])
-    for name, got, want in zip(["f", "dy", *leaves], *results, strict=True):
+        leaves = {
+            name: value.detach().to(dtype).requires_grad_(name != "alpha" or needs_alpha)
+            for name, value in inputs.items()
+        }
+        x, ys = leaves["x"], [leaves.pop(f"y{s}") for s in range(5)]
+        add = [(scale_of_x, x), *((s - 1.5, y) for s, y in enumerate(ys))]
+        f = call(graph=graph, backend=backend, add=add, **leaves)
+        wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+        results.append([f, *grad(f.square().sum(), [*ys, *wanted.values()])])
+    names = ["f", *(f"dy{s}" for s in range(5)), *wanted]
+    for name, got, want in zip(names, *results, strict=True):
         assert_close(name, got, want)
 
 
