@@ -15,7 +15,8 @@ Backward: per head ds = p (t − Delta[i]) / H, t = <alpha · df[i], x[col[e]]>,
           pass over that of Aᵀ gives dk and dx = alpha · (Σ w · df − df). Both compute p again from
           q, k and lse, so nothing of size E is saved. The head mean hides Delta: <df, f> would not
           give it.
-          dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, in PyTorch, from a float32 copy of the bracket.
+          dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, by a pass over N that also scales dx; the bracket is
+          stored in float32 in between.
 Order:    one writer per output element; edges summed in CSR order, pieces of a hub in theirs:
           bitwise repeatable.
 """
@@ -33,7 +34,12 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_diffusion import dense, join_diffusion, store_diffusion
+from grand_fast.kernels._triton_diffusion import (
+    dense,
+    finish_field_gradient,
+    join_diffusion,
+    store_diffusion,
+)
 from grand_fast.kernels._triton_edge_scores import log_sum, split_lse, sweep_lse
 from grand_fast.kernels._triton_tiles import (
     by_head,
@@ -207,6 +213,6 @@ def attention_diffusion_bwd(
     )
     dalpha = None
     if needs_dalpha:
-        dalpha = (x.float() * dx).sum(0)
-        dx = (alpha * dx + df_scale * df).to(x.dtype)
+        residual, dx = dx, torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, df_scale=df_scale)
     return dx, dq, dk, dalpha

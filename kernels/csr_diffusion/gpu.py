@@ -6,7 +6,8 @@ Bytes:    4(N+1) + 4E + b(E + 2Nd), b bytes per element, if each x row is read o
           pieces adds 12N.
 Backward: dx by the same kernel on the CSR of Aᵀ, reading a through its slots (4E more);
           da[e] = <alpha · df[i], x[col[e]]>, one dot product per edge. Saves a and x.
-          dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, in PyTorch, from a float32 copy of the bracket.
+          dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, by a pass over N that also scales dx (the bracket is
+          stored in float32 in between: 8Nd + b·Nd bytes more).
 Order:    one writer per output element; edges summed in CSR order, pieces of a hub in theirs:
           bitwise repeatable.
 """
@@ -22,7 +23,12 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_diffusion import dense, join_diffusion, store_diffusion
+from grand_fast.kernels._triton_diffusion import (
+    dense,
+    finish_field_gradient,
+    join_diffusion,
+    store_diffusion,
+)
 from grand_fast.kernels._triton_tiles import edge_offsets, gather, load_piece, tile
 
 # Elements of a gathered tile per warp: bytes in flight against registers.
@@ -154,9 +160,9 @@ def csr_diffusion_bwd(
         _diffuse(
             residual, df, a, alpha=alpha, beta=None, x0=None, add=(), csr=csr_t, is_scaled=False
         )
-        dalpha = (x.float() * residual).sum(0)
         if needs_dx:
-            dx = (alpha * residual + df_scale * df).to(x.dtype)
+            dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, df_scale=df_scale)
     elif needs_dx:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         add = [(df_scale, df)] if df_scale else []

@@ -35,7 +35,7 @@ CASES = [
     *((SHAPES[i], torch.float16) for i in (0, 4)),
 ]
 IDS = [f"{'-'.join(map(str, shape))}-{str(dtype)[6:]}" for shape, dtype in CASES]
-KERNELS = 13
+KERNELS = 14
 
 
 def _launches(shape, dtype, n=17, index=torch.int32):

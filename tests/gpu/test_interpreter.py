@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 from grand_fast import Graph
-from grand_fast.kernels import _triton
+from grand_fast.kernels import _triton, _triton_diffusion
 from grand_fast.kernels.edge_attention import reference
 from grand_fast.kernels.edge_attention.gpu import edge_attention_fwd
 from grand_fast.ops import attention_diffusion, csr_diffusion, edge_attention
@@ -174,6 +174,14 @@ def test_memory_and_repeatability(operator):
 def test_single_gradients(operator, needs):
     graph = _graph("random", n=8)
     _compare(operator, graph, _inputs(operator, graph, 5, 2, 3), needs)
+
+
+def test_dalpha_of_many_rows():
+    """More rows than one program sums up, and more than it loads at a time."""
+    n = 2 * _triton_diffusion._ROWS + 3
+    nodes = torch.arange(n)
+    graph = Graph.from_edge_index(torch.stack([nodes, (nodes + 1) % n]), n)
+    _compare("csr_diffusion", graph, _inputs("csr_diffusion", graph, 33, 1, 1), {"x", "alpha"})
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
