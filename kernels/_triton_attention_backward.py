@@ -20,12 +20,13 @@ from grand_fast.kernels._triton_tiles import head_columns, head_widths, join, ro
 @triton.jit
 def store_dq(
     dq_ptr,
-    delta_ptr,
+    lse_delta_ptr,
     sum_p,
     sum_pt,
     sum_pk,
     sum_ptk,
     t0,
+    lse,
     row,
     scale,
     H: tl.constexpr,
@@ -37,7 +38,8 @@ def store_dq(
 
     sum_p, sum_pt [BLOCK_H]; sum_pk, sum_ptk [BLOCK_H · BLOCK_K]. t is counted from t0, which
     cancels in dq. The difference of the two sums can be small against them: that Σ p is only 1 up
-    to the rounding of lse would show, so all are divided by it.
+    to the rounding of lse would show, so all are divided by it. The column pass gathers lse with
+    Delta: a copy of it is stored beside.
     """
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
@@ -49,7 +51,9 @@ def store_dq(
     dq = tl.reshape(scale * over_p[:, None] * difference, [BLOCK_H * BLOCK_K])
     at = dq_ptr + row * (H * d_k) + offs_a
     tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=mask_a)
-    tl.store(delta_ptr + row * H + offs_h, delta + t0, mask=offs_h < H)
+    at_h = lse_delta_ptr + row * (2 * H) + offs_h
+    tl.store(at_h, lse, mask=offs_h < H)
+    tl.store(at_h + H, delta + t0, mask=offs_h < H)
 
 
 @triton.jit
@@ -78,8 +82,9 @@ def store_dq_part(
 @triton.jit
 def _edge_attention_bwd_dq_join_kernel(
     dq_ptr,
-    delta_ptr,
+    lse_delta_ptr,
     part_ptr,
+    lse_ptr,
     split_row_ptr,
     split_ptr_ptr,
     scale,
@@ -100,8 +105,10 @@ def _edge_attention_bwd_dq_join_kernel(
     sum_p = join(part_ptr, first, last, offs_h, offs_h < width, width)
     sum_pt = join(part_ptr + BLOCK_H, first, last, offs_h, offs_h < width, width)
     t0 = tl.load(part_ptr + first * width + 2 * BLOCK_H + offs_h)  # alike in all pieces of a row
+    offs_h = tl.arange(0, BLOCK_H)
+    lse = tl.load(lse_ptr + row * H + offs_h, mask=offs_h < H, other=0.0)
     store_dq(
-        dq_ptr, delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, row, scale, H, d_k,
+        dq_ptr, lse_delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, lse, row, scale, H, d_k,
         BLOCK_H, BLOCK_K,
     )  # fmt: skip
 
@@ -128,13 +135,14 @@ def _edge_attention_bwd_dk_join_kernel(
 
 def join_dq(
     dq: Float[Tensor, "N H d_k"],
-    delta: Float[Tensor, "N H"],
+    lse_delta: Float[Tensor, "N 2 H"],
     part: Float[Tensor, "P W"],
     *,
+    lse: Float[Tensor, "N H"],
     scale: float,
     csr: Csr,
 ) -> None:
-    """Write the rows of `dq` and `delta` that have several pieces, from their sums `part`."""
+    """Write the rows of `dq` and `lse_delta` that have several pieces, from their sums `part`."""
     work, (_, h, d_k) = csr.work, dq.shape
     if work.n_split == 0:
         return
@@ -142,8 +150,9 @@ def join_dq(
     columns = widths["BLOCK_H"] * widths["BLOCK_K"]
     _edge_attention_bwd_dq_join_kernel[(work.split_row.numel(),)](
         dq,
-        delta,
+        lse_delta,
         part,
+        lse_ptr=lse,
         split_row_ptr=work.split_row,
         split_ptr_ptr=work.split_ptr,
         scale=scale,

@@ -23,6 +23,8 @@ from grand_fast.kernels._triton_tiles import (
 )
 
 SWEEP_TILE = 1024  # elements of a tile of keys per warp: a key is used at once, only m and l stay
+# Kernels scale their scores by it: 2ˢ is one instruction, eˢ five.
+LOG2E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
@@ -31,7 +33,7 @@ def sweep_lse(
     k_ptr,
     col_ptr,
     beg,
-    end,
+    count,
     offs_a,
     mask_a,
     stride_k_n: tl.constexpr,
@@ -39,27 +41,33 @@ def sweep_lse(
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """Maximum m of the scores of a piece and l = Σ exp(s − m), each [BLOCK_H]; q comes scaled."""
+    """Maximum m of the scores of a piece and l = Σ 2^(s − m), each [BLOCK_H]; q comes scaled."""
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     # Finite, so that a group without edges gives exp(m − m) = 1 and not NaN.
     m = tl.full([BLOCK_G, BLOCK_H], -1e38, tl.float32)
     l = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)  # noqa: E741
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
+        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n)
         s = tl.where(mask_e[:, :, None], tl.sum(by_head(k * q, BLOCK_H), 3), float("-inf"))
         top = tl.maximum(m, tl.max(s, 0))
-        l = l * tl.exp(m - top) + tl.sum(tl.exp(s - top[None, :, :]), 0)  # noqa: E741
+        l = l * tl.exp2(m - top) + tl.sum(tl.exp2(s - top[None, :, :]), 0)  # noqa: E741
         m = top
     top = tl.max(m, 0)
-    return top, tl.sum(l * tl.exp(m - top[None, :]), 0)
+    return top, tl.sum(l * tl.exp2(m - top[None, :]), 0)
 
 
 @triton.jit
 def log_sum(m, l):  # noqa: E741
-    """lse = m + log l; −inf in a row without edges, and NaN stays NaN."""
-    return tl.where(l == 0.0, float("-inf"), m + tl.log(l))
+    """lse in base e, of scores in base 2; −∞ in a row without edges, and NaN stays NaN."""
+    return tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) / LOG2E)
+
+
+@triton.jit
+def weight(s, lse):
+    """exp(s − lse) of scores in base 2 and lse in base e."""
+    return tl.exp2(s - lse * LOG2E)
 
 
 @triton.jit
@@ -83,12 +91,12 @@ def _edge_attention_fwd_lse_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
     q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32) * scale
     m, l = sweep_lse(  # noqa: E741
-        q, k_ptr, col_ptr, beg, end, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
+        q, k_ptr, col_ptr, beg, count, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
     )
     tl.store(part_m_ptr + pid_p * H + offs_h, m, mask=offs_h < H)
     tl.store(part_l_ptr + pid_p * H + offs_h, l, mask=offs_h < H)
@@ -116,9 +124,14 @@ def _edge_attention_fwd_lse_join_kernel(
         m_p = tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0)
         l_p = tl.load(part_l_ptr + p * H + offs_h, mask=mask_h, other=0.0)
         top = tl.maximum(m, m_p)
-        l = l * tl.exp(m - top) + l_p * tl.exp(m_p - top)  # noqa: E741
+        l = l * tl.exp2(m - top) + l_p * tl.exp2(m_p - top)  # noqa: E741
         m = top
     tl.store(lse_ptr + row * H + offs_h, log_sum(m, l), mask=mask_h)
+
+
+def score_scale(d_k: int) -> float:
+    """Factor of <q, k> that gives scores in base 2."""
+    return LOG2E.value / math.sqrt(d_k)  # type: ignore[no-any-return]
 
 
 def split_lse(
@@ -147,7 +160,7 @@ def split_lse(
         piece_end_ptr=work.piece_end,
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        scale=1 / math.sqrt(d_k),
+        scale=score_scale(d_k),
         H=h,
         d_k=d_k,
         **widths,

@@ -72,11 +72,11 @@ def tiles(
 
 @triton.jit
 def load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr):
-    """Row and slots `beg ≤ slot < end` of a piece, in 64 bits: every address is made of them."""
+    """Row and first slot of a piece, in 64 bits: addresses are made of them; and its edges."""
     row = tl.load(piece_row_ptr + pid_p).to(tl.int64)
     beg = tl.load(piece_beg_ptr + pid_p).to(tl.int64)
     end = tl.load(piece_end_ptr + pid_p).to(tl.int64)
-    return row, beg, end
+    return row, beg, (end - beg).to(tl.int32)
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def head_columns(H: tl.constexpr, d_k: tl.constexpr, BLOCK_H: tl.constexpr, BLOC
 @triton.jit
 def gather(table_ptr, index, mask_e, offs, mask, stride: tl.constexpr):
     """Rows of a table, float32 [BLOCK_E, BLOCK_G, columns]; zero where either mask is off."""
-    at = table_ptr + index[:, :, None] * stride + offs
+    at = table_ptr + index[:, :, None].to(tl.int64) * stride + offs
     return tl.load(at, mask=mask_e[:, :, None] & mask, other=0.0).to(tl.float32)
 
 

@@ -20,6 +20,7 @@ from grand_fast.kernels._triton_attention_backward import (
     store_dq_part,
 )
 from grand_fast.kernels._triton_diffusion import dense, join_diffusion, store_diffusion
+from grand_fast.kernels._triton_edge_scores import score_scale, weight
 from grand_fast.kernels._triton_tiles import (
     by_head,
     edge_dot,
@@ -36,7 +37,7 @@ _TILE = 512  # elements of a gathered tile per warp: two tiles, and two or three
 @triton.jit(do_not_specialize=["n_split"])
 def _attention_diffusion_bwd_dq_kernel(
     dq_ptr,
-    delta_ptr,
+    lse_delta_ptr,
     part_ptr,
     df_ptr,
     x_ptr,
@@ -65,7 +66,7 @@ def _attention_diffusion_bwd_dq_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
@@ -84,12 +85,12 @@ def _attention_diffusion_bwd_dq_kernel(
     pt_groups = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
     pk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
     ptk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
+        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = by_head(gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n), BLOCK_H)
         x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        p = tl.where(mask_e[:, :, None], tl.exp(tl.sum(k * q, 3) - lse), 0.0)
+        p = tl.where(mask_e[:, :, None], weight(tl.sum(k * q, 3), lse), 0.0)
         pt = p * (edge_dot(x * g, BLOCK_H, BLOCK_K) - t0)
         p_groups += tl.sum(p, 0)
         pt_groups += tl.sum(pt, 0)
@@ -103,7 +104,7 @@ def _attention_diffusion_bwd_dq_kernel(
         store_dq_part(part_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, pid_p, BLOCK_H, BLOCK_K)
     else:
         store_dq(
-            dq_ptr, delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, row, scale, H, d_k,
+            dq_ptr, lse_delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, lse, row, scale, H, d_k,
             BLOCK_H, BLOCK_K,
         )  # fmt: skip
 
@@ -119,7 +120,6 @@ def _attention_diffusion_bwd_dk_kernel(
     q_ptr,
     k_ptr,
     lse_ptr,
-    delta_ptr,
     alpha_ptr,
     add,
     col_ptr,
@@ -132,6 +132,7 @@ def _attention_diffusion_bwd_dk_kernel(
     stride_x_n: tl.constexpr,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
+    stride_lse_n: tl.constexpr,
     score_scale,
     scale,
     d: tl.constexpr,
@@ -146,7 +147,7 @@ def _attention_diffusion_bwd_dk_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
@@ -159,22 +160,22 @@ def _attention_diffusion_bwd_dk_kernel(
         x *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
         k_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
     x_groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
         mask_eh = mask_e[:, :, None] & (offs_h < H)
-        i = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+        i = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         q = by_head(gather(q_ptr, i, mask_e, offs_a, mask_a, stride_q_n), BLOCK_H)
         df = gather(df_ptr, i, mask_e, offs_d, mask_d, stride_df_n)
-        at = i[:, :, None] * H + offs_h
-        lse = tl.load(lse_ptr + at, mask=mask_eh, other=float("inf"))  # no weight outside
-        p = tl.exp(tl.sum(q * k, 3) - lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
+        at = lse_ptr + (i[:, :, None].to(tl.int64) * stride_lse_n + offs_h)
+        lse = tl.load(at, mask=mask_eh, other=float("inf"))  # no weight outside
+        p = weight(tl.sum(q * k, 3), lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
         if HAS_DK:
-            delta = tl.load(delta_ptr + at, mask=mask_eh, other=0.0)
+            delta = tl.load(at + H, mask=mask_eh, other=0.0)
             ds = p * (edge_dot(df * x, BLOCK_H, BLOCK_K) - delta)
             k_groups += tl.sum(ds[:, :, :, None] * q, 0)
-        w = tl.sum(p, 2) / H
+        w = tl.sum(p, 2)
         x_groups += tl.sum(w[:, :, None] * df, 0)
-    ax = tl.sum(x_groups, 0)
+    ax = tl.sum(x_groups, 0) / H
     if pid_p < n_split:
         tl.store(part_x_ptr + pid_p * d + offs_d, ax, mask=mask_d)
     else:
@@ -200,18 +201,18 @@ def bwd_dq(
     lse: Float[Tensor, "N H"],
     alpha: Float[Tensor, " d"],
     csr: Csr,
-) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N H"]]:
-    """The row pass: dq, and Delta per head."""
+) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N 2 H"]]:
+    """The row pass: dq, and per head lse beside Delta."""
     work, d, (n, h, d_k) = csr.work, x.shape[1], q.shape
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    delta = torch.empty((n, h), dtype=torch.float32, device=q.device)
+    lse_delta = torch.empty((n, 2, h), dtype=torch.float32, device=q.device)
     if n == 0:
-        return dq, delta
+        return dq, lse_delta
     scale = 1 / (h * math.sqrt(d_k))
     part = dq_part(q, csr)
     _attention_diffusion_bwd_dq_kernel[(work.piece_row.numel(),)](
         dq,
-        delta,
+        lse_delta,
         part,
         df_ptr=df,
         x_ptr=x,
@@ -228,15 +229,15 @@ def bwd_dq(
         stride_x_n=x.stride(0),
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        score_scale=1 / math.sqrt(d_k),
+        score_scale=score_scale(d_k),
         scale=scale,
         d=d,
         H=h,
         d_k=d_k,
         **tiles(d, h, d_k, x.dtype, _TILE),
     )
-    join_dq(dq, delta, part, scale=scale, csr=csr)
-    return dq, delta
+    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr)
+    return dq, lse_delta
 
 
 def bwd_dk(
@@ -246,17 +247,18 @@ def bwd_dk(
     *,
     k: Float[Tensor, "N H d_k"],
     lse: Float[Tensor, "N H"],
-    delta: Float[Tensor, "N H"] | None,
+    lse_delta: Float[Tensor, "N 2 H"] | None,
     alpha: Float[Tensor, " d"],
     add: Add,
     csr_t: Csr,
     is_scaled: bool,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H d_k"] | None]:
-    """The column pass: dk if `delta` is given, and dx; without alpha and in float32 at will."""
+    """The column pass: dk if `lse_delta` is given, and dx; without alpha and in float32 at will."""
     work, d, (n, h, d_k) = csr_t.work, x.shape[1], q.shape
     dx = torch.empty(x.shape, dtype=x.dtype if is_scaled else torch.float32, device=x.device)
     dk = part_k = None
-    if delta is not None:
+    if lse_delta is not None:
+        lse = lse_delta
         dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
         part_k = torch.empty((work.n_split, h * d_k), dtype=torch.float32, device=k.device)
     if n == 0:
@@ -272,7 +274,6 @@ def bwd_dk(
         q_ptr=q,
         k_ptr=k,
         lse_ptr=lse,
-        delta_ptr=delta,
         alpha_ptr=alpha,
         add=dense(add),
         col_ptr=csr_t.col,
@@ -285,7 +286,8 @@ def bwd_dk(
         stride_x_n=x.stride(0),
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        score_scale=1 / math.sqrt(d_k),
+        stride_lse_n=lse.stride(0),
+        score_scale=score_scale(d_k),
         scale=1 / (h * math.sqrt(d_k)),
         d=d,
         H=h,

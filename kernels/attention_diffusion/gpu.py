@@ -12,9 +12,9 @@ Bytes:    4(N+1) + 4E + b·2N(d + d_att) + 4NH, b bytes per element, if each row
           b·Nd more with a source; the list of pieces adds 12N.
 Backward: per head ds = p (t − Delta[i]) / H, t = <alpha · df[i], x[col[e]]>,
           Delta[i] = Σ_{e in row i} p · t. A row pass over the CSR of A gives dq and Delta; a column
-          pass over that of Aᵀ gives dk and dx = alpha · (Σ w · df − df). Both compute p again from
-          q, k and lse, so nothing of size E is saved. The head mean hides Delta: <df, f> would not
-          give it.
+          pass over that of Aᵀ gives dk and dx = alpha · (Σ w · df − df); it gathers lse and Delta,
+          laid side by side. Both compute p again from q, k and lse: nothing of size E is saved.
+          The head mean hides Delta: <df, f> would not give it.
           dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, by a pass over N that also scales dx; the bracket is
           stored in float32 in between.
 Order:    one writer per output element; edges summed in CSR order, pieces of a hub in theirs:
@@ -23,8 +23,6 @@ Order:    one writer per output element; edges summed in CSR order, pieces of a 
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 # (functions under @triton.jit take values that Python's types cannot name)
-
-import math
 
 import torch
 import triton
@@ -40,16 +38,10 @@ from grand_fast.kernels._triton_diffusion import (
     join_diffusion,
     store_diffusion,
 )
-from grand_fast.kernels._triton_edge_scores import log_sum, split_lse, sweep_lse
-from grand_fast.kernels._triton_tiles import (
-    by_head,
-    edge_offsets,
-    gather,
-    head_columns,
-    load_piece,
-    tiles,
-)
+from grand_fast.kernels._triton_edge_scores import log_sum, score_scale, split_lse, sweep_lse
+from grand_fast.kernels._triton_tiles import head_columns, load_piece, tiles
 from grand_fast.kernels.attention_diffusion._triton_backward import bwd_dk, bwd_dq
+from grand_fast.kernels.attention_diffusion._triton_weighted_sum import weighted_sum
 
 _TILE = 512  # elements of a gathered tile per warp: two tiles, and one accumulator
 
@@ -88,8 +80,7 @@ def _attention_diffusion_fwd_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
     mask_h = offs_h < H
@@ -100,20 +91,14 @@ def _attention_diffusion_fwd_kernel(
         lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
     else:
         m, l = sweep_lse(  # noqa: E741
-            q, k_ptr, col_ptr, beg, end, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
+            q, k_ptr, col_ptr, beg, count, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
         )
         lse = tl.where(mask_h, log_sum(m, l), float("inf"))  # a padded head gets no weight
         tl.store(lse_ptr + row * H + offs_h, lse, mask=mask_h)
-    groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
-        k = gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n)
-        x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        p = tl.exp(tl.sum(by_head(k * q, BLOCK_H), 3) - lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
-        w = tl.where(mask_e, tl.sum(p, 2) / H, 0.0)
-        groups += tl.sum(w[:, :, None] * x, 0)
-    ax = tl.sum(groups, 0)
+    ax = weighted_sum(
+        q, lse, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
+        stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+    )  # fmt: skip
     if pid_p < n_split:
         tl.store(part_ptr + pid_p * d + offs_d, ax, mask=mask_d)
     else:
@@ -164,7 +149,7 @@ def attention_diffusion_fwd(
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
         stride_x0_n=0 if x0 is None else x0.stride(0),
-        scale=1 / math.sqrt(d_k),
+        scale=score_scale(d_k),
         d=d,
         H=h,
         d_k=d_k,
@@ -196,16 +181,16 @@ def attention_diffusion_bwd(
     Float[Tensor, " d"] | None,
 ]:
     """Gradients by `x` (with q and k held fixed), `q`, `k` and `alpha`, those that are needed."""
-    dq = delta = None
+    dq = lse_delta = None
     if needs_dqk:
-        dq, delta = bwd_dq(df, x, q, k=k, lse=lse, alpha=alpha, csr=csr)
+        dq, lse_delta = bwd_dq(df, x, q, k=k, lse=lse, alpha=alpha, csr=csr)
     dx, dk = bwd_dk(
         df,
         x,
         q,
         k=k,
         lse=lse,
-        delta=delta,
+        lse_delta=lse_delta,
         alpha=alpha,
         add=[] if needs_dalpha or not df_scale else [(df_scale, df)],
         csr_t=csr_t,

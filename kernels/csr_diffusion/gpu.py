@@ -66,19 +66,20 @@ def _csr_diffusion_fwd_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < d
     groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
+        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        slot = e + offs_e
         if HAS_SLOT:
-            slot = tl.load(slot_ptr + slot, mask=mask_e, other=0).to(tl.int64)
-        a = tl.load(a_ptr + slot, mask=mask_e, other=0.0).to(tl.float32)
+            at = a_ptr + tl.load(slot_ptr + beg + (e + offs_e), mask=mask_e, other=0)
+        else:
+            at = a_ptr + beg + (e + offs_e)
+        a = tl.load(at, mask=mask_e, other=0.0).to(tl.float32)
         groups += tl.sum(a[:, :, None] * x, 0)
     ax = tl.sum(groups, 0)
     if pid_p < n_split:
@@ -108,18 +109,18 @@ def _csr_diffusion_bwd_da_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < d
     g = tl.load(df_ptr + row * stride_df_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
     g *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
+        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
         da = tl.sum(x * g, 2)
-        tl.store(da_ptr + e + offs_e, da.to(da_ptr.dtype.element_ty), mask=mask_e)
+        tl.store(da_ptr + beg + (e + offs_e), da.to(da_ptr.dtype.element_ty), mask=mask_e)
 
 
 @launcher

@@ -19,6 +19,7 @@ from grand_fast.kernels._triton_attention_backward import (
     store_dq,
     store_dq_part,
 )
+from grand_fast.kernels._triton_edge_scores import score_scale, weight
 from grand_fast.kernels._triton_tiles import (
     by_head,
     edge_offsets,
@@ -35,7 +36,7 @@ _TILE = 512  # elements of a gathered tile per warp: next to it two accumulators
 @triton.jit(do_not_specialize=["n_split"])
 def _edge_attention_bwd_dq_kernel(
     dq_ptr,
-    delta_ptr,
+    lse_delta_ptr,
     part_ptr,
     da_ptr,
     q_ptr,
@@ -59,7 +60,7 @@ def _edge_attention_bwd_dq_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
@@ -71,13 +72,13 @@ def _edge_attention_bwd_dq_kernel(
     pt_groups = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
     pk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
     ptk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
+        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = by_head(gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n), BLOCK_H)
-        p = tl.exp(tl.sum(k * tl.reshape(q, [BLOCK_H, BLOCK_K]), 3) - lse)
+        p = weight(tl.sum(k * tl.reshape(q, [BLOCK_H, BLOCK_K]), 3), lse)
         p = tl.where(mask_e[:, :, None], p, 0.0)
-        t = load_da(da_ptr, e + offs_e, mask_e, offs_h, H, IS_MEAN)
+        t = load_da(da_ptr, beg + e + offs_e, mask_e, offs_h, H, IS_MEAN)
         p_groups += tl.sum(p, 0)
         pt_groups += tl.sum(p * t, 0)
         pk_groups += tl.sum(p[:, :, :, None] * k, 0)
@@ -90,7 +91,7 @@ def _edge_attention_bwd_dq_kernel(
         store_dq_part(part_ptr, sum_p, sum_pt, sum_pk, sum_ptk, 0.0, pid_p, BLOCK_H, BLOCK_K)
     else:
         store_dq(
-            dq_ptr, delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, 0.0, row, scale, H, d_k,
+            dq_ptr, lse_delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, 0.0, lse, row, scale, H, d_k,
             BLOCK_H, BLOCK_K,
         )  # fmt: skip
 
@@ -99,9 +100,9 @@ def _edge_attention_bwd_dq_kernel(
 def load_da(da_ptr, slot, mask_e, offs_h, H: tl.constexpr, IS_MEAN: tl.constexpr):
     """Gradients of the weights of [BLOCK_E, BLOCK_G] slots, one column per head or one for all."""
     if IS_MEAN:
-        t = tl.load(da_ptr + slot[:, :, None], mask=mask_e[:, :, None], other=0.0)
+        t = tl.load(da_ptr + slot[:, :, None].to(tl.int64), mask=mask_e[:, :, None], other=0.0)
     else:
-        at = da_ptr + slot[:, :, None] * H + offs_h
+        at = da_ptr + slot[:, :, None].to(tl.int64) * H + offs_h
         t = tl.load(at, mask=mask_e[:, :, None] & (offs_h < H), other=0.0)
     return t.to(tl.float32)
 
@@ -114,7 +115,6 @@ def _edge_attention_bwd_dk_kernel(
     q_ptr,
     k_ptr,
     lse_ptr,
-    delta_ptr,
     col_ptr,
     slot_ptr,
     piece_row_ptr,
@@ -123,6 +123,7 @@ def _edge_attention_bwd_dk_kernel(
     n_split,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
+    stride_lse_n: tl.constexpr,
     score_scale,
     scale,
     H: tl.constexpr,
@@ -134,7 +135,7 @@ def _edge_attention_bwd_dk_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
@@ -142,17 +143,17 @@ def _edge_attention_bwd_dk_kernel(
     k = tl.load(k_ptr + row * stride_k_n + offs_a, mask=mask_a, other=0.0).to(tl.float32)
     k = tl.reshape(k * score_scale, [BLOCK_H, BLOCK_K])
     groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
         mask_eh = mask_e[:, :, None] & mask_h
-        i = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
-        slot = tl.load(slot_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+        i = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
+        slot = tl.load(slot_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         q = by_head(gather(q_ptr, i, mask_e, offs_a, mask_a, stride_q_n), BLOCK_H)
-        at = i[:, :, None] * H + offs_h
-        lse = tl.load(lse_ptr + at, mask=mask_eh, other=float("inf"))
-        delta = tl.load(delta_ptr + at, mask=mask_eh, other=0.0)
+        at = lse_ptr + (i[:, :, None].to(tl.int64) * stride_lse_n + offs_h)
+        lse = tl.load(at, mask=mask_eh, other=float("inf"))
+        delta = tl.load(at + H, mask=mask_eh, other=0.0)
         t = load_da(da_ptr, slot, mask_e, offs_h, H, IS_MEAN)
-        ds = tl.exp(tl.sum(q * k, 3) - lse) * (t - delta)
+        ds = weight(tl.sum(q * k, 3), lse) * (t - delta)
         groups += tl.sum(ds[:, :, :, None] * q, 0)
     dk = scale * tl.reshape(tl.sum(groups, 0), [BLOCK_H * BLOCK_K])
     if pid_p < n_split:
@@ -168,20 +169,20 @@ def bwd_dq(
     *,
     lse: Float[Tensor, "N H"],
     csr: Csr,
-) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N H"]]:
-    """The row pass: dq, and Delta per head."""
+) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N 2 H"]]:
+    """The row pass: dq, and per head lse beside Delta."""
     work, (n, h, d_k) = csr.work, q.shape
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    delta = torch.empty((n, h), dtype=torch.float32, device=q.device)
+    lse_delta = torch.empty((n, 2, h), dtype=torch.float32, device=q.device)
     if n == 0:
-        return dq, delta
+        return dq, lse_delta
     scale = _scale(da, q)
     part = dq_part(q, csr)
     widths = head_widths(h, d_k)
     columns = widths["BLOCK_H"] * widths["BLOCK_K"]
     _edge_attention_bwd_dq_kernel[(work.piece_row.numel(),)](
         dq,
-        delta,
+        lse_delta,
         part,
         da_ptr=da,
         q_ptr=q,
@@ -194,7 +195,7 @@ def bwd_dq(
         n_split=work.n_split,
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        score_scale=1 / math.sqrt(d_k),
+        score_scale=score_scale(d_k),
         scale=scale,
         H=h,
         d_k=d_k,
@@ -202,8 +203,8 @@ def bwd_dq(
         **widths,
         **tile(columns, columns, q.dtype, _TILE),
     )
-    join_dq(dq, delta, part, scale=scale, csr=csr)
-    return dq, delta
+    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr)
+    return dq, lse_delta
 
 
 def bwd_dk(
@@ -211,8 +212,7 @@ def bwd_dk(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
-    lse: Float[Tensor, "N H"],
-    delta: Float[Tensor, "N H"],
+    lse_delta: Float[Tensor, "N 2 H"],
     csr_t: Csr,
 ) -> Float[Tensor, "N H d_k"]:
     """The column pass."""
@@ -229,8 +229,7 @@ def bwd_dk(
         da,
         q_ptr=q,
         k_ptr=k,
-        lse_ptr=lse,
-        delta_ptr=delta,
+        lse_ptr=lse_delta,
         col_ptr=csr_t.col,
         slot_ptr=csr_t.slot,
         piece_row_ptr=work.piece_row,
@@ -239,7 +238,8 @@ def bwd_dk(
         n_split=work.n_split,
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        score_scale=1 / math.sqrt(d_k),
+        stride_lse_n=lse_delta.stride(0),
+        score_scale=score_scale(d_k),
         scale=_scale(da, q),
         H=h,
         d_k=d_k,

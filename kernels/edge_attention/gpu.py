@@ -16,8 +16,6 @@ Order:    one writer per output element; edges summed in CSR order, pieces of a 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 # (functions under @triton.jit take values that Python's types cannot name)
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -26,7 +24,14 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_edge_scores import SWEEP_TILE, log_sum, split_lse, sweep_lse
+from grand_fast.kernels._triton_edge_scores import (
+    SWEEP_TILE,
+    log_sum,
+    score_scale,
+    split_lse,
+    sweep_lse,
+    weight,
+)
 from grand_fast.kernels._triton_tiles import (
     by_head,
     edge_offsets,
@@ -62,7 +67,7 @@ def _edge_attention_fwd_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
@@ -72,20 +77,20 @@ def _edge_attention_fwd_kernel(
         lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
     else:
         m, l = sweep_lse(  # noqa: E741
-            q, k_ptr, col_ptr, beg, end, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
+            q, k_ptr, col_ptr, beg, count, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
         )
         lse = tl.where(mask_h, log_sum(m, l), float("inf"))  # a padded head gets no weight
         tl.store(lse_ptr + row * H + offs_h, lse, mask=mask_h)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
+        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n)
-        p = tl.exp(tl.sum(by_head(k * q, BLOCK_H), 3) - lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
+        p = weight(tl.sum(by_head(k * q, BLOCK_H), 3), lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
         if IS_MEAN:
             a = tl.sum(p, 2) / H
-            tl.store(a_ptr + e + offs_e, a.to(a_ptr.dtype.element_ty), mask=mask_e)
+            tl.store(a_ptr + beg + (e + offs_e), a.to(a_ptr.dtype.element_ty), mask=mask_e)
         else:
-            at = a_ptr + (e + offs_e)[:, :, None] * H + offs_h
+            at = a_ptr + beg * H + (e + offs_e)[:, :, None] * H + offs_h
             tl.store(at, p.to(a_ptr.dtype.element_ty), mask=mask_e[:, :, None] & mask_h)
 
 
@@ -119,7 +124,7 @@ def edge_attention_fwd(
         n_split=work.n_split,
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        scale=1 / math.sqrt(d_k),
+        scale=score_scale(d_k),
         H=h,
         d_k=d_k,
         IS_MEAN=mean_heads,
@@ -140,6 +145,6 @@ def edge_attention_bwd(
     csr_t: Csr,
 ) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N H d_k"]]:
     """Gradients by `q` and `k`; `da` of shape [E] is that of the mean over heads."""
-    dq, delta = bwd_dq(da, q, k, lse=lse, csr=csr)
-    dk = bwd_dk(da, q, k, lse=lse, delta=delta, csr_t=csr_t)
+    dq, lse_delta = bwd_dq(da, q, k, lse=lse, csr=csr)
+    dk = bwd_dk(da, q, k, lse_delta=lse_delta, csr_t=csr_t)
     return dq, dk
