@@ -3,12 +3,13 @@
     w[e] = mean_h exp(s[e,h] − lse[i,h]), s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k and x a
-          turn, in two sweeps: lse by online softmax, then w and the sum. With lse known there is
-          one accumulator for all heads, so H does not cost registers. A hub's lse needs all its
-          pieces: they are swept first by a kernel of their own.
+          turn. Where k and x are of one width and the heads few, in one sweep by online softmax,
+          with an accumulator for each head. Else in two: lse, then w and the sum; with lse known
+          one accumulator serves all heads, so H does not cost registers. A hub's lse needs all
+          its pieces: they are swept first by a kernel of their own.
 Bytes:    4(N+1) + 4E + b·2N(d + d_att) + 4NH, b bytes per element, if each row is read once;
           4(N+1) + 4E + b(2Nd + Nd_att + E(d + d_att)) + 4NH if no row is reused between receivers
-          (the second sweep finds a row's k in cache), counting x[i] among the latter's rows of x;
+          (a second sweep finds a row's k in cache), counting x[i] among the latter's rows of x;
           b·Nd more with a source; the list of pieces adds 12N.
 Backward: per head ds = p (t − Delta[i]) / H, t = <alpha · df[i], x[col[e]]>,
           Delta[i] = Σ_{e in row i} p · t. A row pass over the CSR of A gives dq and Delta; a column
@@ -41,9 +42,12 @@ from grand_fast.kernels._triton_diffusion import (
 from grand_fast.kernels._triton_edge_scores import log_sum, score_scale, split_lse, sweep_lse
 from grand_fast.kernels._triton_tiles import head_columns, load_piece, tiles
 from grand_fast.kernels.attention_diffusion._triton_backward import bwd_dk, bwd_dq
-from grand_fast.kernels.attention_diffusion._triton_weighted_sum import weighted_sum
+from grand_fast.kernels.attention_diffusion._triton_weighted_sum import sweep_once, weighted_sum
 
 _TILE = 512  # elements of a gathered tile per warp: two tiles, and one accumulator
+# One sweep has an accumulator per head: 16 registers a lane here. With 32, its inner loop took more
+# instructions than both loops of two sweeps.
+_ACCUMULATORS = 512  # elements per warp
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -73,6 +77,7 @@ def _attention_diffusion_fwd_kernel(
     H: tl.constexpr,
     d_k: tl.constexpr,
     HAS_SOURCE: tl.constexpr,
+    IS_ONE_SWEEP: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -89,16 +94,28 @@ def _attention_diffusion_fwd_kernel(
     q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32) * scale
     if pid_p < n_split:
         lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
+        if IS_ONE_SWEEP:
+            ax = weighted_sum(
+                q, lse, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
+                stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+            )  # fmt: skip
     else:
-        m, l = sweep_lse(  # noqa: E741
-            q, k_ptr, col_ptr, beg, count, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
-        )
-        lse = tl.where(mask_h, log_sum(m, l), float("inf"))  # a padded head gets no weight
+        if IS_ONE_SWEEP:
+            ax, lse = sweep_once(
+                q, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
+                stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+            )  # fmt: skip
+        else:
+            m, l = sweep_lse(  # noqa: E741
+                q, k_ptr, col_ptr, beg, count, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
+            )
+            lse = tl.where(mask_h, log_sum(m, l), float("inf"))  # a padded head gets no weight
         tl.store(lse_ptr + row * H + offs_h, lse, mask=mask_h)
-    ax = weighted_sum(
-        q, lse, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
-        stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
-    )  # fmt: skip
+    if not IS_ONE_SWEEP:
+        ax = weighted_sum(
+            q, lse, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
+            stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+        )  # fmt: skip
     if pid_p < n_split:
         tl.store(part_ptr + pid_p * d + offs_d, ax, mask=mask_d)
     else:
@@ -106,6 +123,13 @@ def _attention_diffusion_fwd_kernel(
             f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
             stride_x0_n, d, HAS_SOURCE, True, BLOCK_D,
         )  # fmt: skip
+
+
+def _is_one_sweep(blocks: dict[str, int]) -> bool:
+    """Whether the forward gathers k and x together once, or k first for lse."""
+    accumulators = blocks["BLOCK_G"] * blocks["BLOCK_H"] * blocks["BLOCK_D"]
+    one_width = blocks["BLOCK_D"] == blocks["BLOCK_H"] * blocks["BLOCK_K"]
+    return one_width and accumulators <= _ACCUMULATORS * blocks["num_warps"]
 
 
 @launcher
@@ -126,6 +150,7 @@ def attention_diffusion_fwd(
     lse = torch.empty((n, h), dtype=torch.float32, device=x.device)
     if n == 0:
         return f, lse
+    blocks = tiles(d, h, d_k, x.dtype, _TILE)
     split_lse(lse, q, k, csr=csr)
     part = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
     _attention_diffusion_fwd_kernel[(work.piece_row.numel(),)](
@@ -154,7 +179,8 @@ def attention_diffusion_fwd(
         H=h,
         d_k=d_k,
         HAS_SOURCE=x0 is not None,
-        **tiles(d, h, d_k, x.dtype, _TILE),
+        IS_ONE_SWEEP=_is_one_sweep(blocks),
+        **blocks,
     )
     join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
     return f, lse
