@@ -48,7 +48,7 @@ def test_an_interrupted_call_leaves_no_helper_behind():
             try:
                 for _ in range(100):
                     call()
-            except (Interrupt, RuntimeError):  # the second from within a lock of the standard library
+            except (Interrupt, RuntimeError):  # RuntimeError: it struck inside a lock
                 interrupted += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert interrupted > 100, interrupted

@@ -3,27 +3,27 @@
     w[e] = mean_h exp(s[e,h] − lse[i,h]), s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k and x a
-          turn, in two sweeps: lse by online softmax, then w and the sum. With lse known there is
-          one accumulator for all heads, so H does not cost registers. A hub's lse needs all its
-          pieces: they are swept first by a kernel of their own.
+          turn. Where k and x are of one width and the heads few, in one sweep by online softmax,
+          with an accumulator for each head. Else in two: lse, then w and the sum; with lse known
+          one accumulator serves all heads, so H does not cost registers. A hub's lse needs all
+          its pieces: they are swept first by a kernel of their own.
 Bytes:    4(N+1) + 4E + b·2N(d + d_att) + 4NH, b bytes per element, if each row is read once;
           4(N+1) + 4E + b(2Nd + Nd_att + E(d + d_att)) + 4NH if no row is reused between receivers
-          (the second sweep finds a row's k in cache), counting x[i] among the latter's rows of x;
+          (a second sweep finds a row's k in cache), counting x[i] among the latter's rows of x;
           b·Nd more with a source; the list of pieces adds 12N.
 Backward: per head ds = p (t − Delta[i]) / H, t = <alpha · df[i], x[col[e]]>,
           Delta[i] = Σ_{e in row i} p · t. A row pass over the CSR of A gives dq and Delta; a column
-          pass over that of Aᵀ gives dk and dx = alpha · (Σ w · df − df). Both compute p again from
-          q, k and lse, so nothing of size E is saved. The head mean hides Delta: <df, f> would not
-          give it.
-          dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, in PyTorch, from a float32 copy of the bracket.
+          pass over that of Aᵀ gives dk and dx = alpha · (Σ w · df − df); it gathers lse and Delta,
+          laid side by side. Both compute p again from q, k and lse: nothing of size E is saved.
+          The head mean hides Delta: <df, f> would not give it.
+          dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, by a pass over N that also scales dx; the bracket is
+          stored in float32 in between.
 Order:    one writer per output element; edges summed in CSR order, pieces of a hub in theirs:
           bitwise repeatable.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 # (functions under @triton.jit take values that Python's types cannot name)
-
-import math
 
 import torch
 import triton
@@ -32,38 +32,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton import (
-    add_in_place,
-    by_head,
-    edge_dot,
-    edge_offsets,
-    gather,
-    head_columns,
-    head_widths,
-    launcher,
-    load_piece,
-    log_sum,
+from grand_fast.kernels._triton import launcher
+from grand_fast.kernels._triton_diffusion import (
+    dense,
+    finish_field_gradient,
+    join_diffusion,
     store_diffusion,
-    store_dq,
-    sweep_lse,
-    tile,
-    value_width,
 )
-from grand_fast.kernels.csr_diffusion.gpu import join_diffusion
-from grand_fast.kernels.edge_attention.gpu import (
-    dq_part,
-    join_dk,
-    join_dq,
-    split_lse,
-    store_dq_part,
-)
+from grand_fast.kernels._triton_edge_scores import log_sum, score_scale, split_lse, sweep_lse
+from grand_fast.kernels._triton_tiles import head_columns, load_piece, tiles
+from grand_fast.kernels.attention_diffusion._triton_backward import bwd_dk, bwd_dq
+from grand_fast.kernels.attention_diffusion._triton_weighted_sum import sweep_once, weighted_sum
 
-# Elements of a gathered tile per warp: bytes in flight against registers.
-_TILE = {
-    "fwd": 512,  # tiles of k and x side by side, and one accumulator
-    "bwd_dq": 512,  # the same tiles, and two accumulators as wide as k
-    "bwd_dk": 512,  # tiles of q and df, an accumulator for each
-}
+_TILE = 512  # elements of a gathered tile per warp: two tiles, and one accumulator
+# One sweep has an accumulator per head: 16 registers a lane here. With 32, its inner loop took more
+# instructions than both loops of two sweeps.
+_ACCUMULATORS = 512  # elements per warp
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -77,6 +61,7 @@ def _attention_diffusion_fwd_kernel(
     alpha_ptr,
     beta_ptr,
     x0_ptr,
+    add,
     col_ptr,
     piece_row_ptr,
     piece_beg_ptr,
@@ -92,6 +77,7 @@ def _attention_diffusion_fwd_kernel(
     H: tl.constexpr,
     d_k: tl.constexpr,
     HAS_SOURCE: tl.constexpr,
+    IS_ONE_SWEEP: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -99,8 +85,7 @@ def _attention_diffusion_fwd_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
     offs_h = tl.arange(0, BLOCK_H)
     mask_h = offs_h < H
@@ -109,186 +94,42 @@ def _attention_diffusion_fwd_kernel(
     q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32) * scale
     if pid_p < n_split:
         lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
+        if IS_ONE_SWEEP:
+            ax = weighted_sum(
+                q, lse, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
+                stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+            )  # fmt: skip
     else:
-        m, l = sweep_lse(  # noqa: E741
-            q, k_ptr, col_ptr, beg, end, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
-        )
-        lse = tl.where(mask_h, log_sum(m, l), float("inf"))  # a padded head gets no weight
+        if IS_ONE_SWEEP:
+            ax, lse = sweep_once(
+                q, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
+                stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+            )  # fmt: skip
+        else:
+            m, l = sweep_lse(  # noqa: E741
+                q, k_ptr, col_ptr, beg, count, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
+            )
+            lse = tl.where(mask_h, log_sum(m, l), float("inf"))  # a padded head gets no weight
         tl.store(lse_ptr + row * H + offs_h, lse, mask=mask_h)
-    groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
-        k = gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n)
-        x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        p = tl.exp(tl.sum(by_head(k * q, BLOCK_H), 3) - lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
-        w = tl.where(mask_e, tl.sum(p, 2) / H, 0.0)
-        groups += tl.sum(w[:, :, None] * x, 0)
-    ax = tl.sum(groups, 0)
+    if not IS_ONE_SWEEP:
+        ax = weighted_sum(
+            q, lse, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
+            stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+        )  # fmt: skip
     if pid_p < n_split:
         tl.store(part_ptr + pid_p * d + offs_d, ax, mask=mask_d)
     else:
         store_diffusion(
-            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, row, stride_f_n, stride_x_n,
+            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
             stride_x0_n, d, HAS_SOURCE, True, BLOCK_D,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n_split"])
-def _attention_diffusion_bwd_dq_kernel(
-    dq_ptr,
-    delta_ptr,
-    part_ptr,
-    df_ptr,
-    x_ptr,
-    q_ptr,
-    k_ptr,
-    lse_ptr,
-    alpha_ptr,
-    col_ptr,
-    piece_row_ptr,
-    piece_beg_ptr,
-    piece_end_ptr,
-    n_split,
-    stride_df_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_q_n: tl.constexpr,
-    stride_k_n: tl.constexpr,
-    score_scale,
-    scale,
-    d: tl.constexpr,
-    H: tl.constexpr,
-    d_k: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
-    pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    mask_h = offs_h < H
-    offs_d = tl.arange(0, BLOCK_D)
-    mask_d = offs_d < d
-    q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32)
-    q = tl.reshape(q * score_scale, [BLOCK_H, BLOCK_K])
-    lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
-    g = tl.load(df_ptr + row * stride_df_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-    g *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
-    x_i = tl.load(x_ptr + row * stride_x_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-    # After some diffusion neighbours are alike: t − t0 is small, and keeps its digits in the sums.
-    t0 = tl.sum(g * x_i, 0)
-    p_groups = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
-    pt_groups = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
-    pk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    ptk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
-        k = by_head(gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n), BLOCK_H)
-        x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        p = tl.where(mask_e[:, :, None], tl.exp(tl.sum(k * q, 3) - lse), 0.0)
-        pt = p * (edge_dot(x * g, BLOCK_H, BLOCK_K) - t0)
-        p_groups += tl.sum(p, 0)
-        pt_groups += tl.sum(pt, 0)
-        pk_groups += tl.sum(p[:, :, :, None] * k, 0)
-        ptk_groups += tl.sum(pt[:, :, :, None] * k, 0)
-    sum_p = tl.sum(p_groups, 0)
-    sum_pt = tl.sum(pt_groups, 0)
-    sum_pk = tl.reshape(tl.sum(pk_groups, 0), [BLOCK_H * BLOCK_K])
-    sum_ptk = tl.reshape(tl.sum(ptk_groups, 0), [BLOCK_H * BLOCK_K])
-    if pid_p < n_split:
-        store_dq_part(part_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, pid_p, BLOCK_H, BLOCK_K)
-    else:
-        store_dq(
-            dq_ptr, delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, row, scale, H, d_k,
-            BLOCK_H, BLOCK_K,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["n_split"])
-def _attention_diffusion_bwd_dk_kernel(
-    dx_ptr,
-    dk_ptr,
-    part_x_ptr,
-    part_k_ptr,
-    df_ptr,
-    x_ptr,
-    q_ptr,
-    k_ptr,
-    lse_ptr,
-    delta_ptr,
-    alpha_ptr,
-    col_ptr,
-    piece_row_ptr,
-    piece_beg_ptr,
-    piece_end_ptr,
-    n_split,
-    stride_dx_n: tl.constexpr,
-    stride_df_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_q_n: tl.constexpr,
-    stride_k_n: tl.constexpr,
-    score_scale,
-    scale,
-    d: tl.constexpr,
-    H: tl.constexpr,
-    d_k: tl.constexpr,
-    HAS_DK: tl.constexpr,
-    IS_SCALED: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
-    pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask_d = offs_d < d
-    k = tl.load(k_ptr + row * stride_k_n + offs_a, mask=mask_a, other=0.0).to(tl.float32)
-    k = tl.reshape(k * score_scale, [BLOCK_H, BLOCK_K])
-    if HAS_DK:
-        x = tl.load(x_ptr + row * stride_x_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-        x *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
-        k_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    x_groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        mask_eh = mask_e[:, :, None] & (offs_h < H)
-        i = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
-        q = by_head(gather(q_ptr, i, mask_e, offs_a, mask_a, stride_q_n), BLOCK_H)
-        df = gather(df_ptr, i, mask_e, offs_d, mask_d, stride_df_n)
-        at = i[:, :, None] * H + offs_h
-        lse = tl.load(lse_ptr + at, mask=mask_eh, other=float("inf"))  # no weight outside
-        p = tl.exp(tl.sum(q * k, 3) - lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
-        if HAS_DK:
-            delta = tl.load(delta_ptr + at, mask=mask_eh, other=0.0)
-            ds = p * (edge_dot(df * x, BLOCK_H, BLOCK_K) - delta)
-            k_groups += tl.sum(ds[:, :, :, None] * q, 0)
-        w = tl.sum(p, 2) / H
-        x_groups += tl.sum(w[:, :, None] * df, 0)
-    ax = tl.sum(x_groups, 0)
-    if pid_p < n_split:
-        tl.store(part_x_ptr + pid_p * d + offs_d, ax, mask=mask_d)
-    else:
-        store_diffusion(
-            dx_ptr, ax, df_ptr, alpha_ptr, alpha_ptr, df_ptr, row, stride_dx_n, stride_df_n,
-            stride_df_n, d, False, IS_SCALED, BLOCK_D,
-        )  # fmt: skip
-    if HAS_DK:
-        dk = scale * tl.reshape(tl.sum(k_groups, 0), [BLOCK_H * BLOCK_K])
-        if pid_p < n_split:
-            tl.store(part_k_ptr + pid_p * (H * d_k) + offs_a, dk, mask=mask_a)
-        else:
-            at_row = dk_ptr + row * (H * d_k) + offs_a
-            tl.store(at_row, dk.to(dk_ptr.dtype.element_ty), mask=mask_a)
+def _is_one_sweep(blocks: dict[str, int]) -> bool:
+    """Whether the forward gathers k and x together once, or k first for lse."""
+    accumulators = blocks["BLOCK_G"] * blocks["BLOCK_H"] * blocks["BLOCK_D"]
+    one_width = blocks["BLOCK_D"] == blocks["BLOCK_H"] * blocks["BLOCK_K"]
+    return one_width and accumulators <= _ACCUMULATORS * blocks["num_warps"]
 
 
 @launcher
@@ -309,6 +150,7 @@ def attention_diffusion_fwd(
     lse = torch.empty((n, h), dtype=torch.float32, device=x.device)
     if n == 0:
         return f, lse
+    blocks = tiles(d, h, d_k, x.dtype, _TILE)
     split_lse(lse, q, k, csr=csr)
     part = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
     _attention_diffusion_fwd_kernel[(work.piece_row.numel(),)](
@@ -321,6 +163,7 @@ def attention_diffusion_fwd(
         alpha_ptr=alpha,
         beta_ptr=beta,
         x0_ptr=x0,
+        add=dense(add),
         col_ptr=csr.col,
         piece_row_ptr=work.piece_row,
         piece_beg_ptr=work.piece_beg,
@@ -331,15 +174,15 @@ def attention_diffusion_fwd(
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
         stride_x0_n=0 if x0 is None else x0.stride(0),
-        scale=1 / math.sqrt(d_k),
+        scale=score_scale(d_k),
         d=d,
         H=h,
         d_k=d_k,
         HAS_SOURCE=x0 is not None,
-        **_blocks(d, h, d_k, x.dtype, "fwd"),
+        IS_ONE_SWEEP=_is_one_sweep(blocks),
+        **blocks,
     )
-    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, csr=csr, is_scaled=True)
-    add_in_place(f, add)
+    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
     return f, lse
 
 
@@ -368,133 +211,23 @@ def attention_diffusion_bwd(
 
     `may_overwrite_k` is not made use of here: `dk` has memory of its own.
     """
-    dq = delta = None
+    dq = lse_delta = None
     if needs_dqk:
-        dq, delta = _bwd_dq(df, x, q, k=k, lse=lse, alpha=alpha, csr=csr)
-    dx, dk = _bwd_dk(
-        df, x, q, k=k, lse=lse, delta=delta, alpha=alpha, csr_t=csr_t, is_scaled=not needs_dalpha
+        dq, lse_delta = bwd_dq(df, x, q, k=k, lse=lse, alpha=alpha, csr=csr)
+    dx, dk = bwd_dk(
+        df,
+        x,
+        q,
+        k=k,
+        lse=lse,
+        lse_delta=lse_delta,
+        alpha=alpha,
+        add=[] if needs_dalpha or not df_scale else [(df_scale, df)],
+        csr_t=csr_t,
+        is_scaled=not needs_dalpha,
     )
     dalpha = None
     if needs_dalpha:
-        dalpha = (x.float() * dx).sum(0)
-        dx = (alpha * dx).to(x.dtype)
-    if df_scale:
-        add_in_place(dx, [(df_scale, df)])
+        residual, dx = dx, torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, df_scale=df_scale)
     return dx, dq, dk, dalpha
-
-
-def _bwd_dq(
-    df: Float[Tensor, "N d"],
-    x: Float[Tensor, "N d"],
-    q: Float[Tensor, "N H d_k"],
-    *,
-    k: Float[Tensor, "N H d_k"],
-    lse: Float[Tensor, "N H"],
-    alpha: Float[Tensor, " d"],
-    csr: Csr,
-) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N H"]]:
-    """The row pass: dq, and Delta per head."""
-    work, d, (n, h, d_k) = csr.work, x.shape[1], q.shape
-    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    delta = torch.empty((n, h), dtype=torch.float32, device=q.device)
-    if n == 0:
-        return dq, delta
-    scale = 1 / (h * math.sqrt(d_k))
-    part = dq_part(q, csr)
-    _attention_diffusion_bwd_dq_kernel[(work.piece_row.numel(),)](
-        dq,
-        delta,
-        part,
-        df_ptr=df,
-        x_ptr=x,
-        q_ptr=q,
-        k_ptr=k,
-        lse_ptr=lse,
-        alpha_ptr=alpha,
-        col_ptr=csr.col,
-        piece_row_ptr=work.piece_row,
-        piece_beg_ptr=work.piece_beg,
-        piece_end_ptr=work.piece_end,
-        n_split=work.n_split,
-        stride_df_n=df.stride(0),
-        stride_x_n=x.stride(0),
-        stride_q_n=q.stride(0),
-        stride_k_n=k.stride(0),
-        score_scale=1 / math.sqrt(d_k),
-        scale=scale,
-        d=d,
-        H=h,
-        d_k=d_k,
-        **_blocks(d, h, d_k, x.dtype, "bwd_dq"),
-    )
-    join_dq(dq, delta, part, scale=scale, csr=csr)
-    return dq, delta
-
-
-def _bwd_dk(
-    df: Float[Tensor, "N d"],
-    x: Float[Tensor, "N d"],
-    q: Float[Tensor, "N H d_k"],
-    *,
-    k: Float[Tensor, "N H d_k"],
-    lse: Float[Tensor, "N H"],
-    delta: Float[Tensor, "N H"] | None,
-    alpha: Float[Tensor, " d"],
-    csr_t: Csr,
-    is_scaled: bool,
-) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H d_k"] | None]:
-    """The column pass: dk if `delta` is given, and dx; without alpha and in float32 at will."""
-    work, d, (n, h, d_k) = csr_t.work, x.shape[1], q.shape
-    dx = torch.empty(x.shape, dtype=x.dtype if is_scaled else torch.float32, device=x.device)
-    dk = part_k = None
-    if delta is not None:
-        dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
-        part_k = torch.empty((work.n_split, h * d_k), dtype=torch.float32, device=k.device)
-    if n == 0:
-        return dx, dk
-    part_x = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
-    _attention_diffusion_bwd_dk_kernel[(work.piece_row.numel(),)](
-        dx,
-        dk,
-        part_x,
-        part_k_ptr=part_k,
-        df_ptr=df,
-        x_ptr=x,
-        q_ptr=q,
-        k_ptr=k,
-        lse_ptr=lse,
-        delta_ptr=delta,
-        alpha_ptr=alpha,
-        col_ptr=csr_t.col,
-        piece_row_ptr=work.piece_row,
-        piece_beg_ptr=work.piece_beg,
-        piece_end_ptr=work.piece_end,
-        n_split=work.n_split,
-        stride_dx_n=dx.stride(0),
-        stride_df_n=df.stride(0),
-        stride_x_n=x.stride(0),
-        stride_q_n=q.stride(0),
-        stride_k_n=k.stride(0),
-        score_scale=1 / math.sqrt(d_k),
-        scale=1 / (h * math.sqrt(d_k)),
-        d=d,
-        H=h,
-        d_k=d_k,
-        HAS_DK=dk is not None,
-        IS_SCALED=is_scaled,
-        **_blocks(d, h, d_k, x.dtype, "bwd_dk"),
-    )
-    join_diffusion(dx, part_x, df, alpha=alpha, beta=None, x0=None, csr=csr_t, is_scaled=is_scaled)
-    if dk is not None and part_k is not None:
-        join_dk(dk, part_k, csr=csr_t)
-    return dx, dk
-
-
-def _blocks(d: int, h: int, d_k: int, dtype: torch.dtype, job: str) -> dict[str, int]:
-    """Compile-time sizes and warps of the kernel `job`."""
-    widths = head_widths(h, d_k)
-    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
-    block_d = value_width(d, columns, dtype)
-    scalars = widths["BLOCK_H"] if job == "bwd_dk" else 1
-    blocks = tile(columns, block_d, dtype, _TILE[job], scalars=scalars)
-    return {"BLOCK_D": block_d, **widths, **blocks}

@@ -6,7 +6,8 @@ Bytes:    4(N+1) + 4E + b(E + 2Nd), b bytes per element, if each x row is read o
           pieces adds 12N.
 Backward: dx by the same kernel on the CSR of Aᵀ, reading a through its slots (4E more);
           da[e] = <alpha · df[i], x[col[e]]>, one dot product per edge. Saves a and x.
-          dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, in PyTorch, from a float32 copy of the bracket.
+          dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, by a pass over N that also scales dx (the bracket is
+          stored in float32 in between: 8Nd + b·Nd bytes more).
 Order:    one writer per output element; edges summed in CSR order, pieces of a hub in theirs:
           bitwise repeatable.
 """
@@ -21,16 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton import (
-    add_in_place,
-    edge_offsets,
-    gather,
-    join,
-    launcher,
-    load_piece,
+from grand_fast.kernels._triton import launcher
+from grand_fast.kernels._triton_diffusion import (
+    dense,
+    finish_field_gradient,
+    join_diffusion,
     store_diffusion,
-    tile,
 )
+from grand_fast.kernels._triton_tiles import edge_offsets, gather, load_piece, tile
 
 # Elements of a gathered tile per warp: bytes in flight against registers.
 _TILE = {
@@ -48,6 +47,7 @@ def _csr_diffusion_fwd_kernel(
     alpha_ptr,
     beta_ptr,
     x0_ptr,
+    add,
     col_ptr,
     slot_ptr,
     piece_row_ptr,
@@ -66,58 +66,29 @@ def _csr_diffusion_fwd_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < d
     groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
+        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        slot = e + offs_e
         if HAS_SLOT:
-            slot = tl.load(slot_ptr + slot, mask=mask_e, other=0).to(tl.int64)
-        a = tl.load(a_ptr + slot, mask=mask_e, other=0.0).to(tl.float32)
+            at = a_ptr + tl.load(slot_ptr + beg + (e + offs_e), mask=mask_e, other=0)
+        else:
+            at = a_ptr + beg + (e + offs_e)
+        a = tl.load(at, mask=mask_e, other=0.0).to(tl.float32)
         groups += tl.sum(a[:, :, None] * x, 0)
     ax = tl.sum(groups, 0)
     if pid_p < n_split:
         tl.store(part_ptr + pid_p * d + offs_d, ax, mask=mask_d)
     else:
         store_diffusion(
-            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, row, stride_f_n, stride_x_n,
+            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
             stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D,
         )  # fmt: skip
-
-
-@triton.jit
-def _csr_diffusion_fwd_join_kernel(
-    f_ptr,
-    part_ptr,
-    x_ptr,
-    alpha_ptr,
-    beta_ptr,
-    x0_ptr,
-    split_row_ptr,
-    split_ptr_ptr,
-    stride_f_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_x0_n: tl.constexpr,
-    d: tl.constexpr,
-    HAS_SOURCE: tl.constexpr,
-    IS_SCALED: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    pid_s = tl.program_id(0)
-    row = tl.load(split_row_ptr + pid_s).to(tl.int64)
-    first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
-    last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
-    offs_d = tl.arange(0, BLOCK_D)
-    ax = join(part_ptr, first, last, offs_d, offs_d < d, d)
-    store_diffusion(
-        f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, row, stride_f_n, stride_x_n,
-        stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -138,54 +109,18 @@ def _csr_diffusion_bwd_da_kernel(
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0)
-    row, beg, end = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
+    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < d
     g = tl.load(df_ptr + row * stride_df_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
     g *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
-    for e in range(beg, end, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < end
-        j = tl.load(col_ptr + e + offs_e, mask=mask_e, other=0).to(tl.int64)
+    for e in range(0, count, BLOCK_E * BLOCK_G):
+        mask_e = e + offs_e < count
+        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
         da = tl.sum(x * g, 2)
-        tl.store(da_ptr + e + offs_e, da.to(da_ptr.dtype.element_ty), mask=mask_e)
-
-
-def join_diffusion(
-    f: Float[Tensor, "N d"],
-    part: Float[Tensor, "P d"],
-    x: Float[Tensor, "N d"],
-    *,
-    alpha: Float[Tensor, " d"],
-    beta: Float[Tensor, " d"] | None,
-    x0: Float[Tensor, "N d"] | None,
-    csr: Csr,
-    is_scaled: bool,
-) -> None:
-    """Write the rows of `f` that have several pieces, from their partial sums `part`."""
-    work, d = csr.work, x.shape[1]
-    if work.n_split == 0:
-        return
-    block_d = triton.next_power_of_2(d)
-    _csr_diffusion_fwd_join_kernel[(work.split_row.numel(),)](
-        f,
-        part,
-        x,
-        alpha_ptr=alpha,
-        beta_ptr=beta,
-        x0_ptr=x0,
-        split_row_ptr=work.split_row,
-        split_ptr_ptr=work.split_ptr,
-        stride_f_n=f.stride(0),
-        stride_x_n=x.stride(0),
-        stride_x0_n=0 if x0 is None else x0.stride(0),
-        d=d,
-        HAS_SOURCE=x0 is not None,
-        IS_SCALED=is_scaled,
-        BLOCK_D=block_d,
-        num_warps=tile(block_d, block_d, torch.float32, _TILE["fwd"])["num_warps"],
-    )
+        tl.store(da_ptr + beg + (e + offs_e), da.to(da_ptr.dtype.element_ty), mask=mask_e)
 
 
 @launcher
@@ -201,8 +136,7 @@ def csr_diffusion_fwd(
 ) -> Float[Tensor, "N d"]:
     """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""
     f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _diffuse(f, x, a, alpha=alpha, beta=beta, x0=x0, csr=csr, is_scaled=True)
-    add_in_place(f, add)
+    _diffuse(f, x, a, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
     return f
 
 
@@ -224,15 +158,16 @@ def csr_diffusion_bwd(
     dx = da = dalpha = None
     if needs_dalpha:
         residual = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        _diffuse(residual, df, a, alpha=alpha, beta=None, x0=None, csr=csr_t, is_scaled=False)
-        dalpha = (x.float() * residual).sum(0)
+        _diffuse(
+            residual, df, a, alpha=alpha, beta=None, x0=None, add=(), csr=csr_t, is_scaled=False
+        )
         if needs_dx:
-            dx = (alpha * residual).to(x.dtype)
+            dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, df_scale=df_scale)
     elif needs_dx:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        _diffuse(dx, df, a, alpha=alpha, beta=None, x0=None, csr=csr_t, is_scaled=True)
-    if dx is not None and df_scale:
-        add_in_place(dx, [(df_scale, df)])
+        add = [(df_scale, df)] if df_scale else []
+        _diffuse(dx, df, a, alpha=alpha, beta=None, x0=None, add=add, csr=csr_t, is_scaled=True)
     if needs_da:
         da = _bwd_da(df, x, a, alpha=alpha, csr=csr)
     return dx, da, dalpha
@@ -246,10 +181,11 @@ def _diffuse(
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
+    add: Add,
     csr: Csr,
     is_scaled: bool,
 ) -> None:
-    """f = alpha (A x − x) + beta x0, or A x − x alone, for the view `csr` of A or Aᵀ."""
+    """f = alpha (A x − x) + beta x0 + Σ c y, alpha left out at will, for the view of A or Aᵀ."""
     work, d = csr.work, x.shape[1]
     if x.shape[0] == 0:
         return
@@ -263,6 +199,7 @@ def _diffuse(
         alpha_ptr=alpha,
         beta_ptr=beta,
         x0_ptr=x0,
+        add=dense(add),
         col_ptr=csr.col,
         slot_ptr=csr.slot,
         piece_row_ptr=work.piece_row,
@@ -279,7 +216,7 @@ def _diffuse(
         BLOCK_D=block_d,
         **tile(block_d, block_d, x.dtype, _TILE["fwd"]),
     )
-    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, csr=csr, is_scaled=is_scaled)
+    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=is_scaled)
 
 
 def _bwd_da(

@@ -54,7 +54,7 @@ class _Launch:
 
     def start(self, arguments):
         spans = []
-        for name, value in arguments:
+        for name, value in _flat(arguments):
             if torch.is_tensor(value) and value.numel():
                 steps = zip(value.shape, value.stride(), strict=True)
                 size = sum((n - 1) * stride for n, stride in steps) + 1
@@ -99,3 +99,12 @@ class _Launch:
     def _name(self, address):
         span = int(np.searchsorted(self.begin, np.uint64(address), "right")) - 1
         return f"`{self.names[max(span, 0)]}` + {address - int(self.begin[max(span, 0)])} bytes"
+
+
+def _flat(arguments):
+    """Name and value of each argument, those inside of tuples too."""
+    for name, value in arguments:
+        if isinstance(value, tuple):
+            yield from _flat((name, v) for v in value)
+        else:
+            yield name, value

@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 from grand_fast import Graph
-from grand_fast.kernels import _triton
+from grand_fast.kernels import _triton, _triton_diffusion
 from grand_fast.kernels.edge_attention import reference
 from grand_fast.kernels.edge_attention.gpu import edge_attention_fwd
 from grand_fast.ops import attention_diffusion, csr_diffusion, edge_attention
@@ -103,18 +103,28 @@ def test_against_float64(operator, kind, sizes):
     _compare(operator, graph, _inputs(operator, graph, *sizes))
 
 
+@pytest.mark.parametrize("scale_of_x", (0.0, 2.0))
+@pytest.mark.parametrize("needs_alpha", (False, True))
 @pytest.mark.parametrize("call", [csr_diffusion, attention_diffusion])
-def test_added_tensors(call):
+def test_added_tensors(call, needs_alpha, scale_of_x):
+    """As many tensors as a solver of order five adds; one is columns of a wider table."""
     graph = _graph("hub")
-    inputs = _inputs(call.__name__, graph, 5, 2, 3) | {"y": torch.randn(graph.num_nodes, 5)}
+    n = graph.num_nodes
+    inputs = _inputs(call.__name__, graph, 5, 2, 3)
+    inputs |= {f"y{s}": torch.randn(n, 5) for s in range(4)} | {"y4": torch.randn(n, 9)[:, 2:7]}
     results = []
     for backend, dtype in (("gpu", torch.float32), ("reference", torch.float64)):
-        leaves = {name: value.to(dtype).requires_grad_() for name, value in inputs.items()}
-        x, y = leaves["x"], leaves.pop("y")
-        f = call(graph=graph, backend=backend, add=[(2.0, x), (-0.5, y)], **leaves)
-        wanted = [y, *leaves.values()]
-        results.append([f, *grad(f.square().sum(), wanted)])
-    for name, got, want in zip(["f", "dy", *leaves], *results, strict=True):
+        leaves = {
+            name: value.detach().to(dtype).requires_grad_(name != "alpha" or needs_alpha)
+            for name, value in inputs.items()
+        }
+        x, ys = leaves["x"], [leaves.pop(f"y{s}") for s in range(5)]
+        add = [(scale_of_x, x), *((s - 1.5, y) for s, y in enumerate(ys))]
+        f = call(graph=graph, backend=backend, add=add, **leaves)
+        wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+        results.append([f, *grad(f.square().sum(), [*ys, *wanted.values()])])
+    names = ["f", *(f"dy{s}" for s in range(5)), *wanted]
+    for name, got, want in zip(names, *results, strict=True):
         assert_close(name, got, want)
 
 
@@ -164,6 +174,14 @@ def test_memory_and_repeatability(operator):
 def test_single_gradients(operator, needs):
     graph = _graph("random", n=8)
     _compare(operator, graph, _inputs(operator, graph, 5, 2, 3), needs)
+
+
+def test_dalpha_of_many_rows():
+    """More rows than one program sums up, and more than it loads at a time."""
+    n = 2 * _triton_diffusion._ROWS + 3
+    nodes = torch.arange(n)
+    graph = Graph.from_edge_index(torch.stack([nodes, (nodes + 1) % n]), n)
+    _compare("csr_diffusion", graph, _inputs("csr_diffusion", graph, 33, 1, 1), {"x", "alpha"})
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
