@@ -16,6 +16,14 @@ from bench.report import Row
 
 LEGEND_COLUMNS = 4
 FLOOR = "floor: row gathers + arithmetic of projections"
+# What could bound a GPU kernel, as the rows of gpu-report name it.
+MODEL_BOUNDS = {
+    "dram_s": "DRAM",
+    "l2_s": "L2",
+    "pipe_s": "busiest pipe",
+    "latency_s": "latency",
+    "longest_s": "longest piece",
+}
 
 
 def plot_time_per_shape(rows: list[Row], path: Path) -> None:
@@ -43,6 +51,30 @@ def plot_time_per_edge(rows: list[Row], path: Path) -> None:
         axis.set(title=kind, xlabel="edges", ylabel="nanoseconds per edge", xscale="log")
         axis.set(yscale="log")
         _plain_numbers(axis.yaxis)
+    _finish(figure, axes, path)
+
+
+def plot_model(rows: list[Row], path: Path) -> None:
+    """Bars per kernel, one for each thing that could bound it, the floor as a line.
+
+    A panel per GPU and element type; of a model, so the picture says so.
+    """
+    rows = [row for row in rows if "model" in row]
+    panels = list(dict.fromkeys((row["gpu"], row["dtype"]) for row in rows))
+    figure, axes = _panels(len(panels), same_scale=True)
+    for axis, panel in zip(axes, panels, strict=True):
+        here = [row for row in rows if (row["gpu"], row["dtype"]) == panel]
+        names = []
+        for place, row in enumerate(here):
+            model = row["model"]["natural"]
+            names.append(row["kernel"].replace(" ", "\n", 1))
+            for i, (key, label) in enumerate(MODEL_BOUNDS.items()):
+                at = place + (i - (len(MODEL_BOUNDS) - 1) / 2) * 0.16
+                axis.bar(at, model[key] * 1e3, 0.16, color=f"C{i}", label=label)
+            floor = model["floor_s"] * 1e3
+            axis.hlines(floor, place - 0.4, place + 0.4, "black", label="floor of memory")
+        axis.set(title=f"{' '.join(panel)}: MODEL, nothing ran", ylabel="milliseconds")
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small")
     _finish(figure, axes, path)
 
 

@@ -5,6 +5,7 @@ arguments are specialised as on that GPU and the machine code is the one a user 
 With `TRITON_INTERPRET=1` there is no compiler: leave it unset.
 """
 
+import os
 import re
 import subprocess
 import tempfile
@@ -21,8 +22,11 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-TARGETS = {arch: GPUTarget("cuda", int(arch[3:]), 32) for arch in ("sm_80", "sm_90")}
-_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# The GPUs whose machine code is gated and modelled: A100 and H100.
+MODELLED = ("sm_80", "sm_90")
+TARGETS = {arch: GPUTarget("cuda", int(arch[3:]), 32) for arch in (*MODELLED, "sm_100", "sm_120")}
+TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
+_NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,25 @@ class Launch:
         """Name of the kernel."""
         return str(self.kernel.__name__)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every argument by its name, `num_warps` and the like among them."""
+        return dict(zip(self.kernel.arg_names, self.args, strict=False)) | self.kwargs
+
+    @property
+    def slots(self) -> int:
+        """Edges that one turn of the kernel's loop takes; 1 where it goes over something else."""
+        return int(self.kwargs.get("BLOCK_E", 1) * self.kwargs.get("BLOCK_G", 1))
+
 
 @dataclass(frozen=True)
 class Resources:
     """What a compiled kernel takes from its multiprocessor.
 
-    registers: per lane; at most 255, and 64 let 32 warps be resident. stack: bytes per lane of
-    local memory, where spilled registers go (Triton has no other use for it). shared: bytes per
-    program. The others count instructions of the PTX: wide_loads are loads of 128 bits a lane.
+    registers: per lane; of NVIDIA's at most 255, and 64 let 32 warps be resident. stack: bytes per
+    lane of local memory, where spilled registers go (Triton has no other use for it). shared: bytes
+    per program. The others count instructions of PTX or amdgcn: wide_loads are loads of 128 bits a
+    lane.
     """
 
     registers: int
@@ -104,12 +119,18 @@ def compile_launch(launch: Launch, arch: str) -> CompiledKernel:
 
 
 def resources(compiled: CompiledKernel) -> Resources:
-    """Registers, stack and shared memory of a kernel compiled for NVIDIA, from its cubin."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
-        command = [str(_CUOBJDUMP), "-res-usage", str(cubin)]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    """Registers, stack and shared memory of a compiled kernel, and what its code counts."""
+    target = compiled.metadata.target
+    return _of_amdgcn(compiled) if target.backend == "hip" else _of_cubin(compiled)
+
+
+def disassembly(compiled: CompiledKernel) -> str:
+    """The machine code of a kernel compiled for NVIDIA, with its raw encoding."""
+    return _on_cubin(compiled, "nvdisasm", "-c", "-hex")
+
+
+def _of_cubin(compiled: CompiledKernel) -> Resources:
+    usage = _on_cubin(compiled, "cuobjdump", "-res-usage")
     field = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", usage)}
     ptx = compiled.asm["ptx"]
     return Resources(
@@ -121,3 +142,35 @@ def resources(compiled: CompiledKernel) -> Resources:
         barriers=len(re.findall(r"\bbar\.sync", ptx)),
         float_atomics=len(re.findall(r"\b(?:atom|red)\.\S*\.b?f\d+", ptx)),
     )
+
+
+def _of_amdgcn(compiled: CompiledKernel) -> Resources:
+    """From the text that the assembler gets: AMD's binary needs no tool of theirs to be read."""
+    text = compiled.asm["amdgcn"]
+
+    def field(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", text)
+        assert found, name
+        return int(found.group(1))
+
+    return Resources(
+        registers=field("vgpr_count"),
+        stack=field("private_segment_fixed_size"),
+        shared=compiled.metadata.shared,
+        warps=compiled.metadata.num_warps,
+        wide_loads=len(re.findall(r"\b(?:global|buffer|flat)_load_dwordx4\b", text)),
+        barriers=len(re.findall(r"\bs_barrier\b", text)),
+        # without an instruction for a type, its atomics are loops around cmpswap
+        float_atomics=len(re.findall(r"_atomic_(?:\w*_b?f(?:16|32|64)|cmpswap)", text)),
+    )
+
+
+def _on_cubin(compiled: CompiledKernel, tool: str, *flags: str) -> str:
+    # cuobjdump looks for nvdisasm on the path
+    env = os.environ | {"PATH": f"{_NVIDIA_TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        command = [str(_NVIDIA_TOOLS / tool), *flags, str(cubin)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    return result.stdout

@@ -1,0 +1,126 @@
+"""The metrics of every kernel as they should be, in golden.json, and what makes one worse."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bench.gpu_report.compile import MODELLED
+from bench.gpu_report.launches import passes
+from bench.gpu_report.metrics import Metrics, label, machine_code
+from bench.problem import Shape
+from grand_fast.testing import random_graph
+
+PATH = Path(__file__).with_name("golden.json")
+UPDATE = "python -m bench gpu-report --update-golden"
+# Widths that divide a warp's and those that do not; chunks wider than one warp; halves.
+CASES = [
+    (Shape(128, 4, 128), torch.float32),
+    (Shape(64, 8, 128), torch.float32),
+    (Shape(162, 2, 32), torch.float32),
+    (Shape(256, 4, 128), torch.float32),
+    (Shape(128, 4, 128), torch.bfloat16),
+]
+
+Golden = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How far a metric may move in its worse direction."""
+
+    worse: int  # +1: more is worse; −1: less is
+    slack: float = 0.0
+    relative_slack: float = 0.0
+
+
+# What is not here (multiply-adds, exponentials, bytes in flight) says how, not how well.
+_RULES = {
+    "registers": _Rule(+1, slack=4),  # what counts of them is in `warps`
+    "spills": _Rule(+1),
+    "warps": _Rule(-1),
+    "wide_percent": _Rule(-1, slack=0.5),
+    "instructions": _Rule(+1, relative_slack=0.02),
+    "shuffles": _Rule(+1),
+    "barriers": _Rule(+1),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Sentences, each naming the kernel, its case and the two values."""
+
+    worse: list[str]
+    better: list[str]
+
+
+def case_name(arch: str, shape: Shape, dtype: torch.dtype) -> str:
+    """As golden.json has it: `sm_80 128/4/128 float32`."""
+    return f"{arch} {shape} {str(dtype).removeprefix('torch.')}"
+
+
+def measure(arch: str, shape: Shape, dtype: torch.dtype) -> dict[str, Metrics]:
+    """The metrics of each kernel of all operators, by its label, on a graph with hubs."""
+    found: dict[str, Metrics] = {}
+    for launches in passes(random_graph("hub", 17), shape, dtype).values():
+        for launch in launches:
+            if label(launch) not in found:
+                found[label(launch)] = machine_code(launch, arch).metrics
+    return found
+
+
+def every_case() -> Iterator[tuple[str, dict[str, Metrics]]]:
+    """Each case of golden.json, by its name, as the kernels are now."""
+    for arch in MODELLED:
+        for shape, dtype in CASES:
+            yield case_name(arch, shape, dtype), measure(arch, shape, dtype)
+
+
+def load() -> Golden:
+    """golden.json; of no version and without kernels if it is not there."""
+    if not PATH.is_file():
+        return {"triton": None, "kernels": {}}
+    golden: Golden = json.loads(PATH.read_text(encoding="utf-8"))
+    return golden
+
+
+def is_of_this_compiler(golden: Golden) -> bool:
+    """Another version of Triton makes other code of the same kernels."""
+    return bool(golden["triton"] == triton.__version__)
+
+
+def save(found: Mapping[str, Mapping[str, Metrics]]) -> None:
+    """Write golden.json, a line per kernel, so that a change shows as one."""
+    cases = []
+    for case, kernels in found.items():
+        lines = [f"   {json.dumps(n)}: {json.dumps(asdict(m))}" for n, m in kernels.items()]
+        cases.append(f"  {json.dumps(case)}: {{\n" + ",\n".join(lines) + "\n  }")
+    head = f'{{\n "triton": {json.dumps(triton.__version__)},\n "kernels": {{\n'
+    PATH.write_text(head + ",\n".join(cases) + "\n }\n}\n", encoding="utf-8")
+
+
+def missing(case: str, now: Mapping[str, Metrics], golden: Golden) -> list[str]:
+    """Kernels that only one of both has: golden.json is then out of date."""
+    known = golden["kernels"].get(case, {})
+    gone = [f"{case} {name}: no longer launched" for name in sorted(known.keys() - now.keys())]
+    return gone + [f"{case} {name}: new" for name in sorted(now.keys() - known.keys())]
+
+
+def compare(case: str, now: Mapping[str, Metrics], golden: Golden) -> Difference:
+    """What is worse and what is better than golden.json has it, of the kernels that both have."""
+    difference = Difference([], [])
+    known = golden["kernels"].get(case, {})
+    for name in sorted(now.keys() & known.keys()):
+        for metric, rule in _RULES.items():
+            value, old = getattr(now[name], metric), known[name][metric]
+            text = f"{case} {name}: {metric} {old:g} → {value:g}"
+            step = rule.worse * (value - old)
+            if step > rule.slack + rule.relative_slack * old:
+                difference.worse.append(text)
+            elif step < 0:
+                difference.better.append(text)
+    return difference

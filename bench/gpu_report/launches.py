@@ -1,0 +1,116 @@
+"""Which kernels the operators launch, with which arguments: nothing runs, so no list goes stale.
+
+The launchers are called on tensors of device `meta`, which have shapes and no memory: a real graph
+costs no more than its own arrays.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.gpu_report.compile import Launch, record
+from bench.problem import Shape
+from grand_fast import Graph
+from grand_fast.kernels import _triton
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
+from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
+from grand_fast.kernels.edge_attention import gpu as edge_attention
+
+
+class _Inputs(NamedTuple):
+    """Arguments of every launcher; `da` per head, `a` one weight an edge."""
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    a: Tensor
+    da: Tensor
+    alpha: Tensor
+    lse: Tensor
+    csr: Csr
+    csr_t: Csr
+
+
+def passes(
+    graph: Graph, shape: Shape, dtype: torch.dtype, *, index: torch.dtype = torch.int32
+) -> dict[str, list[Launch]]:
+    """The launches of each operator's forward and backward, without a source, by pass."""
+    g = _inputs(graph, shape, dtype, index)
+    plain: dict[str, Any] = {"alpha": g.alpha, "beta": None, "x0": None, "csr": g.csr}
+    views: dict[str, Any] = {"csr": g.csr, "csr_t": g.csr_t}
+    every: dict[str, list[Launch]] = {}
+    with record() as every["attention_diffusion forward"]:
+        attention_diffusion.attention_diffusion_fwd(g.x, g.q, g.k, **plain)
+    with record() as every["attention_diffusion backward"]:
+        attention_diffusion.attention_diffusion_bwd(
+            g.x, g.x, g.q, k=g.k, lse=g.lse, alpha=g.alpha, **views, needs_dqk=True,
+            needs_dalpha=False,
+        )  # fmt: skip
+    with record() as every["csr_diffusion forward"]:
+        csr_diffusion.csr_diffusion_fwd(g.x, g.a, **plain)
+    with record() as every["csr_diffusion backward"]:
+        csr_diffusion.csr_diffusion_bwd(
+            g.x, g.x, g.a, alpha=g.alpha, **views, needs_dx=True, needs_da=True, needs_dalpha=False
+        )
+    with record() as every["edge_attention forward"]:
+        edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=False, csr=g.csr)
+    with record() as every["edge_attention backward"]:
+        edge_attention.edge_attention_bwd(g.da, g.q, g.k, lse=g.lse, **views)
+    return every
+
+
+def every_launch(
+    graph: Graph, shape: Shape, dtype: torch.dtype, *, index: torch.dtype = torch.int32
+) -> list[Launch]:
+    """Those of `passes`, and of every switch that a launcher has."""
+    g = _inputs(graph, shape, dtype, index)
+    source: dict[str, Any] = {"alpha": g.alpha, "beta": g.alpha, "x0": g.x, "csr": g.csr}
+    source["add"] = [(2.0, g.x), (0.5, g.x)]
+    views: dict[str, Any] = {"csr": g.csr, "csr_t": g.csr_t}
+    field = {"alpha": g.alpha, "df_scale": 0.5, **views}
+    with record() as switched:
+        csr_diffusion.csr_diffusion_fwd(g.x, g.a, **source)
+        csr_diffusion.csr_diffusion_bwd(
+            g.x, g.x, g.a, **field, needs_dx=True, needs_da=False, needs_dalpha=True
+        )
+        edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=True, csr=g.csr)
+        edge_attention.edge_attention_bwd(g.a, g.q, g.k, lse=g.lse, **views)
+        attention_diffusion.attention_diffusion_fwd(g.x, g.q, g.k, **source)
+        for needs_dqk, needs_dalpha in ((False, False), (False, True), (True, True)):
+            attention_diffusion.attention_diffusion_bwd(
+                g.x, g.x, g.q, k=g.k, lse=g.lse, **field, needs_dqk=needs_dqk,
+                needs_dalpha=needs_dalpha,
+            )  # fmt: skip
+    plain = passes(graph, shape, dtype, index=index).values()
+    return [launch for launches in plain for launch in launches] + switched
+
+
+def _inputs(graph: Graph, shape: Shape, dtype: torch.dtype, index: torch.dtype) -> _Inputs:
+    n, e, h = graph.num_nodes, graph.num_edges, shape.heads
+
+    def empty(*sizes: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
+    # one projection gives both, so their rows lie side by side
+    q, k = empty(n, 2, h, shape.d_k).unbind(1)
+    return _Inputs(
+        x=empty(n, shape.channels),
+        q=q,
+        k=k,
+        a=empty(e),
+        da=empty(e, h),
+        alpha=empty(shape.channels, dtype=torch.float32),
+        lse=empty(n, h, dtype=torch.float32),
+        csr=_view(graph, index, transposed=False),
+        csr_t=_view(graph, index, transposed=True),
+    )
+
+
+def _view(graph: Graph, index: torch.dtype, *, transposed: bool) -> Csr:
+    """As the GPU's plan makes it; its index arrays stay here, where they can be counted."""
+    view = graph.csr(transposed=transposed)
+    rowptr, col = view.rowptr.to(index), view.col.to(index)
+    slot = None if view.slot is None else view.slot.to(index)
+    return view._replace(rowptr=rowptr, col=col, slot=slot, work=_triton.cut(rowptr))
