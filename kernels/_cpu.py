@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -248,39 +249,41 @@ class Compiled:
         # Plain threads, because the kernel runs without the GIL: no OpenMP runtime of our own to
         # clash with torch's or to break in a forked child, and callers need no lock. Tasks go to
         # whoever is free, so that fewer helpers, or none, do as well.
-        helpers: list[Future[None]] = []
+        jobs = [_Job(self._function, address, t, (values, arguments)) for t in range(1, threads)]
         try:
-            for thread in range(1, threads):
-                # `values` and `arguments` go along: they must outlive a helper whatever happens.
-                helpers.append(
-                    _pool.submit(_help, self._function, address, thread, values, arguments)
-                )
-        except RuntimeError:
-            pass  # the interpreter is shutting down and starts no more threads
-        try:
+            for job in jobs:
+                _hand_out(job)
             self._function(address, 0)
         finally:
-            _finish(helpers)
+            for job in jobs:
+                job.finish()
 
 
-def _help(
-    function: Callable[[int, int], None], address: int, thread: int, *_kept_alive: object
-) -> None:
-    function(address, thread)
+class _Job:
+    """One helper's share of a launch. What its address leads to lives as long as the job does.
 
+    Bare locks, because an exception may come at any time from a signal (Ctrl-C), and those of
+    `concurrent.futures` may then stay locked for good.
+    """
 
-def _finish(helpers: list[Future[None]]) -> None:
-    """Call off the helpers that have not started and wait for the others, interrupted or not."""
-    interruption: BaseException | None = None
-    while helpers:
-        try:
-            if not helpers[-1].cancel():
-                wait(helpers[-1:])
-            helpers.pop()
-        except BaseException as exception:  # Ctrl-C: results are being written yet
-            interruption = exception
-    if interruption is not None:
-        raise interruption
+    def __init__(
+        self, function: Callable[[int, int], None], address: int, thread: int, kept_alive: object
+    ) -> None:
+        self._function, self._address, self._thread = function, address, thread
+        self._kept_alive = kept_alive
+        self._unclaimed, self._running = threading.Lock(), threading.Lock()
+        self._running.acquire()
+
+    def run(self) -> None:
+        """By the helper: unless it was called off."""
+        if self._unclaimed.acquire(blocking=False):
+            self._function(self._address, self._thread)
+            self._running.release()
+
+    def finish(self) -> None:
+        """By the caller: call it off if it has not started, else wait for its end."""
+        if not self._unclaimed.acquire(blocking=False):
+            self._running.acquire()
 
 
 def _argument(value: Tensor | int, kind: str) -> int:
@@ -289,12 +292,29 @@ def _argument(value: Tensor | int, kind: str) -> int:
     return value.data_ptr() if kind == "address" else value.stride(0)
 
 
-def _new_pool() -> None:
-    global _pool
-    _pool = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="grand_fast")
+def _hand_out(job: _Job) -> None:
+    """To a helper that is free; as many are started as there are cores."""
+    if len(_helpers) < (os.cpu_count() or 1):
+        helper = threading.Thread(target=_help, args=(_jobs,), name="grand_fast", daemon=True)
+        _helpers.append(helper)
+        # The interpreter is ending, or the system has no more threads: the caller does all tasks.
+        with suppress(RuntimeError):
+            helper.start()
+    _jobs.put(job)
 
 
-_pool: ThreadPoolExecutor
-_new_pool()
+def _help(jobs: SimpleQueue[_Job]) -> None:
+    while True:
+        jobs.get().run()
+
+
+def _forget_helpers() -> None:
+    global _jobs, _helpers
+    _jobs, _helpers = SimpleQueue(), []
+
+
+_jobs: SimpleQueue[_Job]
+_helpers: list[threading.Thread]
+_forget_helpers()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_pool)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_forget_helpers)  # a child has none of its parent's threads

@@ -44,8 +44,8 @@ def test_an_interrupted_call_leaves_no_helper_behind():
         signal.signal(signal.SIGALRM, interrupt)
         interrupted = 0
         for i in range(200):
-            signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00001 * i)
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00001 * i)
                 for _ in range(100):
                     call()
             except (Interrupt, RuntimeError):  # RuntimeError: it struck inside a lock
