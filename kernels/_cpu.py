@@ -282,7 +282,9 @@ class _Job:
 
     def finish(self) -> None:
         """By the caller: call it off if it has not started, else wait for its end."""
-        if not self._unclaimed.acquire(blocking=False):
+        if self._unclaimed.acquire(blocking=False):
+            self._kept_alive = None  # it may lie in the queue until a helper is free
+        else:
             self._running.acquire()
 
 
@@ -296,10 +298,10 @@ def _hand_out(job: _Job) -> None:
     """To a helper that is free; as many are started as there are cores."""
     if len(_helpers) < (os.cpu_count() or 1):
         helper = threading.Thread(target=_help, args=(_jobs,), name="grand_fast", daemon=True)
-        _helpers.append(helper)
         # The interpreter is ending, or the system has no more threads: the caller does all tasks.
         with suppress(RuntimeError):
             helper.start()
+            _helpers.append(helper)
     _jobs.put(job)
 
 

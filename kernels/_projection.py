@@ -1,6 +1,6 @@
 """The projections of a state, `y = x Wᵀ + b` for many rows and few channels, and their backward.
 
-Work:     one task per slab of rows; sums of TILE rows and registers of columns at a time, in
+Work:     one task per slab of rows; sums of TILE_ROWS rows and some registers of columns, in
           registers; W repacked once a call, so that a panel of its columns stays in the nearest
           cache. The gradient by W is summed over slabs that depend on N alone, then over the slabs.
 Bytes:    b(N(c + m) + cm), b bytes per element, forward; by x and W each b(N(c + m) + cm) again.
@@ -69,7 +69,6 @@ def _product_kernel(
 
     with k.tasks() as task:
         begin, end = bounds[task], bounds[task + 1]
-
         tiles_end = begin + (end - begin) // TILE_ROWS * TILE_ROWS
         for panel in _panels(columns, k.lanes):
             packed = k.vector("packed").at(panel[0].start * inner)

@@ -33,9 +33,9 @@ from grand_fast.ops.edge_attention import check_attention
 _OP = "projected_attention_diffusion"
 _KERNELS = "attention_diffusion"
 
-# Keeping q and k for backward saves one of its three products. They are
-# kept when small, or when they take less than this share of the free memory: a long solve keeps
-# them for its first evaluations and stops before memory runs short.
+# Keeping q and k for backward saves one of its three products. They are kept when small, or when
+# they take less than this share of the free memory: a long solve keeps them for its first
+# evaluations and stops before memory runs short.
 _ALWAYS_KEPT = 16 << 20  # bytes
 _SHARE_KEPT = 1 / 32
 
