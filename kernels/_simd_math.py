@@ -99,6 +99,7 @@ def log(x: Vec) -> Vec:
     series = k.splat(0.0)  # atanh(t) / t
     for i in reversed(range(f.log_terms)):
         series = fma(series, t2, k.splat(1.0 / (2 * i + 1)))
-    return fma(
+    result = fma(
         Vec(k, b.sitofp(n, k.vector_type)), k.splat(math.log(2.0)), k.splat(2.0) * t * series
     )
+    return Vec(k, b.select(b.fcmp_unordered("uno", x.value, x.value), x.value, result.value))  # NaN

@@ -380,3 +380,18 @@ def test_backend_block_and_environment(monkeypatch):
         run(graph)(**p, backend="auto")
     with gf.backend("cpu"):
         assert math.isfinite(float(run(graph)(**p, backend="auto").sum()))
+
+
+def test_nan_spreads_as_in_the_reference():
+    graph = random_graph("random")
+    n = graph.num_nodes
+    x, q, k = torch.randn(n, 5), torch.randn(n, 2, 3), torch.randn(n, 2, 3)
+    k[n // 2] = math.nan
+    leaves = [t.requires_grad_() for t in (x, q, k)]
+    where = []
+    for backend in ("cpu", "reference"):
+        f = gf.ops.attention_diffusion(*leaves, graph, backend=backend)
+        grads = torch.autograd.grad(f, leaves, torch.ones_like(f))
+        where.append([t.isnan() for t in (f, *grads)])
+    assert bool(where[0][1].any())
+    assert all(torch.equal(a, b) for a, b in zip(*where, strict=True))
