@@ -21,7 +21,7 @@ import grand_fast as gf
 from grand_fast.arguments import BAD_ARGUMENTS, OneLineParser, device, number, one_of
 from grand_fast.data import DATASETS, SPLITS
 from grand_fast.nn.grand import VARIANTS
-from grand_fast.ops._dispatch import BACKENDS, unsupported_reasons
+from grand_fast.ops._dispatch import BACKENDS, cannot_run
 from grand_fast.presets import PRESETS, preset
 from grand_fast.raw_files import DataError
 from grand_fast.solvers import METHODS
@@ -242,8 +242,8 @@ def _cannot_run(backend: str, device: torch.device) -> str | None:
         source = "GRAND_FAST_BACKEND"
     if backend not in BACKENDS:
         return f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}."
-    reasons = unsupported_reasons(backend, device.type, torch.float32)
-    return f"{source} {backend} cannot run: {'; '.join(reasons)}." if reasons else None
+    problem = cannot_run(backend, device, torch.float32)
+    return f"{source}: {problem}" if problem else None
 
 
 def _info(options: argparse.Namespace) -> int:

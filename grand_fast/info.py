@@ -95,8 +95,8 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _device_of(backend: str) -> str:
-    return "cuda" if backend == "gpu" and torch.cuda.is_available() else "cpu"
+def _device_of(backend: str) -> torch.device:
+    return torch.device("cuda" if backend == "gpu" and torch.cuda.is_available() else "cpu")
 
 
 def _processor() -> str:

@@ -154,7 +154,9 @@ def test_json_must_be_a_file(capsys):
 def test_no_gpu(capsys, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "torch sees no GPU" in fails(capsys, ["train", "--device", "cuda"], 1)
-    assert "must be on a CUDA device" in fails(capsys, ["train", "--backend", "gpu"], 1)
+    line = fails(capsys, ["train", "--backend", "gpu"], 1)
+    assert "torch sees no GPU" in line
+    assert "'auto' uses 'cpu'" in line
 
 
 def test_backend_of_the_environment(capsys, monkeypatch):

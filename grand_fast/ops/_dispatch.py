@@ -5,11 +5,12 @@ Only this file imports a `gpu.py` or `cpu.py`, and only when it is about to be c
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from types import ModuleType
@@ -22,6 +23,9 @@ Backend = Literal["auto", "gpu", "cpu", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "gpu", "cpu", "reference")
 
 _PACKAGES = {"gpu": "triton", "cpu": "llvmlite"}
+# The series whose machine code the tests run; another one may compile the same kernels wrongly.
+TESTED_TRITON = "3.7"
+OLDEST_CAPABILITY = (8, 0)  # A100: the oldest NVIDIA GPU that the kernels are compiled for
 _DTYPES = {
     "gpu": (torch.float16, torch.bfloat16, torch.float32),
     "cpu": (torch.float32, torch.float64),
@@ -61,13 +65,23 @@ def choose(op: str, name: str, x: Tensor) -> str:
     asked = name != "auto"
     if not asked:
         name = "gpu" if x.is_cuda else "cpu"
-    reasons = unsupported_reasons(name, x.device.type, x.dtype)
+    reasons = unsupported_reasons(name, x.device, x.dtype)
     if not reasons:
         return name
     if asked:
-        raise RuntimeError(f"{op}: backend '{name}' cannot run: {'; '.join(reasons)}.")
+        raise RuntimeError(f"{op}: {cannot_run(name, x.device, x.dtype)}")
     _warn_once(op, name, "; ".join(reasons))
     return "reference"
+
+
+def cannot_run(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """One sentence: why backend `name` cannot run, and what `auto` uses instead; None if it can."""
+    reasons = unsupported_reasons(name, device, dtype)
+    if not reasons:
+        return None
+    best = "gpu" if device.type == "cuda" else "cpu"
+    instead = "reference" if unsupported_reasons(best, device, dtype) else best
+    return f"backend '{name}' cannot run: {'; '.join(reasons)}. 'auto' uses '{instead}' here."
 
 
 def launchers(op: str, name: str) -> ModuleType:
@@ -89,20 +103,48 @@ def projection() -> ModuleType:
 
 
 @lru_cache(maxsize=64)
-def unsupported_reasons(name: str, device: str, dtype: torch.dtype) -> list[str]:
-    """Why backend `name` cannot run on tensors of this device type and dtype; empty if it can."""
+def unsupported_reasons(name: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Why backend `name` cannot run on tensors of this device and dtype; empty if it can."""
     reasons = []
     package = _PACKAGES.get(name)
     if package is not None and importlib.util.find_spec(package) is None:
         reasons.append(f"{package} is not installed (pip install {package})")
-    if name == "gpu" and device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        reasons.append(f"tensors must be on a CUDA device, got '{device}'")
-    if name == "cpu" and device != "cpu":
-        reasons.append(f"tensors must be on the CPU, got '{device}'")
+    elif name == "gpu":
+        version = _triton_version()
+        if not version.startswith(f"{TESTED_TRITON}."):
+            remedy = f"pip install 'triton=={TESTED_TRITON}.*'"
+            reasons.append(f"triton {version} is untested ({remedy})")
+    if name == "gpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        reasons += _unfit_gpu(device)
+    if name == "cpu" and device.type != "cpu":
+        reasons.append(f"tensors must be on the CPU, got '{device.type}'")
     if name in _DTYPES and dtype not in _DTYPES[name]:
         known = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES[name])
         reasons.append(f"dtype must be one of {known}, got {str(dtype).removeprefix('torch.')}")
     return reasons
+
+
+def _triton_version() -> str:
+    """Without importing it, which takes a second; builds of torch bring it under several names."""
+    for name in ("triton", "triton-rocm", "pytorch-triton", "pytorch-triton-rocm"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "of unknown version"
+
+
+def _unfit_gpu(device: torch.device) -> list[str]:
+    if not torch.cuda.is_available():
+        return ["torch sees no GPU"]
+    if device.type != "cuda":
+        return [f"tensors must be on a CUDA device, got '{device.type}'"]
+    # AMD counts its architectures in other numbers, and none that torch supports is too old.
+    if torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < OLDEST_CAPABILITY:
+            oldest, got = (f"{major}.{minor}" for major, minor in (OLDEST_CAPABILITY, capability))
+            name = torch.cuda.get_device_name(device)
+            return [f"the GPU must be of compute capability {oldest} or newer, got {got} ({name})"]
+    return []
 
 
 @lru_cache(maxsize=64)
