@@ -45,9 +45,9 @@ from grand_fast.kernels.attention_diffusion._triton_backward import bwd_dk, bwd_
 from grand_fast.kernels.attention_diffusion._triton_weighted_sum import sweep_once, weighted_sum
 
 _TILE = 512  # elements of a gathered tile per warp: two tiles, and one accumulator
-# One sweep has an accumulator per head: 16 registers a lane here. With 32, its inner loop took more
-# instructions than both loops of two sweeps.
-_ACCUMULATORS = 512  # elements per warp
+# One sweep has an accumulator per head, of at most 32 registers a lane together; with more heads a
+# second gather of k costs less than the registers.
+_ACCUMULATORS = 1024  # elements per warp
 
 
 @triton.jit(do_not_specialize=["n_split"])
