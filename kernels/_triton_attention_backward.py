@@ -14,7 +14,51 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._triton_tiles import head_columns, head_widths, join, row_warps
+from grand_fast.kernels._triton_tiles import (
+    add_weighted,
+    head_columns,
+    heads_of,
+    join,
+    join_lanes,
+    row_warps,
+    zeros,
+)
+
+
+@triton.jit
+def no_dq_sums(BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_A: tl.constexpr,
+               N_A: tl.constexpr, N_H: tl.constexpr):  # fmt: skip
+    """Σ p, Σ p t (N_H groups of heads each), Σ p k, Σ p t k (N_A chunks) before the first edge."""
+    return (
+        zeros(N_H, BLOCK_G, BLOCK_H),
+        zeros(N_H, BLOCK_G, BLOCK_H),
+        zeros(N_A, BLOCK_G, BLOCK_A),
+        zeros(N_A, BLOCK_G, BLOCK_A),
+    )
+
+
+@triton.jit
+def add_dq_sums(sums, p, t, k, BLOCK_H: tl.constexpr, N_A: tl.constexpr, N_H: tl.constexpr):
+    """The sums with one more turn: p, t N_H of [BLOCK_E, BLOCK_G, BLOCK_H or 1], k in chunks."""
+    sum_p = ()
+    sum_pt = ()
+    pt = ()
+    for h in tl.static_range(N_H):
+        pt = pt + (p[h] * t[h],)
+        sum_p = sum_p + (sums[0][h] + tl.sum(p[h], 0),)
+        sum_pt = sum_pt + (sums[1][h] + tl.sum(pt[h], 0),)
+    return (
+        sum_p,
+        sum_pt,
+        add_weighted(sums[2], p, k, BLOCK_H),
+        add_weighted(sums[3], pt, k, BLOCK_H),
+    )
+
+
+@triton.jit
+def join_dq_sums(sums):
+    """The sums over all groups of lanes: [BLOCK_H], [BLOCK_H], [BLOCK_A], [BLOCK_A] each."""
+    return join_lanes(sums[0]), join_lanes(sums[1]), join_lanes(sums[2]), join_lanes(sums[3])
 
 
 @triton.jit
@@ -27,33 +71,36 @@ def store_dq(
     sum_ptk,
     t0,
     lse,
-    row,
     scale,
     H: tl.constexpr,
     d_k: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
 ):
     """dq = scale (Σ p t k − Delta Σ p k) of one row, and Delta = Σ p t; sums over its edges.
 
-    sum_p, sum_pt [BLOCK_H]; sum_pk, sum_ptk [BLOCK_H · BLOCK_K]. t is counted from t0, which
-    cancels in dq. The difference of the two sums can be small against them: that Σ p is only 1 up
-    to the rounding of lse would show, so all are divided by it. The column pass gathers lse with
-    Delta: a copy of it is stored beside.
+    sum_p, sum_pt, lse: N_H of [BLOCK_H]; sum_pk, sum_ptk: N_A of [BLOCK_A]. t is counted from t0,
+    which cancels in dq. The difference of the two sums can be small against them: that Σ p is only
+    1 up to the rounding of lse would show, so all are divided by it. The column pass gathers lse
+    with Delta: a copy of it is stored beside.
     """
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    over_p = tl.where(sum_p > 0.0, 1.0 / sum_p, 0.0)  # a row without edges: dq = 0
-    delta = sum_pt * over_p
-    difference = tl.reshape(sum_ptk, [BLOCK_H, BLOCK_K]) - delta[:, None] * tl.reshape(
-        sum_pk, [BLOCK_H, BLOCK_K]
-    )
-    dq = tl.reshape(scale * over_p[:, None] * difference, [BLOCK_H * BLOCK_K])
-    at = dq_ptr + row * (H * d_k) + offs_a
-    tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=mask_a)
-    at_h = lse_delta_ptr + row * (2 * H) + offs_h
-    tl.store(at_h, lse, mask=offs_h < H)
-    tl.store(at_h + H, delta + t0, mask=offs_h < H)
+    for g in tl.static_range(N_H):
+        offs_h = heads_of(g, BLOCK_H)
+        over_p = tl.where(sum_p[g] > 0.0, 1.0 / sum_p[g], 0.0)  # a row without edges: dq = 0
+        delta = sum_pt[g] * over_p
+        tl.store(lse_delta_ptr + offs_h, lse[g], mask=offs_h < H)
+        tl.store(lse_delta_ptr + H + offs_h, delta + t0, mask=offs_h < H)
+        for c in tl.static_range(g * (N_A // N_H), (g + 1) * (N_A // N_H)):
+            pk = tl.reshape(sum_pk[c], [BLOCK_H, BLOCK_A // BLOCK_H])
+            ptk = tl.reshape(sum_ptk[c], [BLOCK_H, BLOCK_A // BLOCK_H])
+            dq = (scale * over_p)[:, None] * (ptk - delta[:, None] * pk)
+            offs, mask = head_columns(c, H, d_k, BLOCK_A, VEC_A, BLOCK_K)
+            dq = tl.reshape(dq, offs.shape).to(dq_ptr.dtype.element_ty)
+            tl.store(dq_ptr + offs, dq, mask=mask)
 
 
 @triton.jit
@@ -64,19 +111,33 @@ def store_dq_part(
     sum_pk,
     sum_ptk,
     t0,
-    pid_p,
     BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
 ):
     """The sums of one piece, a row of `part`: Σ p k | Σ p t k | Σ p | Σ p t | t0."""
-    offs_a = tl.arange(0, BLOCK_H * BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H) + 2 * BLOCK_H * BLOCK_K
-    at = part_ptr + pid_p * (BLOCK_H * (2 * BLOCK_K + 3))
-    tl.store(at + offs_a, sum_pk)
-    tl.store(at + offs_a + BLOCK_H * BLOCK_K, sum_ptk)
-    tl.store(at + offs_h, sum_p)
-    tl.store(at + offs_h + BLOCK_H, sum_pt)
-    tl.store(at + offs_h + 2 * BLOCK_H, tl.zeros([BLOCK_H], tl.float32) + t0)
+    columns: tl.constexpr = N_A * BLOCK_A
+    heads: tl.constexpr = N_H * BLOCK_H
+    for c in tl.static_range(N_A):
+        at = part_ptr + c * BLOCK_A + tl.arange(0, BLOCK_A)
+        tl.store(at, sum_pk[c])
+        tl.store(at + columns, sum_ptk[c])
+    for g in tl.static_range(N_H):
+        at = part_ptr + 2 * columns + heads_of(g, BLOCK_H)
+        tl.store(at, sum_p[g])
+        tl.store(at + heads, sum_pt[g])
+        tl.store(at + 2 * heads, tl.zeros([BLOCK_H], tl.float32) + t0)
+
+
+@triton.jit
+def store_heads(row_ptr, dk, H: tl.constexpr, d_k: tl.constexpr, BLOCK_A: tl.constexpr,
+                VEC_A: tl.constexpr, BLOCK_K: tl.constexpr, N_A: tl.constexpr):  # fmt: skip
+    """Write a row of dk, given in N_A chunks [BLOCK_A]."""
+    for c in tl.static_range(N_A):
+        offs, mask = head_columns(c, H, d_k, BLOCK_A, VEC_A, BLOCK_K)
+        dk_c = tl.reshape(dk[c], offs.shape).to(row_ptr.dtype.element_ty)
+        tl.store(row_ptr + offs, dk_c, mask=mask)
 
 
 @triton.jit
@@ -92,24 +153,28 @@ def _edge_attention_bwd_dq_join_kernel(
     d_k: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
 ):
     pid_s = tl.program_id(0)
     row = tl.load(split_row_ptr + pid_s).to(tl.int64)
     first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
     last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
-    width: tl.constexpr = BLOCK_H * (2 * BLOCK_K + 3)
-    offs_a = tl.arange(0, BLOCK_H * BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H) + 2 * BLOCK_H * BLOCK_K
-    sum_pk = join(part_ptr, first, last, offs_a, offs_a < width, width)
-    sum_ptk = join(part_ptr + BLOCK_H * BLOCK_K, first, last, offs_a, offs_a < width, width)
-    sum_p = join(part_ptr, first, last, offs_h, offs_h < width, width)
-    sum_pt = join(part_ptr + BLOCK_H, first, last, offs_h, offs_h < width, width)
-    t0 = tl.load(part_ptr + first * width + 2 * BLOCK_H + offs_h)  # alike in all pieces of a row
+    width: tl.constexpr = 2 * BLOCK_A + 3 * BLOCK_H
+    offs_a = tl.arange(0, BLOCK_A)[:, None]
+    offs_h = 2 * BLOCK_A + tl.arange(0, BLOCK_H)[:, None]
+    sum_pk = tl.reshape(join(part_ptr, first, last, offs_a, offs_a < width, width), [BLOCK_A])
+    part_t = part_ptr + BLOCK_A
+    sum_ptk = tl.reshape(join(part_t, first, last, offs_a, offs_a < width, width), [BLOCK_A])
+    sum_p = tl.reshape(join(part_ptr, first, last, offs_h, offs_h < width, width), [BLOCK_H])
+    part_t = part_ptr + BLOCK_H
+    sum_pt = tl.reshape(join(part_t, first, last, offs_h, offs_h < width, width), [BLOCK_H])
     offs_h = tl.arange(0, BLOCK_H)
+    # alike in all pieces of a row
+    t0 = tl.load(part_ptr + first * width + 2 * BLOCK_A + 2 * BLOCK_H + offs_h)
     lse = tl.load(lse_ptr + row * H + offs_h, mask=offs_h < H, other=0.0)
     store_dq(
-        dq_ptr, lse_delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, lse, row, scale, H, d_k,
-        BLOCK_H, BLOCK_K,
+        dq_ptr + row * (H * d_k), lse_delta_ptr + row * (2 * H), (sum_p,), (sum_pt,), (sum_pk,),
+        (sum_ptk,), t0, (lse,), scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, 1, 1, 1,
     )  # fmt: skip
 
 
@@ -121,16 +186,16 @@ def _edge_attention_bwd_dk_join_kernel(
     split_ptr_ptr,
     H: tl.constexpr,
     d_k: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
 ):
     pid_s = tl.program_id(0)
     row = tl.load(split_row_ptr + pid_s).to(tl.int64)
     first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
     last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    dk = join(part_ptr, first, last, offs_a, mask_a, H * d_k)
-    tl.store(dk_ptr + row * (H * d_k) + offs_a, dk.to(dk_ptr.dtype.element_ty), mask=mask_a)
+    offs_a = tl.arange(0, BLOCK_A)[:, None]
+    dk = join(part_ptr, first, last, offs_a, offs_a < H * d_k, H * d_k)
+    at = dk_ptr + row * (H * d_k) + offs_a
+    tl.store(at, dk.to(dk_ptr.dtype.element_ty), mask=offs_a < H * d_k)
 
 
 def join_dq(
@@ -141,13 +206,13 @@ def join_dq(
     lse: Float[Tensor, "N H"],
     scale: float,
     csr: Csr,
+    sizes: dict[str, int],
 ) -> None:
     """Write the rows of `dq` and `lse_delta` that have several pieces, from their sums `part`."""
     work, (_, h, d_k) = csr.work, dq.shape
     if work.n_split == 0:
         return
-    widths = head_widths(h, d_k)
-    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
+    columns, heads = _padded(sizes)
     _edge_attention_bwd_dq_join_kernel[(work.split_row.numel(),)](
         dq,
         lse_delta,
@@ -158,7 +223,9 @@ def join_dq(
         scale=scale,
         H=h,
         d_k=d_k,
-        **widths,
+        BLOCK_H=heads,
+        BLOCK_K=sizes["BLOCK_K"],
+        BLOCK_A=columns,
         num_warps=row_warps(columns),
     )
 
@@ -168,8 +235,7 @@ def join_dk(dk: Float[Tensor, "N H d_k"], part: Float[Tensor, "P d_att"], *, csr
     work, (_, h, d_k) = csr.work, dk.shape
     if work.n_split == 0:
         return
-    widths = head_widths(h, d_k)
-    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
+    columns = int(triton.next_power_of_2(h * d_k))
     _edge_attention_bwd_dk_join_kernel[(work.split_row.numel(),)](
         dk,
         part,
@@ -177,13 +243,18 @@ def join_dk(dk: Float[Tensor, "N H d_k"], part: Float[Tensor, "P d_att"], *, csr
         split_ptr_ptr=work.split_ptr,
         H=h,
         d_k=d_k,
-        **widths,
+        BLOCK_A=columns,
         num_warps=row_warps(columns),
     )
 
 
-def dq_part(q: Float[Tensor, "N H d_k"], csr: Csr) -> Float[Tensor, "P W"]:
+def dq_part(csr: Csr, sizes: dict[str, int]) -> Float[Tensor, "P W"]:
     """Memory for the sums of the pieces of split rows, as `store_dq_part` lays them out."""
-    widths = head_widths(q.shape[1], q.shape[2])
-    columns = widths["BLOCK_H"] * (2 * widths["BLOCK_K"] + 3)
-    return torch.empty((csr.work.n_split, columns), dtype=torch.float32, device=q.device)
+    columns, heads = _padded(sizes)
+    width = 2 * columns + 3 * heads
+    return torch.empty((csr.work.n_split, width), dtype=torch.float32, device=csr.col.device)
+
+
+def _padded(sizes: dict[str, int]) -> tuple[int, int]:
+    """Columns and heads of a row of q, padded."""
+    return sizes["N_A"] * sizes["BLOCK_A"], sizes["N_H"] * sizes["BLOCK_H"]

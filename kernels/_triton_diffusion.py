@@ -10,7 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton_tiles import join, row_warps
+from grand_fast.kernels._triton_tiles import (
+    join,
+    load_columns,
+    value_columns,
+    value_lanes,
+    value_sizes,
+)
 
 _ROWS = 128  # one program adds up their share of dalpha, and writes 1/128 of a tensor for it
 
@@ -32,23 +38,36 @@ def store_diffusion(
     HAS_SOURCE: tl.constexpr,
     IS_SCALED: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
 ):
-    """f = alpha (ax − x) + beta x0 + Σ_s c_s y_s of one row, ax [BLOCK_D].
+    """f = alpha (ax − x) + beta x0 + Σ_s c_s y_s of one row; ax in N_D chunks [BLOCK_D].
 
     `add` holds the pairs (c_s, y_s_ptr). Without IS_SCALED alpha counts as 1.
     """
-    offs_d = tl.arange(0, BLOCK_D)
-    mask_d = offs_d < d
-    f = ax - tl.load(x_ptr + row * stride_x_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-    if IS_SCALED:
-        f *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
-    if HAS_SOURCE:
-        x0 = tl.load(x0_ptr + row * stride_x0_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-        f += tl.load(beta_ptr + offs_d, mask=mask_d, other=0.0) * x0
-    for s in tl.static_range(len(add)):
-        c, y_ptr = add[s]
-        f += c * tl.load(y_ptr + row * d + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-    tl.store(f_ptr + row * stride_f_n + offs_d, f.to(f_ptr.dtype.element_ty), mask=mask_d)
+    for chunk in tl.static_range(N_D):
+        offs, mask = value_columns(chunk, d, BLOCK_D, VEC_D)
+        x = tl.load(x_ptr + row * stride_x_n + offs, mask=mask, other=0.0).to(tl.float32)
+        f = tl.reshape(ax[chunk], offs.shape) - x
+        if IS_SCALED:
+            f *= tl.load(alpha_ptr + offs, mask=mask, other=0.0)
+        if HAS_SOURCE:
+            x0 = tl.load(x0_ptr + row * stride_x0_n + offs, mask=mask, other=0.0).to(tl.float32)
+            f += tl.load(beta_ptr + offs, mask=mask, other=0.0) * x0
+        for s in tl.static_range(len(add)):
+            c, y_ptr = add[s]
+            f += c * tl.load(y_ptr + row * d + offs, mask=mask, other=0.0).to(tl.float32)
+        at = f_ptr + row * stride_f_n + offs
+        tl.store(at, f.to(f_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_values(row_ptr, x, d: tl.constexpr, BLOCK_D: tl.constexpr, VEC_D: tl.constexpr,
+                 N_D: tl.constexpr):  # fmt: skip
+    """Write a row, given in N_D chunks [BLOCK_D]."""
+    for c in tl.static_range(N_D):
+        offs, mask = value_columns(c, d, BLOCK_D, VEC_D)
+        tl.store(row_ptr + offs, tl.reshape(x[c], offs.shape), mask=mask)
 
 
 @triton.jit
@@ -69,16 +88,20 @@ def _csr_diffusion_fwd_join_kernel(
     HAS_SOURCE: tl.constexpr,
     IS_SCALED: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
 ):
     pid_s = tl.program_id(0)
     row = tl.load(split_row_ptr + pid_s).to(tl.int64)
     first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
     last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
-    offs_d = tl.arange(0, BLOCK_D)
-    ax = join(part_ptr, first, last, offs_d, offs_d < d, d)
+    ax = ()
+    for c in tl.static_range(N_D):
+        offs, mask = value_columns(c, d, BLOCK_D, VEC_D)
+        ax = ax + (tl.reshape(join(part_ptr, first, last, offs, mask, d), [BLOCK_D]),)
     store_diffusion(
         f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
-        stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D,
+        stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D, VEC_D, N_D,
     )  # fmt: skip
 
 
@@ -98,7 +121,8 @@ def join_diffusion(
     work, d = csr.work, x.shape[1]
     if work.n_split == 0:
         return
-    block_d = triton.next_power_of_2(d)
+    most = load_columns(torch.float32)  # the type of the partial sums
+    lanes = value_lanes(d, most)
     _csr_diffusion_fwd_join_kernel[(work.split_row.numel(),)](
         f,
         part,
@@ -115,8 +139,8 @@ def join_diffusion(
         d=d,
         HAS_SOURCE=x0 is not None,
         IS_SCALED=is_scaled,
-        BLOCK_D=block_d,
-        num_warps=row_warps(block_d),
+        **value_sizes(d, lanes, most),
+        num_warps=max(1, lanes // 32),
     )
 
 

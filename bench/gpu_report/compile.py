@@ -112,8 +112,11 @@ def compile_launch(launch: Launch, arch: str) -> CompiledKernel:
     """The kernel of `launch`, specialised on its arguments and compiled for `arch`."""
     active = driver._active
     driver.set_active(_AbsentDevice(TARGETS[arch]))
+    options = dict(launch.kwargs)
+    if TARGETS[arch].backend == "hip":
+        options.pop("maxnreg", None)  # which a launcher passes on NVIDIA's GPUs only
     try:
-        return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.kwargs)
+        return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **options)
     finally:
         driver._active = active  # set_active(None) would look for a real device
 

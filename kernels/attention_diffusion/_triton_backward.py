@@ -13,25 +13,52 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
 from grand_fast.kernels._triton_attention_backward import (
+    add_dq_sums,
     dq_part,
     join_dk,
     join_dq,
+    join_dq_sums,
+    no_dq_sums,
     store_dq,
     store_dq_part,
+    store_heads,
 )
-from grand_fast.kernels._triton_diffusion import dense, join_diffusion, store_diffusion
+from grand_fast.kernels._triton_diffusion import (
+    dense,
+    join_diffusion,
+    store_diffusion,
+    store_values,
+)
 from grand_fast.kernels._triton_edge_scores import score_scale, weight
 from grand_fast.kernels._triton_tiles import (
-    by_head,
+    add_weighted,
     edge_dot,
     edge_offsets,
-    gather,
-    head_columns,
+    edges,
+    gather_heads,
+    gather_values,
+    head_dot,
+    head_lanes,
+    head_sizes,
+    heads_of,
+    join_lanes,
+    load_heads,
+    load_per_head,
     load_piece,
-    tiles,
+    load_values,
+    products,
+    row_dot,
+    scaled,
+    value_lanes,
+    value_sizes,
+    zeros,
 )
 
-_TILE = 512  # elements of a gathered tile per warp: two tiles, and two or three accumulators
+# A lane reads 128 bits of float32 at once. With 128 bits of a half type, half the lanes would read
+# a row, each with twice the registers: fewer warps, slower where two tables are gathered.
+LANE_COLUMNS = 4
+# Of the gathered tiles, per lane. The column pass keeps more beside them.
+_VALUES = {"dq": 32, "dk": 24}
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -60,52 +87,51 @@ def _attention_diffusion_bwd_dq_kernel(
     H: tl.constexpr,
     d_k: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    mask_h = offs_h < H
-    offs_d = tl.arange(0, BLOCK_D)
-    mask_d = offs_d < d
-    q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32)
-    q = tl.reshape(q * score_scale, [BLOCK_H, BLOCK_K])
-    lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
-    g = tl.load(df_ptr + row * stride_df_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-    g *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
-    x_i = tl.load(x_ptr + row * stride_x_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+    q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+    q = scaled(q, score_scale)
+    lse = load_per_head(lse_ptr + row * H, H, BLOCK_H, N_H, float("inf"))
+    g = load_values(df_ptr + row * stride_df_n, d, BLOCK_D, VEC_D, N_D)
+    g = products(g, load_values(alpha_ptr, d, BLOCK_D, VEC_D, N_D))
     # After some diffusion neighbours are alike: t − t0 is small, and keeps its digits in the sums.
-    t0 = tl.sum(g * x_i, 0)
-    p_groups = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
-    pt_groups = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
-    pk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    ptk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
+    t0 = row_dot(g, load_values(x_ptr + row * stride_x_n, d, BLOCK_D, VEC_D, N_D))
+    sums = no_dq_sums(BLOCK_G, BLOCK_H, BLOCK_A, N_A, N_H)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        k = by_head(gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n), BLOCK_H)
-        x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        p = tl.where(mask_e[:, :, None], weight(tl.sum(k * q, 3), lse), 0.0)
-        pt = p * (edge_dot(x * g, BLOCK_H, BLOCK_K) - t0)
-        p_groups += tl.sum(p, 0)
-        pt_groups += tl.sum(pt, 0)
-        pk_groups += tl.sum(p[:, :, :, None] * k, 0)
-        ptk_groups += tl.sum(pt[:, :, :, None] * k, 0)
-    sum_p = tl.sum(p_groups, 0)
-    sum_pt = tl.sum(pt_groups, 0)
-    sum_pk = tl.reshape(tl.sum(pk_groups, 0), [BLOCK_H * BLOCK_K])
-    sum_ptk = tl.reshape(tl.sum(ptk_groups, 0), [BLOCK_H * BLOCK_K])
+        k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
+        s = head_dot(k, q, BLOCK_H, N_H)
+        t = (edge_dot(x, g, BLOCK_H) - t0)[:, :, None]
+        ts = ()
+        ps = ()
+        for h in tl.static_range(N_H):
+            ps = ps + (tl.where(mask_e[:, :, None], weight(s[h], lse[h]), 0.0),)
+            ts = ts + (t,)
+        sums = add_dq_sums(sums, ps, ts, k, BLOCK_H, N_A, N_H)
+    sum_p, sum_pt, sum_pk, sum_ptk = join_dq_sums(sums)
     if pid_p < n_split:
-        store_dq_part(part_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, pid_p, BLOCK_H, BLOCK_K)
+        store_dq_part(
+            part_ptr + pid_p * (2 * N_A * BLOCK_A + 3 * N_H * BLOCK_H), sum_p, sum_pt, sum_pk,
+            sum_ptk, t0, BLOCK_H, BLOCK_A, N_A, N_H,
+        )  # fmt: skip
     else:
         store_dq(
-            dq_ptr, lse_delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, t0, lse, row, scale, H, d_k,
-            BLOCK_H, BLOCK_K,
+            dq_ptr + row * (H * d_k), lse_delta_ptr + row * (2 * H), sum_p, sum_pt, sum_pk, sum_ptk,
+            t0, lse, scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H,
         )  # fmt: skip
 
 
@@ -141,55 +167,78 @@ def _attention_diffusion_bwd_dk_kernel(
     HAS_DK: tl.constexpr,
     IS_SCALED: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask_d = offs_d < d
-    k = tl.load(k_ptr + row * stride_k_n + offs_a, mask=mask_a, other=0.0).to(tl.float32)
-    k = tl.reshape(k * score_scale, [BLOCK_H, BLOCK_K])
+    k = load_heads(k_ptr + row * stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+    k = scaled(k, score_scale)
+    k_groups = ()
     if HAS_DK:
-        x = tl.load(x_ptr + row * stride_x_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-        x *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
-        k_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    x_groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+        x = load_values(x_ptr + row * stride_x_n, d, BLOCK_D, VEC_D, N_D)
+        x = products(x, load_values(alpha_ptr, d, BLOCK_D, VEC_D, N_D))
+        k_groups = zeros(N_A, BLOCK_G, BLOCK_A)
+    x_groups = zeros(N_D, BLOCK_G, BLOCK_D)
+    i_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
-        mask_eh = mask_e[:, :, None] & (offs_h < H)
-        i = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        q = by_head(gather(q_ptr, i, mask_e, offs_a, mask_a, stride_q_n), BLOCK_H)
-        df = gather(df_ptr, i, mask_e, offs_d, mask_d, stride_df_n)
-        at = lse_ptr + (i[:, :, None].to(tl.int64) * stride_lse_n + offs_h)
-        lse = tl.load(at, mask=mask_eh, other=float("inf"))  # no weight outside
-        p = weight(tl.sum(q * k, 3), lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
+        i = i_next
+        q = gather_heads(q_ptr, i, mask_e, stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        df = gather_values(df_ptr, i, mask_e, stride_df_n, d, BLOCK_D, VEC_D, N_D)
+        behind = e + (BLOCK_E * BLOCK_G + offs_e)
+        i_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
+        s = head_dot(q, k, BLOCK_H, N_H)
+        lse_row = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n
+        p = ()
+        for h in tl.static_range(N_H):
+            at = lse_row + heads_of(h, BLOCK_H)
+            mask_eh = mask_e[:, :, None] & (heads_of(h, BLOCK_H) < H)
+            lse = tl.load(at, mask=mask_eh, other=float("inf"))  # no weight outside
+            p = p + (weight(s[h], lse),)  # [BLOCK_E, BLOCK_G, BLOCK_H]
         if HAS_DK:
-            delta = tl.load(at + H, mask=mask_eh, other=0.0)
-            ds = p * (edge_dot(df * x, BLOCK_H, BLOCK_K) - delta)
-            k_groups += tl.sum(ds[:, :, :, None] * q, 0)
-        w = tl.sum(p, 2)
-        x_groups += tl.sum(w[:, :, None] * df, 0)
-    ax = tl.sum(x_groups, 0) / H
+            t = edge_dot(df, x, BLOCK_H)[:, :, None]
+            ds = ()
+            for h in tl.static_range(N_H):
+                at = lse_row + (H + heads_of(h, BLOCK_H))
+                mask_eh = mask_e[:, :, None] & (heads_of(h, BLOCK_H) < H)
+                ds = ds + (p[h] * (t - tl.load(at, mask=mask_eh, other=0.0)),)
+            k_groups = add_weighted(k_groups, ds, q, BLOCK_H)
+        w = tl.sum(p[0], 2)
+        for h in tl.static_range(1, N_H):
+            w += tl.sum(p[h], 2)
+        x_groups = add_weighted(x_groups, (w[:, :, None],), df, 1)
+    ax = scaled(join_lanes(x_groups), 1 / H)
     if pid_p < n_split:
-        tl.store(part_x_ptr + pid_p * d + offs_d, ax, mask=mask_d)
+        store_values(part_x_ptr + pid_p * d, ax, d, BLOCK_D, VEC_D, N_D)
     else:
         store_diffusion(
             dx_ptr, ax, df_ptr, alpha_ptr, alpha_ptr, df_ptr, add, row, stride_dx_n, stride_df_n,
-            stride_df_n, d, False, IS_SCALED, BLOCK_D,
+            stride_df_n, d, False, IS_SCALED, BLOCK_D, VEC_D, N_D,
         )  # fmt: skip
     if HAS_DK:
-        dk = scale * tl.reshape(tl.sum(k_groups, 0), [BLOCK_H * BLOCK_K])
+        dk = scaled(join_lanes(k_groups), scale)
         if pid_p < n_split:
-            tl.store(part_k_ptr + pid_p * (H * d_k) + offs_a, dk, mask=mask_a)
+            store_heads(part_k_ptr + pid_p * (H * d_k), dk, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         else:
-            at_row = dk_ptr + row * (H * d_k) + offs_a
-            tl.store(at_row, dk.to(dk_ptr.dtype.element_ty), mask=mask_a)
+            store_heads(dk_ptr + row * (H * d_k), dk, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+
+
+def _sizes(d: int, h: int, d_k: int) -> tuple[int, dict[str, int]]:
+    """Lanes that read a row, and compile-time sizes."""
+    # Few lanes a row leave its sums few shuffles, but they are to read the scores' table at once.
+    lanes = max(value_lanes(d, LANE_COLUMNS) // 2, head_lanes(h, d_k, LANE_COLUMNS))
+    sizes = head_sizes(h, d_k, lanes, LANE_COLUMNS) | value_sizes(d, lanes, LANE_COLUMNS)
+    return lanes, sizes
 
 
 def bwd_dq(
@@ -209,7 +258,8 @@ def bwd_dq(
     if n == 0:
         return dq, lse_delta
     scale = 1 / (h * math.sqrt(d_k))
-    part = dq_part(q, csr)
+    lanes, sizes = _sizes(d, h, d_k)
+    part = dq_part(csr, sizes)
     _attention_diffusion_bwd_dq_kernel[(work.piece_row.numel(),)](
         dq,
         lse_delta,
@@ -234,9 +284,10 @@ def bwd_dq(
         d=d,
         H=h,
         d_k=d_k,
-        **tiles(d, h, d_k, x.dtype, _TILE),
+        **sizes,
+        **edges(sizes, lanes, _VALUES["dq"]),
     )
-    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr)
+    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr, sizes=sizes)
     return dq, lse_delta
 
 
@@ -263,6 +314,7 @@ def bwd_dk(
         part_k = torch.empty((work.n_split, h * d_k), dtype=torch.float32, device=k.device)
     if n == 0:
         return dx, dk
+    lanes, sizes = _sizes(d, h, d_k)
     part_x = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
     _attention_diffusion_bwd_dk_kernel[(work.piece_row.numel(),)](
         dx,
@@ -294,7 +346,8 @@ def bwd_dk(
         d_k=d_k,
         HAS_DK=dk is not None,
         IS_SCALED=is_scaled,
-        **tiles(d, h, d_k, x.dtype, _TILE, scalars=triton.next_power_of_2(h)),
+        **sizes,
+        **edges(sizes, lanes, _VALUES["dk"], scalars=sizes["BLOCK_H"]),
     )
     join_diffusion(
         dx, part_x, df, alpha=alpha, beta=None, x0=None, add=add, csr=csr_t, is_scaled=is_scaled

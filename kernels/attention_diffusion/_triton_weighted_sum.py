@@ -6,8 +6,24 @@
 import triton
 import triton.language as tl
 
-from grand_fast.kernels._triton_edge_scores import log_sum, weight
-from grand_fast.kernels._triton_tiles import by_head, edge_offsets, gather
+from grand_fast.kernels._triton_edge_scores import (
+    join_groups,
+    no_scores,
+    online,
+    weight,
+)
+from grand_fast.kernels._triton_tiles import (
+    add_weighted,
+    by_head,
+    edge_offsets,
+    gather_heads,
+    gather_values,
+    head_dot,
+    heads_of,
+    join_lanes,
+    scaled,
+    zeros,
+)
 
 
 @triton.jit
@@ -19,46 +35,54 @@ def weighted_sum(
     col_ptr,
     beg,
     count,
-    offs_a,
-    mask_a,
-    offs_d,
-    mask_d,
     stride_k_n: tl.constexpr,
     stride_x_n: tl.constexpr,
+    d: tl.constexpr,
     H: tl.constexpr,
+    d_k: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """Σ w x over a piece, [BLOCK_D]; lse [BLOCK_H] is known, +∞ for a padded head."""
+    """Σ w x over a piece, N_D of [BLOCK_D]; lse is known, +∞ for a padded head."""
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    groups = zeros(N_D, BLOCK_G, BLOCK_D)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        k = gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n)
-        x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        p = weight(tl.sum(by_head(k * q, BLOCK_H), 3), lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
+        k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
+        s = head_dot(k, q, BLOCK_H, N_H)
+        p = weight(s[0], lse[0])  # [BLOCK_E, BLOCK_G, BLOCK_H]
+        for g in tl.static_range(1, N_H):
+            p += weight(s[g], lse[g])
         w = tl.where(mask_e, tl.sum(p, 2), 0.0)
-        groups += tl.sum(w[:, :, None] * x, 0)
-    return tl.sum(groups, 0) / H
+        groups = add_weighted(groups, (w[:, :, None],), x, 1)
+    return scaled(join_lanes(groups), 1 / H)
 
 
 @triton.jit
-def swap_heads(p, r: tl.constexpr, BLOCK_H: tl.constexpr):
-    """p[e, g, h ^ r] of p [BLOCK_E, BLOCK_G, BLOCK_H].
+def next_heads(p, step: tl.constexpr, BLOCK_H: tl.constexpr):
+    """p[..., h ^ b] of p [..., BLOCK_H], b the lowest bit of `step`; p itself at step 0.
 
-    Written as a sum over pairs, y ^ (y ^ z) = z, which compiles to one shuffle; a gather would go
-    through shared memory.
+    After steps 1 … n a lane has met the heads that differ from its own in the first n codes of
+    Gray, so after BLOCK_H − 1 of them all. Written as a sum over pairs, y ^ (y ^ z) = z, which
+    compiles to one shuffle; a gather would go through shared memory.
     """
-    y = p.to(tl.int32, bitcast=True)
-    for bit in tl.static_range(5):
-        if (r >> bit) & 1:
-            y = tl.reshape(y, [p.shape[0], p.shape[1], BLOCK_H >> (bit + 1), 2, 1 << bit])
-            y = y ^ tl.xor_sum(y, 3, keep_dims=True)
-            y = tl.reshape(y, [p.shape[0], p.shape[1], BLOCK_H])
-    return y.to(tl.float32, bitcast=True)
+    b: tl.constexpr = step & -step
+    if b > 0:
+        y = tl.reshape(p.to(tl.int32, bitcast=True), [p.numel // (2 * b), 2, b])
+        y = y ^ tl.xor_sum(y, 1, keep_dims=True)
+        p = tl.reshape(y, p.shape).to(tl.float32, bitcast=True)
+    return p
 
 
 @triton.jit
@@ -69,54 +93,77 @@ def sweep_once(
     col_ptr,
     beg,
     count,
-    offs_a,
-    mask_a,
-    offs_d,
-    mask_d,
     stride_k_n: tl.constexpr,
     stride_x_n: tl.constexpr,
+    d: tl.constexpr,
     H: tl.constexpr,
+    d_k: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """Σ w x of a row [BLOCK_D] and its lse [BLOCK_H] by online softmax, gathering k and x once.
+    """Σ w x of a row by online softmax, gathering k and x once; and m, l of its scores.
 
-    A lane holds the weight of one head, that of its columns of k. It exchanges it with the lanes of
-    the others: accumulator r of a lane with head h belongs to head h ^ r.
+    A lane holds the weight of one head of a group, that of its columns of k. It exchanges it with
+    the lanes of the others: accumulator r of a lane with head h belongs to head h ^ r.
     """
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    # Finite, so that a group without edges gives exp(m − m) = 1 and not NaN.
-    m = tl.full([BLOCK_G, BLOCK_H], -1e38, tl.float32)
-    l = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)  # noqa: E741
+    m, l = no_scores(BLOCK_G, BLOCK_H, N_H)  # noqa: E741
     groups = ()
-    for _ in tl.static_range(BLOCK_H):
+    for _ in tl.static_range(N_H * BLOCK_H * N_D):
         groups = groups + (tl.zeros([BLOCK_G, BLOCK_H, BLOCK_D // BLOCK_H], tl.float32),)
+    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        k = gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n)
-        x = by_head(gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n), BLOCK_H)
-        s = tl.where(mask_e[:, :, None], tl.sum(by_head(k * q, BLOCK_H), 3), float("-inf"))
-        top = tl.maximum(m, tl.max(s, 0))
-        fade = tl.exp2(m - top)
-        p = tl.exp2(s - top[None, :, :])  # [BLOCK_E, BLOCK_G, BLOCK_H]
-        l = l * fade + tl.sum(p, 0)  # noqa: E741
+        j = j_next
+        k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
+        behind = e + (BLOCK_E * BLOCK_G + offs_e)
+        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
+        s = head_dot(k, q, BLOCK_H, N_H)
         new = ()
+        new_m = ()
+        new_l = ()
+        for g in tl.static_range(N_H):
+            s_g = tl.where(mask_e[:, :, None], s[g], float("-inf"))
+            m_g, l_g, fade, p = online(m[g], l[g], s_g)
+            new_m = new_m + (m_g,)
+            new_l = new_l + (l_g,)
+            for r in tl.static_range(BLOCK_H):
+                p = next_heads(p, r, BLOCK_H)
+                fade = next_heads(fade, r, BLOCK_H)
+                for c in tl.static_range(N_D):
+                    old = groups[(g * BLOCK_H + r) * N_D + c] * fade[:, :, None]
+                    px = tl.sum(p[:, :, :, None] * by_head(x[c], BLOCK_H), 0)
+                    new = new + (old + px,)
+        groups, m, l = new, new_m, new_l  # noqa: E741
+    ax = ()
+    for _ in tl.static_range(N_D):
+        ax = ax + (tl.zeros([BLOCK_H, BLOCK_D // BLOCK_H], tl.float32),)
+    top = ()
+    total = ()
+    for g in tl.static_range(N_H):
+        m_g, l_g, fade = join_groups(m[g], l[g])
+        top = top + (m_g,)
+        total = total + (l_g,)
+        is_head = (heads_of(g, BLOCK_H) < H) & (l_g != 0.0)
+        share = fade * tl.where(is_head, 1.0 / (l_g * H), 0.0)[None, :]
         for r in tl.static_range(BLOCK_H):
-            p_r = swap_heads(p, r, BLOCK_H)
-            fade_r = tl.reshape(swap_heads(fade[None, :, :], r, BLOCK_H), [BLOCK_G, BLOCK_H])
-            new = new + (groups[r] * fade_r[:, :, None] + tl.sum(p_r[:, :, :, None] * x, 0),)
-        groups = new
-        m = top
-    top = tl.max(m, 0)
-    fade = tl.exp2(m - top[None, :])
-    l = tl.sum(l * fade, 0)  # noqa: E741
-    share = tl.where((tl.arange(0, BLOCK_H) < H) & (l != 0.0), 1.0 / (l * H), 0.0)
-    share = fade * share[None, :]
-    ax = tl.zeros([BLOCK_H, BLOCK_D // BLOCK_H], tl.float32)
-    for r in tl.static_range(BLOCK_H):
-        share_r = tl.reshape(swap_heads(share[None, :, :], r, BLOCK_H), [BLOCK_G, BLOCK_H])
-        ax += tl.sum(groups[r] * share_r[:, :, None], 0)
-    return tl.reshape(ax, [BLOCK_D]), log_sum(top, l)
+            share = next_heads(share, r, BLOCK_H)
+            new = ()
+            for c in tl.static_range(N_D):
+                part = groups[(g * BLOCK_H + r) * N_D + c] * share[:, :, None]
+                new = new + (ax[c] + tl.sum(part, 0),)
+            ax = new
+    flat = ()
+    for c in tl.static_range(N_D):
+        flat = flat + (tl.reshape(ax[c], [BLOCK_D]),)
+    return flat, top, total

@@ -3,10 +3,10 @@
     w[e] = mean_h exp(s[e,h] − lse[i,h]), s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k and x a
-          turn. Where k and x are of one width and the heads few, in one sweep by online softmax,
-          with an accumulator for each head. Else in two: lse, then w and the sum; with lse known
-          one accumulator serves all heads, so H does not cost registers. A hub's lse needs all
-          its pieces: they are swept first by a kernel of their own.
+          turn. In one sweep by online softmax where an accumulator for each head fits in the
+          registers. Else in two: lse, then w and the sum; with lse known one accumulator serves
+          all heads, so H does not cost registers. A hub's lse needs all its pieces: they are swept
+          first by a kernel of their own.
 Bytes:    4(N+1) + 4E + b·2N(d + d_att) + 4NH, b bytes per element, if each row is read once;
           4(N+1) + 4E + b(2Nd + Nd_att + E(d + d_att)) + 4NH if no row is reused between receivers
           (a second sweep finds a row's k in cache), counting x[i] among the latter's rows of x;
@@ -38,16 +38,30 @@ from grand_fast.kernels._triton_diffusion import (
     finish_field_gradient,
     join_diffusion,
     store_diffusion,
+    store_values,
 )
-from grand_fast.kernels._triton_edge_scores import log_sum, score_scale, split_lse, sweep_lse
-from grand_fast.kernels._triton_tiles import head_columns, load_piece, tiles
-from grand_fast.kernels.attention_diffusion._triton_backward import bwd_dk, bwd_dq
+from grand_fast.kernels._triton_edge_scores import score_scale, split_lse, store_lse, sweep_lse
+from grand_fast.kernels._triton_tiles import (
+    edges,
+    head_lanes,
+    head_sizes,
+    load_heads,
+    load_per_head,
+    load_piece,
+    scaled,
+    value_lanes,
+    value_sizes,
+)
+from grand_fast.kernels.attention_diffusion._triton_backward import LANE_COLUMNS, bwd_dk, bwd_dq
 from grand_fast.kernels.attention_diffusion._triton_weighted_sum import sweep_once, weighted_sum
 
-_TILE = 512  # elements of a gathered tile per warp: two tiles, and one accumulator
-# One sweep has an accumulator per head, of at most 32 registers a lane together; with more heads a
+_VALUES = 32  # of the gathered tiles, per lane
+# One sweep has an accumulator per head, of so many elements a lane together; with more heads a
 # second gather of k costs less than the registers.
-_ACCUMULATORS = 1024  # elements per warp
+_ACCUMULATORS = 32
+# NVIDIA's compiler starts the exchanges of many heads early, each in registers of its own: 118 of
+# them, or 96 if told so, which lets 20 warps be resident instead of 16.
+_MANY_HEADS, _REGISTERS = 8, 96
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -79,57 +93,65 @@ def _attention_diffusion_fwd_kernel(
     HAS_SOURCE: tl.constexpr,
     IS_ONE_SWEEP: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    mask_h = offs_h < H
-    offs_d = tl.arange(0, BLOCK_D)
-    mask_d = offs_d < d
-    q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32) * scale
+    q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+    q = scaled(q, scale)
     if pid_p < n_split:
-        lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
+        lse = load_per_head(lse_ptr + row * H, H, BLOCK_H, N_H, float("inf"))
         if IS_ONE_SWEEP:
             ax = weighted_sum(
-                q, lse, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
-                stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+                q, lse, k_ptr, x_ptr, col_ptr, beg, count, stride_k_n, stride_x_n, d, H, d_k,
+                BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
             )  # fmt: skip
     else:
         if IS_ONE_SWEEP:
-            ax, lse = sweep_once(
-                q, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
-                stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+            ax, m, l = sweep_once(  # noqa: E741
+                q, k_ptr, x_ptr, col_ptr, beg, count, stride_k_n, stride_x_n, d, H, d_k,
+                BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
             )  # fmt: skip
         else:
             m, l = sweep_lse(  # noqa: E741
-                q, k_ptr, col_ptr, beg, count, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
-            )
-            lse = tl.where(mask_h, log_sum(m, l), float("inf"))  # a padded head gets no weight
-        tl.store(lse_ptr + row * H + offs_h, lse, mask=mask_h)
+                q, k_ptr, col_ptr, beg, count, stride_k_n, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A,
+                N_A, N_H, BLOCK_E, BLOCK_G,
+            )  # fmt: skip
+        lse = store_lse(lse_ptr + row * H, m, l, H, BLOCK_H, N_H)
     if not IS_ONE_SWEEP:
         ax = weighted_sum(
-            q, lse, k_ptr, x_ptr, col_ptr, beg, count, offs_a, mask_a, offs_d, mask_d,
-            stride_k_n, stride_x_n, H, BLOCK_D, BLOCK_H, BLOCK_E, BLOCK_G,
+            q, lse, k_ptr, x_ptr, col_ptr, beg, count, stride_k_n, stride_x_n, d, H, d_k,
+            BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
         )  # fmt: skip
     if pid_p < n_split:
-        tl.store(part_ptr + pid_p * d + offs_d, ax, mask=mask_d)
+        store_values(part_ptr + pid_p * d, ax, d, BLOCK_D, VEC_D, N_D)
     else:
         store_diffusion(
             f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
-            stride_x0_n, d, HAS_SOURCE, True, BLOCK_D,
+            stride_x0_n, d, HAS_SOURCE, True, BLOCK_D, VEC_D, N_D,
         )  # fmt: skip
 
 
-def _is_one_sweep(blocks: dict[str, int]) -> bool:
-    """Whether the forward gathers k and x together once, or k first for lse."""
-    accumulators = blocks["BLOCK_G"] * blocks["BLOCK_H"] * blocks["BLOCK_D"]
-    one_width = blocks["BLOCK_D"] == blocks["BLOCK_H"] * blocks["BLOCK_K"]
-    return one_width and accumulators <= _ACCUMULATORS * blocks["num_warps"]
+def _sizes(d: int, h: int, d_k: int) -> dict[str, int | bool]:
+    """Compile-time sizes and warps, and whether k and x are gathered together, once."""
+    # Those of x: accumulators take fewer registers than with the lanes of a wider q.
+    lanes = max(value_lanes(d, LANE_COLUMNS), head_lanes(h, d_k, LANE_COLUMNS) // 4)
+    sizes = head_sizes(h, d_k, lanes, LANE_COLUMNS) | value_sizes(d, lanes, LANE_COLUMNS)
+    heads = sizes["BLOCK_H"] * sizes["N_H"]
+    is_one_sweep = heads * sizes["VEC_D"] * sizes["N_D"] <= _ACCUMULATORS
+    options = {**sizes, **edges(sizes, lanes, _VALUES), "IS_ONE_SWEEP": is_one_sweep}
+    if is_one_sweep and heads >= _MANY_HEADS and torch.version.hip is None:
+        options["maxnreg"] = _REGISTERS
+    return options
 
 
 @launcher
@@ -150,7 +172,6 @@ def attention_diffusion_fwd(
     lse = torch.empty((n, h), dtype=torch.float32, device=x.device)
     if n == 0:
         return f, lse
-    blocks = tiles(d, h, d_k, x.dtype, _TILE)
     split_lse(lse, q, k, csr=csr)
     part = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
     _attention_diffusion_fwd_kernel[(work.piece_row.numel(),)](
@@ -179,8 +200,7 @@ def attention_diffusion_fwd(
         H=h,
         d_k=d_k,
         HAS_SOURCE=x0 is not None,
-        IS_ONE_SWEEP=_is_one_sweep(blocks),
-        **blocks,
+        **_sizes(d, h, d_k),
     )
     join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
     return f, lse

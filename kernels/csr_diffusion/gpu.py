@@ -28,14 +28,27 @@ from grand_fast.kernels._triton_diffusion import (
     finish_field_gradient,
     join_diffusion,
     store_diffusion,
+    store_values,
 )
-from grand_fast.kernels._triton_tiles import edge_offsets, gather, load_piece, tile
+from grand_fast.kernels._triton_tiles import (
+    add_weighted,
+    edge_dot,
+    edge_offsets,
+    edges,
+    gather_values,
+    join_lanes,
+    load_columns,
+    load_piece,
+    load_values,
+    products,
+    value_lanes,
+    value_sizes,
+    zeros,
+)
 
-# Elements of a gathered tile per warp: bytes in flight against registers.
-_TILE = {
-    "fwd": 1024,  # 32 registers a lane, next to one accumulator row
-    "bwd_da": 1024,  # the same; the row of df takes the place of the accumulator
-}
+# Of a gathered tile, per lane: bytes in flight against registers. Next to it there is one row, the
+# accumulators or df.
+_VALUES = 32
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -62,32 +75,32 @@ def _csr_diffusion_fwd_kernel(
     HAS_SOURCE: tl.constexpr,
     IS_SCALED: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask_d = offs_d < d
-    groups = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    groups = zeros(N_D, BLOCK_G, BLOCK_D)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
+        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
         if HAS_SLOT:
             at = a_ptr + tl.load(slot_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         else:
             at = a_ptr + beg + (e + offs_e)
         a = tl.load(at, mask=mask_e, other=0.0).to(tl.float32)
-        groups += tl.sum(a[:, :, None] * x, 0)
-    ax = tl.sum(groups, 0)
+        groups = add_weighted(groups, (a[:, :, None],), x, 1)
+    ax = join_lanes(groups)
     if pid_p < n_split:
-        tl.store(part_ptr + pid_p * d + offs_d, ax, mask=mask_d)
+        store_values(part_ptr + pid_p * d, ax, d, BLOCK_D, VEC_D, N_D)
     else:
         store_diffusion(
             f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
-            stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D,
+            stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D, VEC_D, N_D,
         )  # fmt: skip
 
 
@@ -105,21 +118,21 @@ def _csr_diffusion_bwd_da_kernel(
     stride_x_n: tl.constexpr,
     d: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VEC_D: tl.constexpr,
+    N_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_d = tl.arange(0, BLOCK_D)
-    mask_d = offs_d < d
-    g = tl.load(df_ptr + row * stride_df_n + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-    g *= tl.load(alpha_ptr + offs_d, mask=mask_d, other=0.0)
+    df = load_values(df_ptr + row * stride_df_n, d, BLOCK_D, VEC_D, N_D)
+    g = products(df, load_values(alpha_ptr, d, BLOCK_D, VEC_D, N_D))
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        x = gather(x_ptr, j, mask_e, offs_d, mask_d, stride_x_n)
-        da = tl.sum(x * g, 2)
+        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
+        da = edge_dot(x, g, 1)
         tl.store(da_ptr + beg + (e + offs_e), da.to(da_ptr.dtype.element_ty), mask=mask_e)
 
 
@@ -189,7 +202,6 @@ def _diffuse(
     work, d = csr.work, x.shape[1]
     if x.shape[0] == 0:
         return
-    block_d = triton.next_power_of_2(d)
     part = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
     _csr_diffusion_fwd_kernel[(work.piece_row.numel(),)](
         f,
@@ -213,8 +225,7 @@ def _diffuse(
         HAS_SLOT=csr.slot is not None,
         HAS_SOURCE=x0 is not None,
         IS_SCALED=is_scaled,
-        BLOCK_D=block_d,
-        **tile(block_d, block_d, x.dtype, _TILE["fwd"]),
+        **_sizes(d, x.dtype),
     )
     join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=is_scaled)
 
@@ -231,7 +242,6 @@ def _bwd_da(
     da = torch.empty(a.shape, dtype=a.dtype, device=a.device)
     if a.numel() == 0:
         return da
-    block_d = triton.next_power_of_2(d)
     _csr_diffusion_bwd_da_kernel[(work.piece_row.numel(),)](
         da,
         df,
@@ -244,7 +254,14 @@ def _bwd_da(
         stride_df_n=df.stride(0),
         stride_x_n=x.stride(0),
         d=d,
-        BLOCK_D=block_d,
-        **tile(block_d, block_d, x.dtype, _TILE["bwd_da"]),
+        **_sizes(d, x.dtype),
     )
     return da
+
+
+def _sizes(d: int, dtype: torch.dtype) -> dict[str, int]:
+    """Compile-time sizes and warps."""
+    most = load_columns(dtype)
+    lanes = value_lanes(d, most)
+    sizes = value_sizes(d, lanes, most)
+    return sizes | edges(sizes, lanes, _VALUES)

@@ -13,24 +13,32 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._triton_attention_backward import (
+    add_dq_sums,
     dq_part,
     join_dk,
     join_dq,
+    join_dq_sums,
+    no_dq_sums,
     store_dq,
     store_dq_part,
+    store_heads,
 )
-from grand_fast.kernels._triton_edge_scores import score_scale, weight
+from grand_fast.kernels._triton_edge_scores import score_scale, score_sizes, weight
 from grand_fast.kernels._triton_tiles import (
-    by_head,
+    add_weighted,
     edge_offsets,
-    gather,
-    head_columns,
-    head_widths,
+    gather_heads,
+    head_dot,
+    heads_of,
+    join_lanes,
+    load_heads,
+    load_per_head,
     load_piece,
-    tile,
+    scaled,
+    zeros,
 )
 
-_TILE = 512  # elements of a gathered tile per warp: next to it two accumulators, or lse and Delta
+_VALUES = 16  # of a gathered tile, per lane: next to it two accumulators, or lse and Delta
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -56,55 +64,61 @@ def _edge_attention_bwd_dq_kernel(
     IS_MEAN: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    mask_h = offs_h < H
-    q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32)
-    q *= score_scale
-    lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
-    p_groups = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
-    pt_groups = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
-    pk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
-    ptk_groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
+    q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+    q = scaled(q, score_scale)
+    lse = load_per_head(lse_ptr + row * H, H, BLOCK_H, N_H, float("inf"))
+    sums = no_dq_sums(BLOCK_G, BLOCK_H, BLOCK_A, N_A, N_H)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        k = by_head(gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n), BLOCK_H)
-        p = weight(tl.sum(k * tl.reshape(q, [BLOCK_H, BLOCK_K]), 3), lse)
-        p = tl.where(mask_e[:, :, None], p, 0.0)
-        t = load_da(da_ptr, beg + e + offs_e, mask_e, offs_h, H, IS_MEAN)
-        p_groups += tl.sum(p, 0)
-        pt_groups += tl.sum(p * t, 0)
-        pk_groups += tl.sum(p[:, :, :, None] * k, 0)
-        ptk_groups += tl.sum((p * t)[:, :, :, None] * k, 0)
-    sum_p = tl.sum(p_groups, 0)
-    sum_pt = tl.sum(pt_groups, 0)
-    sum_pk = tl.reshape(tl.sum(pk_groups, 0), [BLOCK_H * BLOCK_K])
-    sum_ptk = tl.reshape(tl.sum(ptk_groups, 0), [BLOCK_H * BLOCK_K])
+        k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        s = head_dot(k, q, BLOCK_H, N_H)
+        p = ()
+        for g in tl.static_range(N_H):
+            p = p + (tl.where(mask_e[:, :, None], weight(s[g], lse[g]), 0.0),)
+        t = load_da(da_ptr, beg + e + offs_e, mask_e, H, BLOCK_H, N_H, IS_MEAN)
+        sums = add_dq_sums(sums, p, t, k, BLOCK_H, N_A, N_H)
+    sum_p, sum_pt, sum_pk, sum_ptk = join_dq_sums(sums)
     if pid_p < n_split:
-        store_dq_part(part_ptr, sum_p, sum_pt, sum_pk, sum_ptk, 0.0, pid_p, BLOCK_H, BLOCK_K)
+        store_dq_part(
+            part_ptr + pid_p * (2 * N_A * BLOCK_A + 3 * N_H * BLOCK_H), sum_p, sum_pt, sum_pk,
+            sum_ptk, 0.0, BLOCK_H, BLOCK_A, N_A, N_H,
+        )  # fmt: skip
     else:
         store_dq(
-            dq_ptr, lse_delta_ptr, sum_p, sum_pt, sum_pk, sum_ptk, 0.0, lse, row, scale, H, d_k,
-            BLOCK_H, BLOCK_K,
+            dq_ptr + row * (H * d_k), lse_delta_ptr + row * (2 * H), sum_p, sum_pt, sum_pk, sum_ptk,
+            0.0, lse, scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H,
         )  # fmt: skip
 
 
 @triton.jit
-def load_da(da_ptr, slot, mask_e, offs_h, H: tl.constexpr, IS_MEAN: tl.constexpr):
-    """Gradients of the weights of [BLOCK_E, BLOCK_G] slots, one column per head or one for all."""
-    if IS_MEAN:
-        t = tl.load(da_ptr + slot[:, :, None].to(tl.int64), mask=mask_e[:, :, None], other=0.0)
-    else:
-        at = da_ptr + slot[:, :, None].to(tl.int64) * H + offs_h
-        t = tl.load(at, mask=mask_e[:, :, None] & (offs_h < H), other=0.0)
-    return t.to(tl.float32)
+def load_da(da_ptr, slot, mask_e, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr,
+            IS_MEAN: tl.constexpr):  # fmt: skip
+    """Gradients of the weights of [BLOCK_E, BLOCK_G] slots, N_H groups with a column per head.
+
+    One column serves all heads of a group if `da` is that of the mean.
+    """
+    t = ()
+    for g in tl.static_range(N_H):
+        if IS_MEAN:
+            at = da_ptr + slot[:, :, None].to(tl.int64)
+            da = tl.load(at, mask=mask_e[:, :, None], other=0.0)
+        else:
+            at = da_ptr + slot[:, :, None].to(tl.int64) * H + heads_of(g, BLOCK_H)
+            mask = mask_e[:, :, None] & (heads_of(g, BLOCK_H) < H)
+            da = tl.load(at, mask=mask, other=0.0)
+        t = t + (da.to(tl.float32),)
+    return t
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -131,35 +145,40 @@ def _edge_attention_bwd_dk_kernel(
     IS_MEAN: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    mask_h = offs_h < H
-    k = tl.load(k_ptr + row * stride_k_n + offs_a, mask=mask_a, other=0.0).to(tl.float32)
-    k = tl.reshape(k * score_scale, [BLOCK_H, BLOCK_K])
-    groups = tl.zeros([BLOCK_G, BLOCK_H, BLOCK_K], tl.float32)
+    k = load_heads(k_ptr + row * stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+    k = scaled(k, score_scale)
+    groups = zeros(N_A, BLOCK_G, BLOCK_A)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
-        mask_eh = mask_e[:, :, None] & mask_h
         i = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         slot = tl.load(slot_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        q = by_head(gather(q_ptr, i, mask_e, offs_a, mask_a, stride_q_n), BLOCK_H)
-        at = lse_ptr + (i[:, :, None].to(tl.int64) * stride_lse_n + offs_h)
-        lse = tl.load(at, mask=mask_eh, other=float("inf"))
-        delta = tl.load(at + H, mask=mask_eh, other=0.0)
-        t = load_da(da_ptr, slot, mask_e, offs_h, H, IS_MEAN)
-        ds = weight(tl.sum(q * k, 3), lse) * (t - delta)
-        groups += tl.sum(ds[:, :, :, None] * q, 0)
-    dk = scale * tl.reshape(tl.sum(groups, 0), [BLOCK_H * BLOCK_K])
+        q = gather_heads(q_ptr, i, mask_e, stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        s = head_dot(q, k, BLOCK_H, N_H)
+        t = load_da(da_ptr, slot, mask_e, H, BLOCK_H, N_H, IS_MEAN)
+        ds = ()
+        for g in tl.static_range(N_H):
+            offs_h = heads_of(g, BLOCK_H)
+            at = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n + offs_h
+            mask_eh = mask_e[:, :, None] & (offs_h < H)
+            lse = tl.load(at, mask=mask_eh, other=float("inf"))
+            delta = tl.load(at + H, mask=mask_eh, other=0.0)
+            ds = ds + (weight(s[g], lse) * (t[g] - delta),)
+        groups = add_weighted(groups, ds, q, BLOCK_H)
+    dk = scaled(join_lanes(groups), scale)
     if pid_p < n_split:
-        tl.store(part_ptr + pid_p * (H * d_k) + offs_a, dk, mask=mask_a)
+        store_heads(part_ptr + pid_p * (H * d_k), dk, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
     else:
-        tl.store(dk_ptr + row * (H * d_k) + offs_a, dk.to(dk_ptr.dtype.element_ty), mask=mask_a)
+        store_heads(dk_ptr + row * (H * d_k), dk, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
 
 
 def bwd_dq(
@@ -177,9 +196,8 @@ def bwd_dq(
     if n == 0:
         return dq, lse_delta
     scale = _scale(da, q)
-    part = dq_part(q, csr)
-    widths = head_widths(h, d_k)
-    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
+    sizes, blocks = score_sizes(h, d_k, q.dtype, _VALUES)
+    part = dq_part(csr, sizes)
     _edge_attention_bwd_dq_kernel[(work.piece_row.numel(),)](
         dq,
         lse_delta,
@@ -200,10 +218,10 @@ def bwd_dq(
         H=h,
         d_k=d_k,
         IS_MEAN=da.dim() == 1,
-        **widths,
-        **tile(columns, columns, q.dtype, _TILE),
+        **sizes,
+        **blocks,
     )
-    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr)
+    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr, sizes=sizes)
     return dq, lse_delta
 
 
@@ -221,8 +239,7 @@ def bwd_dk(
     if n == 0:
         return dk
     part = torch.empty((work.n_split, h * d_k), dtype=torch.float32, device=q.device)
-    widths = head_widths(h, d_k)
-    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
+    sizes, blocks = score_sizes(h, d_k, q.dtype, _VALUES, per_head=True)
     _edge_attention_bwd_dk_kernel[(work.piece_row.numel(),)](
         dk,
         part,
@@ -244,8 +261,8 @@ def bwd_dk(
         H=h,
         d_k=d_k,
         IS_MEAN=da.dim() == 1,
-        **widths,
-        **tile(columns, columns, q.dtype, _TILE, scalars=widths["BLOCK_H"]),
+        **sizes,
+        **blocks,
     )
     join_dk(dk, part, csr=csr_t)
     return dk

@@ -25,21 +25,23 @@ from torch import Tensor
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._triton import launcher
 from grand_fast.kernels._triton_edge_scores import (
-    SWEEP_TILE,
-    log_sum,
+    SWEEP_VALUES,
     score_scale,
+    score_sizes,
     split_lse,
+    store_lse,
     sweep_lse,
     weight,
 )
 from grand_fast.kernels._triton_tiles import (
-    by_head,
     edge_offsets,
-    gather,
-    head_columns,
-    head_widths,
+    gather_heads,
+    head_dot,
+    heads_of,
+    load_heads,
+    load_per_head,
     load_piece,
-    tile,
+    scaled,
 )
 from grand_fast.kernels.edge_attention._triton_backward import bwd_dk, bwd_dq
 
@@ -63,35 +65,43 @@ def _edge_attention_fwd_kernel(
     IS_MEAN: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    VEC_A: tl.constexpr,
+    N_A: tl.constexpr,
+    N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    offs_a, mask_a = head_columns(H, d_k, BLOCK_H, BLOCK_K)
-    offs_h = tl.arange(0, BLOCK_H)
-    mask_h = offs_h < H
-    q = tl.load(q_ptr + row * stride_q_n + offs_a, mask=mask_a, other=0.0).to(tl.float32) * scale
+    q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+    q = scaled(q, scale)
     if pid_p < n_split:
-        lse = tl.load(lse_ptr + row * H + offs_h, mask=mask_h, other=float("inf"))
+        lse = load_per_head(lse_ptr + row * H, H, BLOCK_H, N_H, float("inf"))
     else:
         m, l = sweep_lse(  # noqa: E741
-            q, k_ptr, col_ptr, beg, count, offs_a, mask_a, stride_k_n, BLOCK_H, BLOCK_E, BLOCK_G
-        )
-        lse = tl.where(mask_h, log_sum(m, l), float("inf"))  # a padded head gets no weight
-        tl.store(lse_ptr + row * H + offs_h, lse, mask=mask_h)
+            q, k_ptr, col_ptr, beg, count, stride_k_n, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A,
+            N_A, N_H, BLOCK_E, BLOCK_G,
+        )  # fmt: skip
+        lse = store_lse(lse_ptr + row * H, m, l, H, BLOCK_H, N_H)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        k = gather(k_ptr, j, mask_e, offs_a, mask_a, stride_k_n)
-        p = weight(tl.sum(by_head(k * q, BLOCK_H), 3), lse)  # [BLOCK_E, BLOCK_G, BLOCK_H]
+        k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        s = head_dot(k, q, BLOCK_H, N_H)  # [BLOCK_E, BLOCK_G, BLOCK_H] each
         if IS_MEAN:
-            a = tl.sum(p, 2) / H
-            tl.store(a_ptr + beg + (e + offs_e), a.to(a_ptr.dtype.element_ty), mask=mask_e)
+            a = tl.sum(weight(s[0], lse[0]), 2)
+            for g in tl.static_range(1, N_H):
+                a += tl.sum(weight(s[g], lse[g]), 2)
+            a = (a / H).to(a_ptr.dtype.element_ty)
+            tl.store(a_ptr + beg + (e + offs_e), a, mask=mask_e)
         else:
-            at = a_ptr + beg * H + (e + offs_e)[:, :, None] * H + offs_h
-            tl.store(at, p.to(a_ptr.dtype.element_ty), mask=mask_e[:, :, None] & mask_h)
+            at = a_ptr + beg * H + (e + offs_e)[:, :, None] * H
+            for g in tl.static_range(N_H):
+                p = weight(s[g], lse[g]).to(a_ptr.dtype.element_ty)
+                mask = mask_e[:, :, None] & (heads_of(g, BLOCK_H) < H)
+                tl.store(at + heads_of(g, BLOCK_H), p, mask=mask)
 
 
 @launcher
@@ -110,8 +120,7 @@ def edge_attention_fwd(
     if n == 0:
         return a, lse
     split_lse(lse, q, k, csr=csr)
-    widths = head_widths(h, d_k)
-    columns = widths["BLOCK_H"] * widths["BLOCK_K"]
+    sizes, blocks = score_sizes(h, d_k, q.dtype, SWEEP_VALUES)
     _edge_attention_fwd_kernel[(work.piece_row.numel(),)](
         a,
         lse,
@@ -128,8 +137,8 @@ def edge_attention_fwd(
         H=h,
         d_k=d_k,
         IS_MEAN=mean_heads,
-        **widths,
-        **tile(columns, columns, q.dtype, SWEEP_TILE),
+        **sizes,
+        **blocks,
     )
     return a, lse
 
