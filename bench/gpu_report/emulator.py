@@ -35,13 +35,23 @@ _SCALARS = {"fp32": "f32", "i32": "s32", "i64": "s64", "u32": "u32", "u64": "u64
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a launch executed. instructions: by opcode, per warp. Sectors are of 32 bytes."""
+    """What a launch executed.
+
+    instructions: by opcode, per warp. Sectors are of 32 bytes. bytes_loaded: what the lanes of a
+    warp asked for, each address once, by the bytes that one lane loads at a time.
+    """
 
     kernel: str
     programs: int
     instructions: Counter[str]
     sectors_loaded: int
     sectors_stored: int
+    bytes_loaded: Counter[int]
+
+    @property
+    def wide_percent(self) -> float:
+        """Of the bytes loaded, those in loads of 128 bits a lane."""
+        return 100 * self.bytes_loaded[16] / max(1, self.bytes_loaded.total())
 
     @property
     def shuffles(self) -> int:
@@ -147,7 +157,12 @@ def execute(
         if count:
             instructions[str(instruction.opcode)] += count * (kernel.threads // WARP)
     return Statistics(
-        kernel.name, x * y * z, instructions, memory.sectors_loaded, memory.sectors_stored
+        kernel.name,
+        x * y * z,
+        instructions,
+        memory.sectors_loaded,
+        memory.sectors_stored,
+        memory.bytes_loaded,
     )
 
 

@@ -4,6 +4,7 @@ Addresses are those of the host: a kernel reads and writes the tensors of its la
 """
 
 import ctypes
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,6 +54,10 @@ class Access(NamedTuple):
         """Which `unit`-byte parts are touched, counted from `base`: [L, size / unit]."""
         return ((self.address - base) // unit)[:, None] + np.arange(self.size // unit)
 
+    def distinct_bytes(self) -> int:
+        """What the lanes of a warp ask for, each address once, at one number of bytes per lane."""
+        return len(np.unique((self.thread // WARP << 44) | self.address // self.size)) * self.size
+
     def sectors(self) -> int:
         """How many sectors move: lanes of a warp share them, and no access spans two."""
         warp, sector = self.thread // WARP, self.address // SECTOR
@@ -82,12 +87,14 @@ class GlobalMemory:
         self.writer = np.full(int(self.first[-1]), _NOBODY, np.int64)
         self.loads: list[tuple[str, Access, Array]] = []
         self.sectors_loaded = self.sectors_stored = 0
+        self.bytes_loaded: Counter[int] = Counter()  # by bytes of one lane
 
     def load(self, access: Access, text: str) -> Array:
         """Values of the active lanes, [L, width]; `text` is the instruction, for messages."""
         granules = self._checked(access)
         self.loads.append((text, access, granules))
         self.sectors_loaded += access.sectors()
+        self.bytes_loaded[access.size] += access.distinct_bytes()
         index = access.units(self.base, access.dtype.itemsize)
         values: Array = self.bytes.view(access.dtype)[index]
         return values

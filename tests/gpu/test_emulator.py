@@ -212,6 +212,32 @@ def test_bytes_requested_are_those_of_cost():
     assert launch.barriers == launch.shuffles == 0
 
 
+@pytest.mark.parametrize(
+    "shape", [(128, 4, 128), (64, 8, 128), (80, 8, 128), (256, 4, 128), (64, 1, 64)], ids=str
+)
+def test_nine_tenths_of_the_bytes_come_in_loads_of_128_bits(shape):
+    """Of the bytes gathered: rows are long, so that what each loads once hardly counts."""
+    n, degree = 12, 100
+    graph = Graph.from_edge_index(torch.randint(0, n, (2, n * degree)), n)
+    csr, csr_t = (
+        view._replace(work=_triton.cut(view.rowptr))
+        for view in (graph.csr(), graph.csr(transposed=True))
+    )
+    t, alpha = make_inputs(shape, torch.float32, graph), torch.ones(shape[0])
+    x, q, k = t["x"], t["q"], t["k"]
+    with emulated("sm_80") as launches:
+        _, lse = attention_diffusion.attention_diffusion_fwd(
+            x, q, k, alpha=alpha, beta=None, x0=None, csr=csr
+        )
+        attention_diffusion.attention_diffusion_bwd(
+            t["df"], x, q, k=k, lse=lse, alpha=alpha, csr=csr, csr_t=csr_t,
+            needs_dqk=True, needs_dalpha=False,
+        )  # fmt: skip
+    assert len(launches) == 3
+    for launch in launches:
+        assert launch.wide_percent >= 90, f"{launch.kernel}: {launch.bytes_loaded}"
+
+
 @triton.jit
 def _weighted_sum_kernel(y_ptr, tables, n, N_TABLES: tl.constexpr, BLOCK: tl.constexpr):
     """Σ over all tables, each a scale and a pointer to n elements."""
