@@ -339,10 +339,17 @@ class Floats:
         one = Vec(k, k.builder.insert_element(undefined, scalar, ir.Constant(_I32, 0)))
         return one.shuffle([0] * k.lanes)
 
-    def store(self, vec: Vec, lanes: int | None = None) -> None:
-        """Write the first `lanes` lanes (all by default) and nothing beyond."""
+    def store(self, vec: Vec, lanes: int | None = None, *, streams: bool = False) -> None:
+        """Write the first `lanes` lanes (all by default) and nothing beyond.
+
+        With `streams`, past the caches: all lanes, to an address that a register's width divides.
+        """
         k = self.kernel
-        if lanes is None or lanes == k.lanes:
+        if streams:
+            place = k.builder.store(vec.value, self._address, align=k.lanes * k.format.bytes)
+            one = k.module.add_metadata([ir.Constant(_I32, 1)])
+            place.set_metadata("nontemporal", one)
+        elif lanes is None or lanes == k.lanes:
             k.builder.store(vec.value, self._address, align=k.format.bytes)
         else:
             self._masked_store(vec, _lane_mask(k, range(lanes)))

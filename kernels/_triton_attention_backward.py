@@ -4,8 +4,8 @@ With p the weights and t their gradients, dq = scale (Σ p t k − Delta Σ p k)
 leaves four sums, which are plain and join by adding in order.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
-# (functions under @triton.jit take values that Python's types cannot name)
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
+# (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
 
 import torch
 import triton

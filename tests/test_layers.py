@@ -15,7 +15,7 @@ ALLOWED = {
     "kernels": {"kernels"},
     "graph": {"kernels"},
     "ops": {"kernels", "graph", "ops"},
-    "solvers": {"solvers"},
+    "solvers": {"ops", "solvers"},
     "nn": {"graph", "ops", "solvers", "nn"},
 }
 TOP = {"kernels", "graph", "ops", "solvers", "nn"}

@@ -4,10 +4,12 @@ from grand_fast.ops.attention_diffusion import attention_diffusion
 from grand_fast.ops.csr_diffusion import csr_diffusion
 from grand_fast.ops.edge_attention import edge_attention
 from grand_fast.ops.projected_attention_diffusion import projected_attention_diffusion
+from grand_fast.ops.stage_update import stage_update
 
 __all__ = [
     "attention_diffusion",
     "csr_diffusion",
     "edge_attention",
     "projected_attention_diffusion",
+    "stage_update",
 ]

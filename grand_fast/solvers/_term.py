@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from grand_fast.ops import stage_update
+
 
 @dataclass(frozen=True, eq=False)
 class Combination:
@@ -15,11 +17,9 @@ class Combination:
 
     def evaluate(self) -> Tensor:
         """The sum; `y` itself, not a copy, where it is all."""
-        (c, y), *rest = self.terms
-        total = y if c == 1.0 else y * c
-        for c, y in rest:
-            total = total.add(y, alpha=c)
-        return total
+        if len(self.terms) == 1 and self.terms[0][0] == 1.0:
+            return self.terms[0][1]
+        return stage_update(self.terms)
 
 
 class AbstractTerm(ABC):
@@ -35,7 +35,13 @@ class AbstractTerm(ABC):
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`."""
-        return base.evaluate().add(self.vf(t, x), alpha=tau)
+        f = self.vf(t, x)
+        if f.shape != x.shape or f.dtype != x.dtype:
+            raise ValueError(
+                f"integrate: `term` must return f like x, {x.dtype} {list(x.shape)}, "
+                f"got {f.dtype} {list(f.shape)}."
+            )
+        return stage_update([*base.terms, (tau, f)])
 
 
 class FunctionTerm(AbstractTerm):

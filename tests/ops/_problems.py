@@ -13,7 +13,7 @@ Inputs = Mapping[str, Tensor]
 def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
     """Standard normal numbers in float64."""
     generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def compare(

@@ -342,7 +342,7 @@ def bad_calls():
     yield "normalizer", ValueError, "softmax", lambda g: (x, q, k, g, {"normalizer": "max"})
     yield "normalize", ValueError, "receiver", lambda g: (x, q, k, g, {"normalize": "row"})
     yield "backend", ValueError, "reference", lambda g: (x, q, k, g, {"backend": "tpu"})
-    yield "gpu", RuntimeError, "CUDA.*float64", lambda g: (x, q, k, g, {"backend": "gpu"})
+    yield "gpu", RuntimeError, "(no GPU|CUDA).*float64", lambda g: (x, q, k, g, {"backend": "gpu"})
 
 
 @pytest.mark.parametrize(
@@ -373,10 +373,10 @@ def test_half_precision_falls_back_and_says_so(caplog):
 def test_backend_block_and_environment(monkeypatch):
     graph = random_graph("random")
     p = problem(graph.num_nodes, 4, 2, 3)
-    with gf.backend("gpu"), pytest.raises(RuntimeError, match="CUDA"):
+    with gf.backend("gpu"), pytest.raises(RuntimeError, match="no GPU|CUDA"):
         run(graph)(**p, backend="auto")
     monkeypatch.setenv("GRAND_FAST_BACKEND", "gpu")
-    with pytest.raises(RuntimeError, match="CUDA"):
+    with pytest.raises(RuntimeError, match="no GPU|CUDA"):
         run(graph)(**p, backend="auto")
     with gf.backend("cpu"):
         assert math.isfinite(float(run(graph)(**p, backend="auto").sum()))

@@ -1,0 +1,1 @@
+"""Kernels of `stage_update`: reference.py, cpu.py, gpu.py."""
