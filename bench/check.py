@@ -32,6 +32,9 @@ def _expected(problem: Problem) -> dict[str, Tensor]:
     inputs = [t.double().requires_grad_() for t in problem.inputs.values()]
     core = problem.core(*inputs)
     d_out = problem.d_out.double()
+    if not problem.gathers:
+        out = problem.reference(problem.graph.csr(), core)
+        return _named(problem, out.detach(), torch.autograd.grad(out, inputs, d_out))
     out = torch.zeros_like(d_out)
     sums = [torch.zeros_like(t) for t in core]
     for csr, nodes, edges in _row_blocks(problem.graph):

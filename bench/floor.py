@@ -3,7 +3,8 @@
 Forward reads one row of x, or of k, or both, per edge. Backward cannot do with fewer than two
 passes (rows of A, rows of Aᵀ), each of which reads as much again. Projections are arithmetic alone,
 at the multiply-add peak of this machine in this run: 4·N·d·d_att flops forward (q and k), twice
-that backward (x, and the weights).
+that backward (x, and the weights). Where nothing is gathered, the bytes of the operator at the
+speed of a copy are the floor, and as many again backward.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ GATHERED = {
     "attention_diffusion": ("x", "k"),
     "csr_diffusion": ("x",),
     "edge_attention": ("k",),
+    "stage_update": (),
 }
 
 
@@ -33,7 +35,7 @@ def rates(problem: Problem, timings: dict[str, Timing]) -> dict[str, float]:
     gathered = sum(machine.gather_bytes(problem.graph, w) for w in _widths(problem).values())
     return {
         "copy_gb_per_s": 2 * machine.COPY_BYTES / timings["copy"].median / 1e9,
-        "gather_gb_per_s": gathered / _gathers(timings) / 1e9,
+        "gather_gb_per_s": gathered / _gathers(timings) / 1e9 if gathered else 0.0,
         "multiply_add_gflop_per_s": machine.MULTIPLY_ADD_FLOPS
         / timings["multiply-adds"].median
         / 1e9,
@@ -42,6 +44,9 @@ def rates(problem: Problem, timings: dict[str, Timing]) -> dict[str, float]:
 
 def seconds(problem: Problem, timings: dict[str, Timing]) -> dict[Mode, float]:
     """The floor of each mode, from the timings of `calls`."""
+    if not problem.gathers:
+        moved = problem.cost.bytes_min / (2 * machine.COPY_BYTES) * timings["copy"].median
+        return {"forward": moved, "forward+backward": 2 * moved}
     gathers = _gathers(timings)
     projections = 0.0
     if problem.op == "attention_diffusion":

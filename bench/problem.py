@@ -73,7 +73,8 @@ class Problem:
 
     All `inputs` are differentiated. `core` maps them to the inputs of `reference` (projections):
     first those with a row per node, then those with an entry per edge. The output of a diffusion
-    operator has a row per node and is `A x − x`; with `edge_output` it has one per edge.
+    operator has a row per node and is `A x − x`; with `edge_output` it has one per edge. Without
+    `gathers` the graph gives no more than the size.
     """
 
     op: str
@@ -85,6 +86,7 @@ class Problem:
     core: Callable[..., tuple[Tensor, ...]]
     reference: Callable[[Csr, Sequence[Tensor]], Tensor]
     edge_output: bool = False
+    gathers: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,12 @@ from bench import floor, graphs, machine, scaling
 from bench.check import check, expected
 from bench.fresh import run as run_fresh
 from bench.harness import MIN_ROUNDS, Timing, interleave
-from bench.ops import bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention
+from bench.ops import (
+    bench_attention_diffusion,
+    bench_csr_diffusion,
+    bench_edge_attention,
+    bench_stage_update,
+)
 from bench.ops.passes import csr_passes, hub_graphs
 from bench.peers.unfused import has_compiler
 from bench.problem import Competitor, Problem, Shape, gradients
@@ -25,7 +30,7 @@ from grand_fast.testing import assert_close
 
 ROOT = Path(__file__).parents[1]
 SHAPE = Shape(10, 2, 6)
-MODULES = (bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention)
+MODULES = (bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention, bench_stage_update)
 
 
 def _slow_if_compiled(module: ModuleType, competitor: Competitor) -> list[pytest.MarkDecorator]:

@@ -17,6 +17,9 @@ from grand_fast.kernels._csr import Csr
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.edge_attention import gpu as edge_attention
+from grand_fast.kernels.stage_update import gpu as stage_update
+
+_STAGE = (1.0, 0.125, 0.375, -0.5)  # four terms
 
 
 class _Inputs(NamedTuple):
@@ -58,6 +61,10 @@ def passes(
         edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=False, csr=g.csr)
     with record() as every["edge_attention backward"]:
         edge_attention.edge_attention_bwd(g.da, g.q, g.k, lse=g.lse, **views)
+    with record() as every["stage_update forward"]:
+        stage_update.stage_update_fwd([g.x] * len(_STAGE), _STAGE)
+    with record() as every["stage_update backward"]:
+        stage_update.stage_update_bwd(g.x, _STAGE)
     return every
 
 

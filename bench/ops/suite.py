@@ -6,7 +6,13 @@ from types import ModuleType
 from bench import floor, graphs, machine, memory, scaling
 from bench.check import check, expected
 from bench.harness import interleave, timed
-from bench.ops import bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention, passes
+from bench.ops import (
+    bench_attention_diffusion,
+    bench_csr_diffusion,
+    bench_edge_attention,
+    bench_stage_update,
+    passes,
+)
 from bench.plots import plot_memory_per_shape, plot_time_per_shape
 from bench.problem import (
     MODES,
@@ -33,7 +39,7 @@ the paper tuned. Peers that take seconds run on the first shape only.
 Times are milliseconds: median [10th-90th percentile]. GB/s are the bytes of the forward operator,
 no row reused, over its time; caches can lift them above the copy bandwidth. The floor is the time
 to read the rows that the edges name, doing nothing with them, and of the projections' arithmetic
-at the machine's multiply-add peak.
+at the machine's multiply-add peak; of stage_update, the time of a copy of as many bytes.
 
 Unless --quick, the peak memory of the first shape follows, as `memory` measures it. --all adds that
 of the other shapes, and the suite `scaling`.
@@ -52,7 +58,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
     if options.all:
         scaling.require_memory(options)
     problems = [(bench_attention_diffusion, shape) for shape in shapes]
-    problems += [(bench_csr_diffusion, shapes[0]), (bench_edge_attention, shapes[0])]
+    problems += [(m, shapes[0]) for m in (bench_csr_diffusion, bench_edge_attention)]
+    problems.append((bench_stage_update, shapes[0]))
     rounds = options.rounds or (3 if options.quick else 9)
     weighed = shapes if options.all else shapes[: 0 if options.quick else 1]
     progress = Progress(len(problems) + (1 if options.quick else 2) + len(weighed))
@@ -198,9 +205,9 @@ def _print(problem: Problem, rows: list[Row], rates: dict[str, float]) -> None:
         floors = [f"{row['floor_s'] * 1e3:.1f}" for row in (forward[0], both[0])]
         cells.append(["floor", floors[0], "", floors[1], "", "", "", ""])
     print_table(f"{problem.op}, d/H/d_att = {problem.shape}, {problem.graph}", head, cells)
+    gather = f"row gather {rates['gather_gb_per_s']:.0f} GB/s, " if problem.gathers else ""
     print(
-        f"The machine in this run: copy {rates['copy_gb_per_s']:.0f} GB/s, "
-        f"row gather {rates['gather_gb_per_s']:.0f} GB/s, "
+        f"The machine in this run: copy {rates['copy_gb_per_s']:.0f} GB/s, {gather}"
         f"multiply-adds {rates['multiply_add_gflop_per_s']:.0f} GFLOP/s.",
         flush=True,
     )

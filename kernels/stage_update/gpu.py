@@ -23,23 +23,20 @@ _BLOCK = {"BLOCK_N": 1024, "num_warps": 4}  # two loads of 128 bits a lane and t
 def _stage_update_fwd_kernel(y_ptr, terms, n, BLOCK_N: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCK_N
     offs_n = first + tl.arange(0, BLOCK_N)
-    # A mask would split wide loads where their width does not divide n; only the end needs one.
+    # A mask splits wide loads where their width does not divide n; only the last program needs one.
     if first + BLOCK_N <= n:
-        tl.store(y_ptr + offs_n, _sum(terms, offs_n, offs_n >= 0).to(y_ptr.dtype.element_ty))
+        y = tl.zeros([BLOCK_N], tl.float32)
+        for s in tl.static_range(len(terms)):
+            c, term_ptr = terms[s]
+            y += c * tl.load(term_ptr + offs_n).to(tl.float32)
+        tl.store(y_ptr + offs_n, y.to(y_ptr.dtype.element_ty))
     else:
         mask = offs_n < n
-        y = _sum(terms, offs_n, mask)
+        y = tl.zeros([BLOCK_N], tl.float32)
+        for s in tl.static_range(len(terms)):
+            c, term_ptr = terms[s]
+            y += c * tl.load(term_ptr + offs_n, mask=mask, other=0.0).to(tl.float32)
         tl.store(y_ptr + offs_n, y.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _sum(terms, offs_n, mask):
-    """Σ c y of the pairs (c, y_ptr), in float32."""
-    y = tl.zeros(offs_n.shape, tl.float32)
-    for s in tl.static_range(len(terms)):
-        c, term_ptr = terms[s]
-        y += c * tl.load(term_ptr + offs_n, mask=mask, other=0.0).to(tl.float32)
-    return y
 
 
 @triton.jit
@@ -47,18 +44,16 @@ def _stage_update_bwd_kernel(terms, dy_ptr, n, BLOCK_N: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * BLOCK_N
     offs_n = first + tl.arange(0, BLOCK_N)
     if first + BLOCK_N <= n:
-        _spread(terms, dy_ptr, offs_n, offs_n >= 0)
+        dy = tl.load(dy_ptr + offs_n).to(tl.float32)
+        for s in tl.static_range(len(terms)):
+            c, term_ptr = terms[s]
+            tl.store(term_ptr + offs_n, (c * dy).to(term_ptr.dtype.element_ty))
     else:
-        _spread(terms, dy_ptr, offs_n, offs_n < n)
-
-
-@triton.jit
-def _spread(terms, dy_ptr, offs_n, mask):
-    """c dy into each of the pairs (c, term_ptr)."""
-    dy = tl.load(dy_ptr + offs_n, mask=mask, other=0.0).to(tl.float32)
-    for s in tl.static_range(len(terms)):
-        c, term_ptr = terms[s]
-        tl.store(term_ptr + offs_n, (c * dy).to(term_ptr.dtype.element_ty), mask=mask)
+        mask = offs_n < n
+        dy = tl.load(dy_ptr + offs_n, mask=mask, other=0.0).to(tl.float32)
+        for s in tl.static_range(len(terms)):
+            c, term_ptr = terms[s]
+            tl.store(term_ptr + offs_n, (c * dy).to(term_ptr.dtype.element_ty), mask=mask)
 
 
 def stage_update_fwd(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:

@@ -27,6 +27,8 @@ from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.csr_diffusion import reference as csr_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.edge_attention import reference as edge_attention_reference
+from grand_fast.kernels.stage_update import gpu as stage_update
+from grand_fast.kernels.stage_update.reference import stage_update_fwd
 from grand_fast.testing import assert_close
 
 from ._compiled import PIECE_EDGES, cut_views, make_graph, make_inputs, make_scales
@@ -128,6 +130,26 @@ def test_edge_attention(shape, dtype, arch, mean_heads):
     )
     dq, dk = grad(a, list(leaves.values()), da.double())
     _check(got, {"a": a, "lse": lse, "dq": dq, "dk": dk})
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+def test_stage_update(dtype, arch):
+    """Whole programs, and one that is not; all loads of the first are wide."""
+    scales = (1.0, -0.5, 2.0, 0.1)
+    tensors = [torch.randn(3, 1027).to(dtype) for _ in scales]
+    with emulated(arch) as launches:
+        y = stage_update.stage_update_fwd(tensors, scales)
+        grads = stage_update.stage_update_bwd(y, scales)
+    wide = [t.double() for t in tensors]
+    assert_close("y", y, stage_update_fwd(wide, scales))
+    for scale, got in zip(scales, grads, strict=True):
+        assert_close("dy", got, scale * y.double())
+    assert [launch.programs for launch in launches] == [4, 4]
+    assert all(
+        launch.bytes_loaded[16] >= 3 / 4 * launch.bytes_loaded.total() for launch in launches
+    )
+    assert all(launch.shuffles == launch.barriers == 0 for launch in launches)
 
 
 def test_gradients_by_alpha():

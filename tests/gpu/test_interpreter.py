@@ -24,7 +24,7 @@ from grand_fast import Graph
 from grand_fast.kernels import _triton, _triton_diffusion
 from grand_fast.kernels.edge_attention import reference
 from grand_fast.kernels.edge_attention.gpu import edge_attention_fwd
-from grand_fast.ops import attention_diffusion, csr_diffusion, edge_attention
+from grand_fast.ops import attention_diffusion, csr_diffusion, edge_attention, stage_update
 from grand_fast.testing import assert_close, random_edge_index
 
 from ._memory import checked_memory
@@ -267,6 +267,23 @@ def test_cut(degrees):
         assert rows[first:last] == [row] * (last - first)
         begs = work.piece_beg[first:last].tolist()
         assert begs == sorted(begs)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, *HALF), ids=str)
+@pytest.mark.parametrize("shape", ((), (0, 3), (5, 7), (2, 512), (3, 1025)), ids=str)
+def test_stage_update(shape, dtype):
+    """Less than a program takes, as much, and more than two."""
+    scales = (1.0, -0.5, 2.0, 0.1, 3.0)
+    given = [torch.randn(shape).to(dtype) for _ in scales]
+    results = []
+    for backend, kind in (("gpu", dtype), ("reference", torch.float64)):
+        leaves = [t.to(kind).requires_grad_() for t in given]
+        with checked_memory():
+            y = stage_update(list(zip(scales, leaves, strict=True)), backend=backend)
+            results.append([y, *grad(y, leaves, torch.full_like(y, 0.75))])
+    assert results[0][0].dtype == dtype
+    for got, want in zip(*results, strict=True):
+        assert_close("y or a gradient", got, want)
 
 
 @pytest.mark.parametrize("operator", ("csr_diffusion", "attention_diffusion"))

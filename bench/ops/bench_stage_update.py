@@ -1,0 +1,78 @@
+"""stage_update of a fourth-order stage: four states, and the gradient by each."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+import grand_fast as gf
+from bench.problem import Competitor, Function, Mode, Problem, Shape
+from bench.pytest_form import run_benchmark
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.stage_update.reference import cost, stage_update_fwd
+
+SCALES = (1.0, 0.125, 0.375, -0.5)
+
+
+def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
+    n, d = graph.num_nodes, shape.channels
+    g = torch.Generator().manual_seed(seed)
+
+    def reference(csr: Csr, core: Sequence[Tensor]) -> Tensor:
+        return stage_update_fwd(core, SCALES)
+
+    return Problem(
+        op="stage_update",
+        graph=graph,
+        shape=shape,
+        inputs={f"y{s}": torch.randn(n, d, generator=g) for s in range(len(SCALES))},
+        d_out=torch.randn(n, d, generator=g),
+        cost=cost(elements=n * d, terms=len(SCALES), element_bytes=4),
+        core=lambda *tensors: tensors,
+        reference=reference,
+        gathers=False,
+    )
+
+
+def ours(problem: Problem) -> Function:
+    return lambda *tensors: gf.ops.stage_update(list(zip(SCALES, tensors, strict=True)))
+
+
+def chained(problem: Problem) -> Function:
+    """The strongest chain of torch's own passes: no intermediate but the sum."""
+    return lambda *tensors: _chain(tensors)
+
+
+def compiled(problem: Problem) -> Function:
+    return torch.compile(lambda *tensors: _chain(tensors))
+
+
+def stacked(problem: Problem) -> Function:
+    """torchdiffeq's: the slopes lie side by side in one tensor, which is multiplied and summed."""
+    scales = torch.tensor(SCALES)
+    return lambda *tensors: torch.sum(torch.stack(tensors, -1) * scales, -1)
+
+
+def _chain(tensors: Sequence[Tensor]) -> Tensor:
+    y = tensors[0] * SCALES[0]
+    for tensor, scale in zip(tensors[1:], SCALES[1:], strict=True):
+        y = y.add(tensor, alpha=scale)
+    return y
+
+
+COMPETITORS = (
+    Competitor("grand-fast", ours),
+    Competitor("torch, a pass per term", chained),
+    Competitor("torch.compile", compiled),
+    Competitor("torchdiffeq's form", stacked, slow=True),
+)
+
+
+@pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda c: c.name)
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+def test_stage_update(
+    benchmark: BenchmarkFixture, graph: gf.Graph, competitor: Competitor, mode: Mode
+) -> None:
+    run_benchmark(benchmark, setup(graph, Shape(64, 4, 64)), competitor, mode)
