@@ -90,7 +90,7 @@ def sweep_lse(
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        s = head_dot(k, q, BLOCK_H, N_H)
+        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
         new_m = ()
         new_l = ()
         for g in tl.static_range(N_H):

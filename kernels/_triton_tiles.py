@@ -279,12 +279,25 @@ def by_head(a, BLOCK_H: tl.constexpr):
 
 
 @triton.jit
-def head_dot(a, b, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
+def rounded_product(a, b, VEC: tl.constexpr):
+    """a b, rounded before it meets the products of other lanes.
+
+    A lane that fused its product into their sum would round otherwise than those, and copies of the
+    sum would differ. With several columns a lane sums its own products first.
+    """
+    product = a * b
+    if VEC == 1:
+        product += tl.program_id(1).to(tl.float32)  # 0, which the compiler cannot know
+    return product
+
+
+@triton.jit
+def head_dot(a, b, BLOCK_H: tl.constexpr, N_H: tl.constexpr, VEC_A: tl.constexpr):
     """Sums over the columns of each head, N_H groups [BLOCK_E, BLOCK_G, BLOCK_H]."""
     chunks: tl.constexpr = len(a) // N_H  # of a group
     s = ()
     for g in tl.static_range(N_H):
-        product = a[g * chunks] * b[g * chunks]
+        product = rounded_product(a[g * chunks], b[g * chunks], VEC_A)
         for c in tl.static_range(1, chunks):
             product += a[g * chunks + c] * b[g * chunks + c]
         s = s + (tl.sum(by_head(product, BLOCK_H), 3),)
@@ -306,9 +319,9 @@ def add_weighted(sums, p, x, BLOCK_H: tl.constexpr):
 
 
 @triton.jit
-def edge_dot(a, b, BLOCK_H: tl.constexpr):
+def edge_dot(a, b, BLOCK_H: tl.constexpr, VEC_D: tl.constexpr):
     """Sum over all columns, [BLOCK_E, BLOCK_G], through the shape of scores: it meets them."""
-    product = a[0] * b[0]
+    product = rounded_product(a[0], b[0], VEC_D)
     for c in tl.static_range(1, len(a)):
         product += a[c] * b[c]
     return tl.sum(tl.sum(by_head(product, BLOCK_H), 3), 2)

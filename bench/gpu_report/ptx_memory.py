@@ -194,10 +194,8 @@ class SharedMemory:
         _no_race(access, written, "writes what another wrote")
         _no_race(access, self._read_by_another(at, thread), "writes what another read")
         self.bytes[at], self.writer[at], self.written_at[at] = new, thread, self.time
-        # Within a warp the device lets one of the lanes win, and Triton builds on it: the lanes
-        # that hold copies of a sum all write theirs, though they may differ in the last bit, where
-        # one lane's product was rounded and the other's was part of a fused multiply-add.
-        overruled = (self.bytes[at] != new) & (self.writer[at] // WARP != thread // WARP)
+        # Lanes of a warp that hold copies of a sum all write theirs: they must be the same.
+        overruled = self.bytes[at] != new
         _no_race(access, overruled, "writes what another writes")
 
     def _written_by_another(self, at: tuple[Array, Array], thread: Array) -> Array:

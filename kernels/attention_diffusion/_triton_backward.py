@@ -114,8 +114,8 @@ def _attention_diffusion_bwd_dq_kernel(
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        s = head_dot(k, q, BLOCK_H, N_H)
-        t = (edge_dot(x, g, BLOCK_H) - t0)[:, :, None]
+        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
+        t = (edge_dot(x, g, BLOCK_H, VEC_D) - t0)[:, :, None]
         ts = ()
         ps = ()
         for h in tl.static_range(N_H):
@@ -197,7 +197,7 @@ def _attention_diffusion_bwd_dk_kernel(
         df = gather_values(df_ptr, i, mask_e, stride_df_n, d, BLOCK_D, VEC_D, N_D)
         behind = e + (BLOCK_E * BLOCK_G + offs_e)
         i_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
-        s = head_dot(q, k, BLOCK_H, N_H)
+        s = head_dot(q, k, BLOCK_H, N_H, VEC_A)
         lse_row = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n
         p = ()
         for h in tl.static_range(N_H):
@@ -206,7 +206,7 @@ def _attention_diffusion_bwd_dk_kernel(
             lse = tl.load(at, mask=mask_eh, other=float("inf"))  # no weight outside
             p = p + (weight(s[h], lse),)  # [BLOCK_E, BLOCK_G, BLOCK_H]
         if HAS_DK:
-            t = edge_dot(df, x, BLOCK_H)[:, :, None]
+            t = edge_dot(df, x, BLOCK_H, VEC_D)[:, :, None]
             ds = ()
             for h in tl.static_range(N_H):
                 at = lse_row + (H + heads_of(h, BLOCK_H))

@@ -60,7 +60,7 @@ def weighted_sum(
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        s = head_dot(k, q, BLOCK_H, N_H)
+        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
         p = weight(s[0], lse[0])  # [BLOCK_E, BLOCK_G, BLOCK_H]
         for g in tl.static_range(1, N_H):
             p += weight(s[g], lse[g])
@@ -128,7 +128,7 @@ def sweep_once(
         x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
         behind = e + (BLOCK_E * BLOCK_G + offs_e)
         j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
-        s = head_dot(k, q, BLOCK_H, N_H)
+        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
         new = ()
         new_m = ()
         new_l = ()

@@ -132,7 +132,7 @@ def _csr_diffusion_bwd_da_kernel(
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        da = edge_dot(x, g, 1)
+        da = edge_dot(x, g, 1, VEC_D)
         tl.store(da_ptr + beg + (e + offs_e), da.to(da_ptr.dtype.element_ty), mask=mask_e)
 
 

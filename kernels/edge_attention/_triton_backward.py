@@ -82,7 +82,7 @@ def _edge_attention_bwd_dq_kernel(
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        s = head_dot(k, q, BLOCK_H, N_H)
+        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
         p = ()
         for g in tl.static_range(N_H):
             p = p + (tl.where(mask_e[:, :, None], weight(s[g], lse[g]), 0.0),)
@@ -163,7 +163,7 @@ def _edge_attention_bwd_dk_kernel(
         i = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         slot = tl.load(slot_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         q = gather_heads(q_ptr, i, mask_e, stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        s = head_dot(q, k, BLOCK_H, N_H)
+        s = head_dot(q, k, BLOCK_H, N_H, VEC_A)
         t = load_da(da_ptr, slot, mask_e, H, BLOCK_H, N_H, IS_MEAN)
         ds = ()
         for g in tl.static_range(N_H):
@@ -196,7 +196,7 @@ def bwd_dq(
     if n == 0:
         return dq, lse_delta
     scale = _scale(da, q)
-    sizes, blocks = score_sizes(h, d_k, q.dtype, _VALUES)
+    sizes, blocks = score_sizes(h, d_k, q.dtype, _VALUES, per_head=True)
     part = dq_part(csr, sizes)
     _edge_attention_bwd_dq_kernel[(work.piece_row.numel(),)](
         dq,

@@ -89,7 +89,7 @@ def _edge_attention_fwd_kernel(
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        s = head_dot(k, q, BLOCK_H, N_H)  # [BLOCK_E, BLOCK_G, BLOCK_H] each
+        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)  # [BLOCK_E, BLOCK_G, BLOCK_H] each
         if IS_MEAN:
             a = tl.sum(weight(s[0], lse[0]), 2)
             for g in tl.static_range(1, N_H):

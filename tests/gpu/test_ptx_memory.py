@@ -126,6 +126,12 @@ def test_shared_memory_races(barrier, by, again, did):
         _exchange(barrier, by=by, again=again)
 
 
+def test_lanes_that_store_unlike_copies():
+    """Of one warp, at once: the device lets one of them win, and does not say which."""
+    with pytest.raises(EmulationError, match="race.*writes what another writes"):
+        _exchange(BARRIER, threads=LANES, by=1, again=f"{BARRIER} st.shared.b32 [%r1], %r90;")
+
+
 @pytest.mark.parametrize("transposed", ("", ".trans"))
 @pytest.mark.parametrize("count", (1, 2, 4))
 def test_matrices(count, transposed):
