@@ -2,8 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import product
 
 import torch
 
@@ -30,9 +30,11 @@ the gather loops the instructions, shuffles and exponentials; compared with gold
 --update-golden writes a new one, and does nothing else.
 
 A MODEL, not a measurement: the milliseconds that DRAM, L2, the busiest pipe, latency and the
-longest piece would take on the graph, each alone; the longest of them; and that over the floor of
-memory, for rows by number and in reverse Cuthill-McKee order. Its assumptions stand in
-bench/gpu_report/model.py, the hardware's numbers in hardware.py. --quick leaves out bfloat16.
+longest piece would take on the graph, each alone. Over the floor of memory stand the longest of
+them, and, `added`, memory plus the longest of the others: for rows by number, and in reverse
+Cuthill-McKee order. A last table has these of attention_diffusion for all shapes. The assumptions
+stand in bench/gpu_report/model.py, the hardware's numbers in hardware.py. --quick takes one shape,
+and leaves out bfloat16.
 """
 ORDERS = ("natural", "rcm")
 PICTURE = "gpu_report_model.png"
@@ -51,12 +53,12 @@ def run(options: argparse.Namespace, report: Report) -> None:
     needed = round(nodes * graphs.edges_per_node() * graphs.BUILDING_BYTES)
     machine.require_memory("gpu-report", needed)
     graph = graphs.load(options.graph, nodes=options.nodes)
-    shape = options.shape or PAPER_SHAPES[0]
+    shapes = [options.shape] if options.shape else PAPER_SHAPES[: 1 if options.quick else None]
     dtypes = [torch.float32] if options.quick else [torch.float32, torch.bfloat16]
-    progress = Progress(len(dtypes) * len(MODELLED))
+    progress = Progress(len(shapes) * len(dtypes) * len(MODELLED))
     progress.say("order of the graph")
     reuses = _Reuses(graph)
-    for dtype in dtypes:
+    for shape, dtype in product(shapes, dtypes):
         by_pass = passes(graph, shape, dtype)
         for arch in MODELLED:
             progress.say(f"{golden.case_name(arch, shape, dtype)}")
@@ -72,9 +74,11 @@ def run(options: argparse.Namespace, report: Report) -> None:
             exact = {name: kernel.metrics for name, kernel in kernels.items()}
             _compare(golden.case_name(arch, shape, dtype), exact)
     progress.close()
+    _print_summary(report.rows)
     report.skipped.append("joins of split rows are not modelled: they move some hundred rows.")
     if options.out:
-        plot_model(report.rows, options.out / PICTURE)
+        first = [row for row in report.rows if row["shape"] == str(shapes[0])]
+        plot_model(first, options.out / PICTURE)
 
 
 class _Reuses:
@@ -131,6 +135,7 @@ def _row(
         modelled = times(kernel, reuses.of(launch, order))
         row["model"][order] = {f"{name}_s": getattr(modelled, name) for name in _BOUNDS} | {
             "seconds": modelled.seconds,
+            "added_s": modelled.added,
             "bound": modelled.bound,
             "busiest_pipe": modelled.busiest,
             "floor_s": modelled.floor,
@@ -154,8 +159,8 @@ def _print(rows: list[Row], case: str, graph: Graph) -> None:
         ]
     title = f"EXACT, {gpu}: code of {case}; instructions to exponentials per edge slot"
     print_table(title, head, [[name, *values] for name, values in cells.items()])
-    head = ["kernel", "DRAM", "L2", "pipe", "latency", "longest", "time", "× floor", "bound by",
-            "rcm: time", "× floor"]  # fmt: skip
+    head = ["kernel", "DRAM", "L2", "pipe", "latency", "longest", "bound by", "× floor", "added",
+            "rcm: × floor", "added"]  # fmt: skip
     lines = []
     for of_pass in dict.fromkeys(row["pass"] for row in rows):
         modelled = [row for row in rows if row["pass"] == of_pass and "model" in row]
@@ -169,23 +174,33 @@ def _print(rows: list[Row], case: str, graph: Graph) -> None:
 
 def _line(name: str, rows: list[Row]) -> list[str]:
     """One kernel, or the sum of a pass."""
-    natural, rcm = ([row["model"][order] for row in rows] for order in ORDERS)
+    natural = rows[0]["model"]["natural"]
+    parts, bound = [""] * len(_BOUNDS), ""
+    if len(rows) == 1:
+        parts = [f"{1e3 * natural[f'{bound}_s']:.3f}" for bound in _BOUNDS]
+        bound = natural["busiest_pipe"] if natural["bound"] == "pipe" else natural["bound"]
+    return [name, *parts, bound, *_over_floor(rows)]
 
-    def total(models: Iterable[Row], key: str) -> float:
-        return sum(float(m[key]) for m in models)
 
-    over = [total(m, "seconds") / total(m, "floor_s") for m in (natural, rcm)]
-    parts = [f"{1e3 * natural[0][f'{bound}_s']:.3f}" for bound in _BOUNDS]
-    bound = natural[0]["bound"]
-    return [
-        name,
-        *(parts if len(rows) == 1 else [""] * len(parts)),
-        f"{1e3 * total(natural, 'seconds'):.3f}",
-        f"{over[0]:.2f}",
-        (natural[0]["busiest_pipe"] if bound == "pipe" else bound) if len(rows) == 1 else "",
-        f"{1e3 * total(rcm, 'seconds'):.3f}",
-        f"{over[1]:.2f}",
+def _over_floor(rows: list[Row]) -> list[str]:
+    """For each order, the time of these kernels over their floor: side by side, and added."""
+    cells = []
+    for order in ORDERS:
+        models = [row["model"][order] for row in rows]
+        floor = sum(m["floor_s"] for m in models)
+        cells += [f"{sum(m[key] for m in models) / floor:.2f}" for key in ("seconds", "added_s")]
+    return cells
+
+
+def _print_summary(rows: list[Row]) -> None:
+    """The kernels over the edges of attention_diffusion, all shapes: their times over the floor."""
+    lines = [
+        [row["dtype"], row["shape"], row["gpu"], row["kernel"], *_over_floor([row])]
+        for row in rows
+        if row["kernel"].startswith("attention_diffusion") and "model" in row
     ]
+    head = ["", "shape", "GPU", "kernel", "× floor", "added", "rcm: × floor", "added"]
+    print_table("MODEL, nothing ran: times over the floor of memory", head, lines)
 
 
 def _compare(case: str, exact: dict[str, Metrics]) -> None:

@@ -45,6 +45,7 @@ from grand_fast.kernels._triton_tiles import (
     edges,
     head_lanes,
     head_sizes,
+    load_columns,
     load_heads,
     load_per_head,
     load_piece,
@@ -141,11 +142,12 @@ def _attention_diffusion_fwd_kernel(
         )  # fmt: skip
 
 
-def _sizes(d: int, h: int, d_k: int) -> dict[str, int | bool]:
+def _sizes(d: int, h: int, d_k: int, dtype: torch.dtype) -> dict[str, int | bool]:
     """Compile-time sizes and warps, and whether k and x are gathered together, once."""
     # Those of x: accumulators take fewer registers than with the lanes of a wider q.
-    lanes = max(value_lanes(d, LANE_COLUMNS), head_lanes(h, d_k, LANE_COLUMNS) // 4)
-    sizes = head_sizes(h, d_k, lanes, LANE_COLUMNS) | value_sizes(d, lanes, LANE_COLUMNS)
+    most = load_columns(dtype) if h == 1 else LANE_COLUMNS  # one accumulator may be wide
+    lanes = max(value_lanes(d, most), head_lanes(h, d_k, most) // 4)
+    sizes = head_sizes(h, d_k, lanes, most) | value_sizes(d, lanes, most)
     heads = sizes["BLOCK_H"] * sizes["N_H"]
     is_one_sweep = heads * sizes["VEC_D"] * sizes["N_D"] <= _ACCUMULATORS
     options = {**sizes, **edges(sizes, lanes, _VALUES), "IS_ONE_SWEEP": is_one_sweep}
@@ -200,7 +202,7 @@ def attention_diffusion_fwd(
         H=h,
         d_k=d_k,
         HAS_SOURCE=x0 is not None,
-        **_sizes(d, h, d_k),
+        **_sizes(d, h, d_k, x.dtype),
     )
     join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
     return f, lse
