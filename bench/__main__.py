@@ -21,6 +21,10 @@ SUITES = {
     "ops": ("bench.ops.suite", "time of every operator against its peers and memory's floor"),
     "memory": ("bench.memory", "peak memory of attention_diffusion against its peers"),
     "scaling": ("bench.scaling", "time per edge against the size of the graph"),
+    "gpu": (
+        "bench.gpu.suite",
+        "GPU kernels on a GPU: right, how fast, how lean",
+    ),
     "gpu-report": ("bench.gpu_report.suite", "machine code of the GPU kernels, without a GPU"),
 }
 FAILED, INTERRUPTED = 1, 130
@@ -80,6 +84,11 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         if name == "ops":
             text = "then the suites memory and scaling too, into the same files"
             added.add_argument("--all", action="store_true", help=text)
+        if name == "gpu":
+            added.add_argument(
+                "--minutes", type=number(float, low=0), default=8.0, metavar="M",
+                help="time that it may take (default 8)",
+            )  # fmt: skip
         if name == "gpu-report":
             text = "write golden.json anew, from the kernels as they are, and stop"
             added.add_argument("--update-golden", action="store_true", help=text)

@@ -273,3 +273,15 @@ def test_arxiv_without_data_says_how_to_get_it(
     monkeypatch.setenv(graphs.DATA_VARIABLE, str(tmp_path))
     with pytest.raises(ValueError, match="is not there"):
         graphs.load("arxiv")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_without_a_gpu(capsys, monkeypatch):
+    from bench.__main__ import main
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main(["gpu", "--quick"])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert "torch sees no GPU" in line and "python -m bench gpu-report" in line

@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
+from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 # The GPUs whose machine code is gated and modelled: A100 and H100.
@@ -96,16 +97,19 @@ class _AbsentDevice:
 def record() -> Iterator[list[Launch]]:
     """Collect the launches of a block instead of making them; outputs stay uninitialised."""
     launches: list[Launch] = []
-    run = JITFunction.run
+    kinds = (JITFunction, InterpretedFunction)
+    runs = [kind.run for kind in kinds]
 
     def note(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launches.append(Launch(self, tuple(grid), args, kwargs))
 
-    JITFunction.run = note
+    for kind in kinds:
+        kind.run = note
     try:
         yield launches
     finally:
-        JITFunction.run = run
+        for kind, run in zip(kinds, runs, strict=True):
+            kind.run = run
 
 
 def compile_launch(launch: Launch, arch: str) -> CompiledKernel:

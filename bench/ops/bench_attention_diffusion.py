@@ -25,7 +25,7 @@ from grand_fast.kernels.attention_diffusion.reference import attention_diffusion
 from grand_fast.ops._dispatch import plan
 
 
-def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
+def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0, element_bytes: int = 4) -> Problem:
     n, d, d_att = graph.num_nodes, shape.channels, shape.attention_channels
     g = torch.Generator().manual_seed(seed)
 
@@ -57,7 +57,7 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
         shape=shape,
         inputs=inputs,
         d_out=normal(n, d),
-        cost=cost(**sizes, element_bytes=4),
+        cost=cost(**sizes, element_bytes=element_bytes),
         core=core,
         reference=reference,
     )
@@ -72,8 +72,9 @@ def packed_projection(problem: Problem, *inputs: Tensor) -> tuple[Tensor, Tensor
 
 
 def ours(problem: Problem) -> Function:
+    engine = "gpu" if problem.graph.device.type == "cuda" else "cpu"
     for transposed in (False, True):
-        problem.graph.csr(plan("cpu"), transposed=transposed)  # or the first call does it
+        problem.graph.csr(plan(engine), transposed=transposed)  # or the first call does it
 
     def function(*inputs: Tensor) -> Tensor:
         x, w_q, b_q, w_k, b_k = inputs

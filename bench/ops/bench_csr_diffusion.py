@@ -18,7 +18,7 @@ from grand_fast.kernels._csr import Csr
 from grand_fast.kernels.csr_diffusion.reference import cost, csr_diffusion_fwd
 
 
-def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
+def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0, element_bytes: int = 4) -> Problem:
     n, e, d = graph.num_nodes, graph.num_edges, shape.channels
     g = torch.Generator().manual_seed(seed)
     a = torch.rand(e, generator=g) / graph.rowptr.diff().repeat_interleave(graph.rowptr.diff())
@@ -33,7 +33,7 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
         shape=shape,
         inputs={"x": torch.randn(n, d, generator=g), "a": a},
         d_out=torch.randn(n, d, generator=g),
-        cost=cost(n=n, e=e, d=d, element_bytes=4),
+        cost=cost(n=n, e=e, d=d, element_bytes=element_bytes),
         core=lambda x, a: (x * 1, a * 1),
         reference=reference,
     )

@@ -20,7 +20,7 @@ from grand_fast.kernels._csr import Csr
 from grand_fast.kernels.edge_attention.reference import cost, edge_attention_fwd
 
 
-def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
+def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0, element_bytes: int = 4) -> Problem:
     n, e = graph.num_nodes, graph.num_edges
     g = torch.Generator().manual_seed(seed)
     std = 1.5  # scores with a spread of 2: a softmax neither flat nor one-hot
@@ -37,7 +37,7 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
         shape=shape,
         inputs={"q": normal(), "k": normal()},
         d_out=torch.randn(e, shape.heads, generator=g),
-        cost=cost(n=n, e=e, h=shape.heads, d_k=shape.d_k, element_bytes=4),
+        cost=cost(n=n, e=e, h=shape.heads, d_k=shape.d_k, element_bytes=element_bytes),
         core=lambda q, k: (q * 1, k * 1),
         reference=reference,
         edge_output=True,

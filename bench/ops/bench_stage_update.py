@@ -16,7 +16,7 @@ from grand_fast.kernels.stage_update.reference import cost, stage_update_fwd
 SCALES = (1.0, 0.125, 0.375, -0.5)
 
 
-def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
+def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0, element_bytes: int = 4) -> Problem:
     n, d = graph.num_nodes, shape.channels
     g = torch.Generator().manual_seed(seed)
 
@@ -29,7 +29,7 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0) -> Problem:
         shape=shape,
         inputs={f"y{s}": torch.randn(n, d, generator=g) for s in range(len(SCALES))},
         d_out=torch.randn(n, d, generator=g),
-        cost=cost(elements=n * d, terms=len(SCALES), element_bytes=4),
+        cost=cost(elements=n * d, terms=len(SCALES), element_bytes=element_bytes),
         core=lambda *tensors: tensors,
         reference=reference,
         gathers=False,
@@ -51,7 +51,7 @@ def compiled(problem: Problem) -> Function:
 
 def stacked(problem: Problem) -> Function:
     """torchdiffeq's: the slopes lie side by side in one tensor, which is multiplied and summed."""
-    scales = torch.tensor(SCALES)
+    scales = problem.d_out.new_tensor(SCALES)
     return lambda *tensors: torch.sum(torch.stack(tensors, -1) * scales, -1)
 
 

@@ -18,7 +18,7 @@ class GraphArrays:
     @cached_property
     def receiver(self) -> Tensor:
         """[E], int64, ascending."""
-        nodes = torch.arange(self.n)
+        nodes = torch.arange(self.n, device=self.graph.device)
         return torch.repeat_interleave(nodes, self.graph.rowptr.diff(), output_size=self.e)
 
     @cached_property

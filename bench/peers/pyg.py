@@ -14,6 +14,7 @@ def transformer_conv(problem: Problem) -> Function:
     """
     shape = problem.shape
     layer = TransformerConv(shape.channels, shape.d_k, heads=shape.heads, root_weight=False)
+    layer = layer.to(problem.graph.device)
     edge_index = problem.graph.edge_index()
 
     def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:

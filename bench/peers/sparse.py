@@ -40,6 +40,9 @@ def native(matrix: Tensor, x: Tensor) -> Tensor:
 
 def fastest_product(arrays: GraphArrays, width: int) -> Product:
     """The fastest of all these on this graph and machine, for `width` columns."""
+    device = arrays.graph.device
+    if device.type == "cuda":
+        return mkl(width)  # there it is cuSPARSE, whole: what torch has
     candidates = [native, *(mkl(block) for block in COLUMN_BLOCKS if block < width), mkl(width)]
     matrix, x = arrays.matrix(torch.rand(arrays.e)), torch.randn(arrays.n, width)
     best: dict[Product, float] = {}

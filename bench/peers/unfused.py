@@ -77,7 +77,7 @@ def index_add_diffusion(problem: Problem) -> Function:
 def compiled_attention_diffusion(problem: Problem) -> Function:
     """torch.compile of the reference, projections included."""
     csr, n, heads = problem.graph.csr(), problem.graph.num_nodes, problem.shape.heads
-    alpha = torch.ones(problem.shape.channels)
+    alpha = torch.ones(problem.shape.channels, device=problem.graph.device)
 
     def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
         q, k = (linear(x, w, b).view(n, heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
@@ -94,7 +94,8 @@ def compiled_edge_attention(problem: Problem) -> Function:
 
 def compiled_csr_diffusion(problem: Problem) -> Function:
     """torch.compile of the reference."""
-    csr, alpha = problem.graph.csr(), torch.ones(problem.shape.channels)
+    csr = problem.graph.csr()
+    alpha = torch.ones(problem.shape.channels, device=problem.graph.device)
     return compiled(lambda x, a: csr_diffusion_fwd(x, a, alpha=alpha, beta=None, x0=None, csr=csr))
 
 

@@ -1,0 +1,121 @@
+"""Every kernel against float64, on awkward graphs, in all storage types, and twice."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.gpu.device import Budget, Device
+from bench.progress import Progress
+from bench.report import Report, print_table
+from grand_fast import Graph, ops
+from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SIZES = ((128, 4, 32), (162, 2, 16), (5, 3, 7))  # d, H, d_k: wide, 64-bit and narrow loads
+NODES = 60  # and 40 times as many edges in a hub: several pieces
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How an operator is called, and with what: shapes by the letters n, e, d, h, k."""
+
+    name: str
+    shapes: dict[str, str]
+    call: Callable[..., Tensor]
+
+
+def _stage(*, graph: Graph, backend: str, **y: Tensor) -> Tensor:
+    scales = (1.0, -0.5, 2.0, 0.1)
+    return ops.stage_update(list(zip(scales, y.values(), strict=True)), backend=backend)
+
+
+_FIELD = {"x": "nd", "alpha": "d", "beta": "d", "x0": "nd"}
+OPERATORS = (
+    Operator("attention_diffusion", _FIELD | {"q": "nhk", "k": "nhk"}, ops.attention_diffusion),
+    Operator("csr_diffusion", _FIELD | {"a": "e"}, ops.csr_diffusion),
+    Operator("edge_attention", {"q": "nhk", "k": "nhk"}, ops.edge_attention),
+    Operator("stage_update", {f"y{s}": "nd" for s in range(4)}, _stage),
+)
+
+
+def check_kernels(
+    device: Device,
+    report: Report,
+    progress: Progress,
+    budget: Budget,
+    *,
+    kinds: tuple[str, ...] = GRAPH_KINDS,
+    sizes: tuple[tuple[int, int, int], ...] = SIZES,
+    operators: tuple[Operator, ...] = OPERATORS,
+    nodes: int = NODES,
+) -> None:
+    """Compare, print a table, and note in `report.failed` what disagrees."""
+    lines = []
+    for operator in operators:
+        progress.say(f"{operator.name}: check")
+        cases = failed = 0
+        for name, graph, inputs in _cases(operator, kinds, sizes, nodes):
+            if not budget.allows(f"check of {operator.name} on {name}"):
+                continue
+            cases += 1
+            try:
+                _compare(operator, graph, inputs, device)
+            except (AssertionError, RuntimeError) as problem:
+                failed += 1
+                report.failed.append(f"{operator.name} on {name}: {problem}")
+        report.rows.append({"op": operator.name, "check": "float64", "cases": cases,
+                            "failed": failed})  # fmt: skip
+        lines.append([operator.name, str(cases), str(failed)])
+    progress.done()
+    title = "output and every gradient against float64, and two runs bit for bit"
+    print_table(f"{title}, {len(kinds)} kinds of graphs", ["", "cases", "failed"], lines)
+
+
+def _cases(
+    operator: Operator,
+    kinds: tuple[str, ...],
+    sizes: tuple[tuple[int, int, int], ...],
+    nodes: int,
+) -> Iterator[tuple[str, Graph, Inputs]]:
+    for i, kind in enumerate(kinds):
+        graph = random_graph(kind, nodes)  # type: ignore[arg-type]
+        for d, h, k in sizes if kind == "hub" else sizes[i % len(sizes) :][:1]:
+            letters = {"n": graph.num_nodes, "e": graph.num_edges, "d": d, "h": h, "k": k}
+            g = torch.Generator().manual_seed(i)
+            shapes = {name: [letters[c] for c in text] for name, text in operator.shapes.items()}
+            inputs = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+            for dtype in DTYPES:
+                case = f"{kind}, d={d} H={h} d_k={k} {str(dtype).removeprefix('torch.')}"
+                yield case, graph, {name: value.to(dtype) for name, value in inputs.items()}
+
+
+def _compare(operator: Operator, graph: Graph, inputs: Inputs, device: Device) -> None:
+    """No further from float64 than twice what PyTorch is in the same type, and a rounding."""
+    dtype = next(iter(inputs.values())).dtype
+    there = {name: value.to(device.device) for name, value in inputs.items()}
+    on_device = graph.to(device.device)
+    got = _run(operator, on_device, there, device.backend)
+    again = _run(operator, on_device, there, device.backend)
+    want = _run(operator, graph, {n: v.double() for n, v in inputs.items()}, "reference")
+    plain = {} if dtype == torch.float32 else _run(operator, graph, inputs, "reference")
+    for name, value in want.items():
+        tolerance = None
+        if name in plain and value.numel():
+            scale = float(value.abs().max().clamp_min(1e-300))
+            error = float((plain[name].double() - value).abs().max()) / scale
+            tolerance = 2 * error + torch.finfo(dtype).eps / 2
+        assert_close(name, got[name], value, tolerance=tolerance)
+        assert torch.equal(got[name], again[name]), f"{name}: two runs differ"
+
+
+def _run(operator: Operator, graph: Graph, inputs: Inputs, backend: str) -> Inputs:
+    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    out = operator.call(graph=graph, backend=backend, **leaves)
+    weights = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).view(out.shape)
+    grads = torch.autograd.grad(out, list(leaves.values()), weights.to(out.device, out.dtype))
+    named = {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    return {"out": out.detach(), **named}

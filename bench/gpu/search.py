@@ -1,0 +1,137 @@
+"""Our kernels one by one: their times, and other launch parameters than the library's."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.gpu.device import Budget, Call, Device, interleave
+from bench.gpu_report.compile import Launch, record
+from bench.gpu_report.metrics import label
+from bench.progress import Progress
+from bench.report import Report, milliseconds, print_table
+
+_REGISTERS = (64, 80, 96, 128)  # a lane: 32, 24, 20 and 16 warps resident
+_PIECES = (128, 512)  # edges, instead of 256
+# Sums in another order differ by roundings of float32, which a hub adds up.
+_TOLERANCE = 1e-4
+
+# Runs the launchers of a pass on the device, with pieces of so many edges (None: the library's).
+Pass = Callable[[int | None], object]
+
+
+def measure_kernels(
+    passes: dict[str, Pass],
+    device: Device,
+    report: Report,
+    progress: Progress,
+    budget: Budget,
+    *,
+    rounds: int,
+    model: dict[str, float] | None = None,
+) -> None:
+    """Time each kernel of each pass as launched, then its variants; checked against the first.
+
+    `model`: seconds of the GPU report, by kernel, to stand beside the measured ones.
+    """
+    lines = []
+    for name, run in passes.items():
+        progress.say(f"launch parameters: {name}")
+        for launch, variants in _launches(run, report):
+            if not budget.allows(f"launch parameters of {label(launch)}", 5.0):
+                continue
+            row = _measure(launch, variants, device, report, rounds)
+            row |= {"op": name, "mode": "kernel", "model_s": (model or {}).get(label(launch))}
+            report.rows.append(row)
+            best = row["variants"][0] if row["variants"] else {"changed": "", "ratio": 1.0}
+            modelled = row["model_s"]
+            lines.append(
+                [
+                    name,
+                    row["kernel"],
+                    milliseconds(row),
+                    f"{row['median_s'] / modelled:.2f}×" if modelled else "",
+                    best["changed"],
+                    f"{best['ratio']:.2f}×",
+                ]
+            )
+        progress.done()
+    head = ["pass", "kernel", "ms", "over model", "best variant", "its time"]
+    print_table("our kernels, and the best of other launch parameters", head, lines)
+
+
+def _launches(run: Pass, report: Report) -> Iterator[tuple[Launch, dict[str, Launch]]]:
+    """Each launch of a pass, made once so that its inputs are there, and its variants."""
+    with record() as launches:
+        run(None)
+    others: dict[str, list[Launch]] = {}
+    for piece in _PIECES:
+        with record() as others[f"pieces of {piece} edges"]:
+            run(piece)
+    for launch in launches:
+        _run(launch)
+    for text, changed in others.items():
+        if [launch.name for launch in changed] != [launch.name for launch in launches]:
+            report.skipped.append(f"{text}: other kernels, as no row is cut any more.")
+            others[text] = []
+        for launch in changed:
+            _run(launch)
+    for i, launch in enumerate(launches):
+        variants = dict(_variants(launch))
+        variants |= {text: changed[i] for text, changed in others.items() if changed}
+        yield launch, variants
+
+
+def _variants(launch: Launch) -> Iterator[tuple[str, Launch]]:
+    edges = launch.kwargs.get("BLOCK_E")
+    for value in (edges // 2, 2 * edges) if edges else ():
+        if value:
+            yield f"BLOCK_E={value}", replace(launch, kwargs=launch.kwargs | {"BLOCK_E": value})
+    if edges and torch.version.hip is None:
+        for value in _REGISTERS:
+            yield f"maxnreg={value}", replace(launch, kwargs=launch.kwargs | {"maxnreg": value})
+
+
+def _measure(
+    launch: Launch, variants: dict[str, Launch], device: Device, report: Report, rounds: int
+) -> dict[str, Any]:
+    name = label(launch)
+    _run(launch)
+    want = [t.clone() for t in _tensors(launch)]
+    calls: dict[str, Call] = {"": lambda: _run(launch)}
+    for text, variant in variants.items():
+        try:
+            _run(variant)
+            if not text.startswith(
+                "pieces"
+            ):  # its inputs and outputs are others, of the same sizes
+                _compare(_tensors(variant), want)
+        except (AssertionError, RuntimeError, ValueError) as problem:
+            report.skipped.append(f"{name}, {text}: {str(problem).splitlines()[0]}")
+            continue
+        calls[text] = lambda variant=variant: _run(variant)  # type: ignore[misc]
+    timings = interleave(calls, device, rounds=rounds, budget_s=2.0)
+    default = timings.pop("")
+    ratios = {text: timing.median / default.median for text, timing in timings.items()}
+    found = [
+        {"changed": text, "ratio": ratios[text]} for text in sorted(ratios, key=ratios.__getitem__)
+    ]
+    return {"kernel": name, **default.record(), "variants": found}
+
+
+def _compare(got: list[Tensor], want: list[Tensor]) -> None:
+    for a, b in zip(got, want, strict=True):
+        if a.is_floating_point() and a.numel():
+            a, b = a.nan_to_num().double(), b.nan_to_num().double()
+            error = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+            assert error <= _TOLERANCE, f"error {error:.1e} against the default's result"
+
+
+def _tensors(launch: Launch) -> list[Tensor]:
+    return [value for value in launch.arguments.values() if isinstance(value, Tensor)]
+
+
+def _run(launch: Launch) -> None:
+    launch.kernel.run(*launch.args, grid=launch.grid, warmup=False, **launch.kwargs)
