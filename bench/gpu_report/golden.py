@@ -17,12 +17,13 @@ from grand_fast.testing import random_graph
 
 PATH = Path(__file__).with_name("golden.json")
 UPDATE = "python -m bench gpu-report --update-golden"
-# Widths that divide a warp's and those that do not; chunks wider than one warp; halves.
+# Widths that divide a warp's and those that do not; chunks wider than one warp; one head; halves.
 CASES = [
     (Shape(128, 4, 128), torch.float32),
     (Shape(64, 8, 128), torch.float32),
     (Shape(162, 2, 32), torch.float32),
     (Shape(256, 4, 128), torch.float32),
+    (Shape(64, 1, 64), torch.float32),
     (Shape(128, 4, 128), torch.bfloat16),
 ]
 

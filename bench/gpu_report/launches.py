@@ -46,6 +46,11 @@ def passes(
     every: dict[str, list[Launch]] = {}
     with record() as every["attention_diffusion forward"]:
         attention_diffusion.attention_diffusion_fwd(g.x, g.q, g.k, **plain)
+    if shape.heads == 1:
+        with record() as every["attention_diffusion forward, absorbed"]:
+            attention_diffusion.attention_diffusion_fwd(
+                g.x, g.x.new_empty(g.x[:, None].shape), g.x[:, None], **plain
+            )
     with record() as every["attention_diffusion backward"]:
         attention_diffusion.attention_diffusion_bwd(
             g.x, g.x, g.q, k=g.k, lse=g.lse, alpha=g.alpha, **views, needs_dqk=True,

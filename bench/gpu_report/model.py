@@ -100,7 +100,7 @@ def is_modelled(kernel: Kernel) -> bool:
 
 def _gathered(launch: Launch) -> Sequence[tuple[str, ...]]:
     if launch.kwargs.get("IS_ONE_SWEEP"):
-        return (("k", "x"),)
+        return (("x",),) if launch.kwargs["IS_ABSORBED"] else (("k", "x"),)
     return GATHERED.get(launch.name, ())
 
 
@@ -119,7 +119,7 @@ def traffic(launch: Launch) -> Traffic:
     streamed = 0.0
     for name, value in arguments.items():
         size = float(value.numel() * value.element_size())
-        if name in tables:
+        if name in tables or (name == "k" and launch.kwargs.get("IS_ABSORBED")):
             continue
         if name.startswith("piece_"):
             size *= len(piece_rows) / len(value)

@@ -5,6 +5,7 @@ one product for q and k together, its backward added to `dx` in place, q and k k
 only while memory is plentiful, and dk written over k.
 """
 
+import math
 from typing import Any
 
 import psutil
@@ -127,8 +128,13 @@ class _ProjectedAttentionDiffusionFunction(Function):
         x = inner_contiguous(x)
         if x0 is not None:
             x0 = inner_contiguous(x0)
-        qk = _project(x, weight, bias, name)
-        q, k = _split(qk, heads)
+        ctx.absorbed = name == "gpu" and _is_absorbed(x, weight, heads)
+        if ctx.absorbed:
+            qk = x.new_empty(0, weight.shape[0])
+            q, k = _absorbed(x, weight, bias)
+        else:
+            qk = _project(x, weight, bias, name)
+            q, k = _split(qk, heads)
         f, lse = launchers(_KERNELS, name).attention_diffusion_fwd(
             x,
             q,
@@ -140,8 +146,8 @@ class _ProjectedAttentionDiffusionFunction(Function):
             csr=graph.csr(plan(name)),
         )
         # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
-        ctx.kept = _is_kept(qk)
-        kept = qk if ctx.kept else qk.new_empty(1).expand(qk.shape)
+        ctx.kept = not ctx.absorbed and _is_kept(qk)
+        kept = qk if ctx.kept else qk.new_empty(1).expand(x.shape[0], weight.shape[0])
         ctx.save_for_backward(
             x, weight, bias, kept, lse, alpha, beta, x0 if ctx.needs_input_grad[4] else None
         )
@@ -164,6 +170,8 @@ class _ProjectedAttentionDiffusionFunction(Function):
             # retained graph computes them again.
             ctx.kept &= not needs_dqk
             q, k = _split(qk.data, ctx.heads)  # .data: a saved tensor that changes is an error
+            if ctx.absorbed:  # its scores leave out what the keys' bias adds to a row
+                lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
             dx, dq, dk, dalpha = launchers(_KERNELS, ctx.name).attention_diffusion_bwd(
                 df,
                 x,
@@ -189,6 +197,27 @@ class _ProjectedAttentionDiffusionFunction(Function):
         dothers = gradients(df, ctx.scales, needs[11:])
         none = (None,) * 5  # graph, name, heads, of_x, scales
         return dx, dweight, dbias, dalpha, dbeta, dx0, *none, *dothers
+
+
+def _is_absorbed(x: Tensor, weight: Tensor, heads: int) -> bool:
+    """Whether queries that hold the projection of the keys too save bytes and flops.
+
+    With several heads they are H rows of d channels, and their product takes longer than half of
+    the gather saves. In half types they would be rounded twice.
+    """
+    d_att = weight.shape[0] // 2
+    return heads == 1 and x.shape[1] <= 2 * d_att and x.dtype == torch.float32
+
+
+def _absorbed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """q̃ = W_kᵀ (W_q x + b_q) and x in place of the keys, `[N, 1, d]`; equal up to a row's constant.
+
+    The kernel divides by √d where √d_att is due.
+    """
+    (w_q, w_k), b_q = weight.chunk(2), bias.chunk(2)[0]
+    scale = math.sqrt(w_k.shape[1] / w_k.shape[0])
+    q = functional.linear(x, scale * (w_k.t() @ w_q), scale * (w_k.t() @ b_q))
+    return q.unsqueeze(1), x.unsqueeze(1)
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:

@@ -51,6 +51,7 @@ def weighted_sum(
     N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
+    IS_ABSORBED: tl.constexpr,
 ):
     """Σ w x over a piece, N_D of [BLOCK_D]; lse is known, +∞ for a padded head."""
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
@@ -59,7 +60,10 @@ def weighted_sum(
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
+        if IS_ABSORBED:
+            x = k  # the same rows
+        else:
+            x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
         s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
         p = weight(s[0], lse[0])  # [BLOCK_E, BLOCK_G, BLOCK_H]
         for g in tl.static_range(1, N_H):
@@ -109,6 +113,7 @@ def sweep_once(
     N_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
+    IS_ABSORBED: tl.constexpr,
 ):
     """Σ w x of a row by online softmax, gathering k and x once; and m, l of its scores.
 
@@ -125,7 +130,10 @@ def sweep_once(
         mask_e = e + offs_e < count
         j = j_next
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
+        if IS_ABSORBED:
+            x = k  # the same rows
+        else:
+            x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
         behind = e + (BLOCK_E * BLOCK_G + offs_e)
         j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
         s = head_dot(k, q, BLOCK_H, N_H, VEC_A)

@@ -6,7 +6,8 @@ Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_
           turn. In one sweep by online softmax where an accumulator for each head fits in the
           registers. Else in two: lse, then w and the sum; with lse known one accumulator serves
           all heads, so H does not cost registers. A hub's lse needs all its pieces: they are swept
-          first by a kernel of their own.
+          first by a kernel of their own. Where k is x itself, as one head, a row is gathered once
+          for both: the projection of the keys is then absorbed into q.
 Bytes:    4(N+1) + 4E + b·2N(d + d_att) + 4NH, b bytes per element, if each row is read once;
           4(N+1) + 4E + b(2Nd + Nd_att + E(d + d_att)) + 4NH if no row is reused between receivers
           (a second sweep finds a row's k in cache), counting x[i] among the latter's rows of x;
@@ -93,6 +94,7 @@ def _attention_diffusion_fwd_kernel(
     d_k: tl.constexpr,
     HAS_SOURCE: tl.constexpr,
     IS_ONE_SWEEP: tl.constexpr,
+    IS_ABSORBED: tl.constexpr,
     BLOCK_D: tl.constexpr,
     VEC_D: tl.constexpr,
     N_D: tl.constexpr,
@@ -115,12 +117,14 @@ def _attention_diffusion_fwd_kernel(
             ax = weighted_sum(
                 q, lse, k_ptr, x_ptr, col_ptr, beg, count, stride_k_n, stride_x_n, d, H, d_k,
                 BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
+                IS_ABSORBED,
             )  # fmt: skip
     else:
         if IS_ONE_SWEEP:
             ax, m, l = sweep_once(  # noqa: E741
                 q, k_ptr, x_ptr, col_ptr, beg, count, stride_k_n, stride_x_n, d, H, d_k,
                 BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
+                IS_ABSORBED,
             )  # fmt: skip
         else:
             m, l = sweep_lse(  # noqa: E741
@@ -132,6 +136,7 @@ def _attention_diffusion_fwd_kernel(
         ax = weighted_sum(
             q, lse, k_ptr, x_ptr, col_ptr, beg, count, stride_k_n, stride_x_n, d, H, d_k,
             BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
+            IS_ABSORBED,
         )  # fmt: skip
     if pid_p < n_split:
         store_values(part_ptr + pid_p * d, ax, d, BLOCK_D, VEC_D, N_D)
@@ -142,18 +147,29 @@ def _attention_diffusion_fwd_kernel(
         )  # fmt: skip
 
 
-def _sizes(d: int, h: int, d_k: int, dtype: torch.dtype) -> dict[str, int | bool]:
-    """Compile-time sizes and warps, and whether k and x are gathered together, once."""
+def _sizes(
+    d: int, h: int, d_k: int, dtype: torch.dtype, *, one_table: bool
+) -> dict[str, int | bool]:
+    """Compile-time sizes and warps; whether k and x are gathered in one sweep, and as one."""
     # Those of x: accumulators take fewer registers than with the lanes of a wider q.
     most = load_columns(dtype) if h == 1 else LANE_COLUMNS  # one accumulator may be wide
     lanes = max(value_lanes(d, most), head_lanes(h, d_k, most) // 4)
     sizes = head_sizes(h, d_k, lanes, most) | value_sizes(d, lanes, most)
     heads = sizes["BLOCK_H"] * sizes["N_H"]
     is_one_sweep = heads * sizes["VEC_D"] * sizes["N_D"] <= _ACCUMULATORS
+    chunks = [sizes[f"{size}_{table}"] for table in "AD" for size in ("BLOCK", "N")]
     options = {**sizes, **edges(sizes, lanes, _VALUES), "IS_ONE_SWEEP": is_one_sweep}
+    options["IS_ABSORBED"] = one_table and chunks[:2] == chunks[2:]
     if is_one_sweep and heads >= _MANY_HEADS and torch.version.hip is None:
         options["maxnreg"] = _REGISTERS
     return options
+
+
+def _is_same(k: Tensor, x: Tensor) -> bool:
+    """Whether k is x itself, as one head. `data_ptr` says it not: that of a meta tensor is 0."""
+    storages = [t.untyped_storage()._cdata for t in (k, x)]
+    rows = [(t.storage_offset(), t.stride(0), t[:1].numel()) for t in (k, x)]
+    return storages[0] == storages[1] and rows[0] == rows[1] and k.shape[1] == 1
 
 
 @launcher
@@ -202,7 +218,7 @@ def attention_diffusion_fwd(
         H=h,
         d_k=d_k,
         HAS_SOURCE=x0 is not None,
-        **_sizes(d, h, d_k, x.dtype),
+        **_sizes(d, h, d_k, x.dtype, one_table=_is_same(k, x)),
     )
     join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
     return f, lse

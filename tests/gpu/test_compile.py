@@ -29,7 +29,7 @@ from grand_fast.testing import random_graph
 pytestmark = pytest.mark.slow
 
 SHAPES = [Shape(128, 4, 128), Shape(64, 8, 128), Shape(80, 8, 128), Shape(162, 2, 32),
-          Shape(256, 4, 128)]  # fmt: skip
+          Shape(256, 4, 128), Shape(64, 1, 64)]  # fmt: skip
 # A kernel takes 0.2 s or so: the half types, which differ by one conversion, share the shapes, and
 # the targets that are not modelled see one shape.
 CASES = [

@@ -179,6 +179,30 @@ def test_gradients_by_alpha():
     _check({"dx": by_attention[0], "dalpha": by_attention[3]}, {"dx": dx, "dalpha": dalpha})
 
 
+@pytest.mark.parametrize("d", (64, 80, 6))
+def test_keys_that_are_the_state(d):
+    """One head, the projection of the keys absorbed: each row is gathered once for both."""
+    graph = make_graph()
+    csr, _ = cut_views(graph)
+    t, scales = make_inputs((d, 1, d), torch.float32, graph), make_scales(d)
+    x, q = t["x"], t["q"]
+    got, loaded = [], []
+    for k in (x[:, None], x[:, None].clone()):
+        with emulated("sm_90") as launches:
+            f, lse = attention_diffusion.attention_diffusion_fwd(
+                x, q, k, **scales, x0=t["x0"], csr=csr
+            )
+        got.append({"f": f, "lse": lse})
+        loaded.append(sum(launch.sectors_loaded for launch in launches))
+    wide = {name: value.double() for name, value in scales.items()}
+    want = attention_diffusion_reference.attention_diffusion_fwd(
+        x.double(), q.double(), x[:, None].double(), **wide, x0=t["x0"].double(), csr=graph.csr()
+    )
+    for values in got:
+        _check(values, dict(zip(("f", "lse"), want, strict=True)))
+    assert loaded[0] < loaded[1]
+
+
 def test_pieces_of_the_real_length():
     """A hub's row, cut at the length that users get."""
     n, degree, shape = 6, 700, (64, 4, 64)
