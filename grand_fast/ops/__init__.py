@@ -1,5 +1,6 @@
 """Differentiable operators: check → choose a backend → autograd."""
 
+from grand_fast.ops._scores import GAT, ExpKernel
 from grand_fast.ops.attention_diffusion import attention_diffusion
 from grand_fast.ops.csr_diffusion import csr_diffusion
 from grand_fast.ops.edge_attention import edge_attention
@@ -7,6 +8,8 @@ from grand_fast.ops.projected_attention_diffusion import projected_attention_dif
 from grand_fast.ops.stage_update import stage_update
 
 __all__ = [
+    "GAT",
+    "ExpKernel",
     "attention_diffusion",
     "csr_diffusion",
     "edge_attention",

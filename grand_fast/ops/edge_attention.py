@@ -8,18 +8,19 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from grand_fast.graph import Graph
+from grand_fast.kernels._weighting import AttentionGradients, Weighting
 from grand_fast.ops._checks import (
     check_choice,
     check_graph,
     check_tensor,
     inner_contiguous,
-    message,
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
-from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_user
+from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots, to_user
+from grand_fast.ops._scores import AbstractScore, check_attention
+from grand_fast.ops._top import score_top
 
 _OP = "edge_attention"
-_PLANNED_SCORES = ("cosine", "pearson", "exp_kernel", "gat")
 
 
 def edge_attention(
@@ -27,7 +28,7 @@ def edge_attention(
     k: Float[Tensor, "N H d_k"],
     graph: Graph,
     *,
-    score: str = "scaled_dot",
+    score: str | AbstractScore = "scaled_dot",
     normalizer: str = "softmax",
     normalize: str = "receiver",
     edge_weight: Float[Tensor, " E"] | None = None,
@@ -37,15 +38,18 @@ def edge_attention(
 ) -> Float[Tensor, "E H"] | Float[Tensor, " E"]:
     """The attention weights of every edge, for GRAND-l, rewiring and inspection.
 
-    `a^h_ij = softmax_j(<q^h_i, k^h_j> / √d_k)` over the senders `j` of receiver `i`
+    `a^h_ij = softmax_j(<q^h_i, k^h_j> / √d_k)` over the senders `j` of receiver `i`, by default
 
     Args:
         q, k: queries of receivers and keys of senders, `[N, H, d_k]`.
         graph: the edges.
-        score: `"scaled_dot"`.
-        normalizer: `"softmax"`.
-        normalize: `"receiver"`: the weights of a receiver sum to 1.
-        edge_weight: not supported yet.
+        score: `"scaled_dot"`, `"cosine"`, `"pearson"`, `"exp_kernel"`, `"gat"`; or an object that
+            carries its parameters, `ops.ExpKernel(…)`, `ops.GAT(…)`.
+        normalizer: `"softmax"`, or `"squareplus"`: `p / Σ p` of `p = (v + √(v² + 4)) / 2`, with `v`
+            the score less the largest of all edges and heads, through which gradients flow too.
+        normalize: `"receiver"`: the weights of a receiver sum to 1 (the paper's); `"sender"`: those
+            of a sender do.
+        edge_weight: `[E]`, in the user's order, dtype of `q`: multiplies the scores.
         mean_heads: return the mean over heads, `[E]`; the weights of single heads are not stored.
         edge_order: order of the result: `"user"`, that of the edge index given to `Graph`
             (appended loops last), or `"csr"`, that of `graph.col`, which saves a permutation.
@@ -54,18 +58,32 @@ def edge_attention(
     Returns:
         `a` `[E, H]`, or `[E]` with `mean_heads`, in the dtype of `q`.
 
-    Differentiable by `q` and `k`. Saves its inputs and `lse [N, H]`.
-    Reference: GRAND (Chamberlain et al. 2021), equation 10.
+    Differentiable by `q`, `k`, `edge_weight` and the parameters of `score`. Saves its inputs and
+    `lse [N, H]`.
+    Reference: GRAND (Chamberlain et al. 2021), equations 10 and 13.
     """
     check_graph(_OP, graph)
     check_query_key(_OP, q, k, graph, like=None)
-    check_attention(_OP, score, normalizer, normalize, edge_weight)
+    of_score, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
+    check_edge_weight(_OP, edge_weight, graph, q)
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)
     name = choose(_OP, backend, q)
+    dtype = q.dtype
+    q, k = of_score.prepare(q, k)
+    w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     if name == "reference":
-        a, _ = launchers(_OP, name).edge_attention_fwd(q, k, mean_heads=mean_heads, csr=graph.csr())
+        a, _ = launchers(_OP, name).edge_attention_fwd(
+            q,
+            k,
+            weighting=weighting,
+            edge_weight=w,
+            top=top,
+            mean_heads=mean_heads,
+            csr=graph.csr(),
+        )
     else:
-        a = _EdgeAttentionFunction.apply(q, k, mean_heads, graph, name)
+        a = _EdgeAttentionFunction.apply(q, k, w, top, mean_heads, weighting, graph, name)
+    a = a.to(dtype)
     return to_user(a, graph) if edge_order == "user" else a
 
 
@@ -78,39 +96,71 @@ def check_query_key(op: str, q: Any, k: Any, graph: Graph, *, like: Tensor | Non
     check_tensor(op, "k", k, letters=letters, sizes=tuple(q.shape), like=q)
 
 
-def check_attention(op: str, score: Any, normalizer: Any, normalize: Any, edge_weight: Any) -> None:
-    """The choices that this version supports."""
-    check_choice(op, "score", score, known=("scaled_dot",), planned=_PLANNED_SCORES)
-    check_choice(op, "normalizer", normalizer, known=("softmax",), planned=("squareplus",))
-    check_choice(op, "normalize", normalize, known=("receiver",), planned=("sender",))
+def check_edge_weight(op: str, edge_weight: Any, graph: Graph, like: Tensor) -> None:
+    """`edge_weight` is `[E]` or None."""
     if edge_weight is not None:
-        got = type(edge_weight).__name__
-        raise NotImplementedError(message(op, "edge_weight", "must be None in this version", got))
+        sizes = (graph.num_edges,)
+        check_tensor(op, "edge_weight", edge_weight, letters="[E]", sizes=sizes, like=like)
+
+
+def edge_inputs(
+    q: Tensor,
+    k: Tensor,
+    edge_weight: Tensor | None,
+    *,
+    weighting: Weighting,
+    graph: Graph,
+    name: str,
+) -> tuple[Tensor | None, Tensor | None]:
+    """What weights depend on beside q and k: `edge_weight` in slot order, and the largest score."""
+    w = None if edge_weight is None else to_slots(edge_weight, graph)
+    if weighting.normalizer == "softmax":
+        return w, None
+    return w, score_top(q, k, w, weighting=weighting, graph=graph, name=name)
 
 
 class _EdgeAttentionFunction(Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, mean_heads: bool, graph: Graph, name: str
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        edge_weight: Tensor | None,
+        top: Tensor | None,
+        mean_heads: bool,
+        weighting: Weighting,
+        graph: Graph,
+        name: str,
     ) -> Tensor:
         q, k = inner_contiguous(q), inner_contiguous(k)
         a, lse = launchers(_OP, name).edge_attention_fwd(
-            q, k, mean_heads=mean_heads, csr=graph.csr(plan(name))
+            q,
+            k,
+            weighting=weighting,
+            edge_weight=edge_weight,
+            top=top,
+            mean_heads=mean_heads,
+            csr=graph.csr(plan(name)),
+            csr_t=graph.csr(plan(name), transposed=True),
         )
-        ctx.save_for_backward(q, k, lse)
-        ctx.mean_heads, ctx.graph, ctx.name = mean_heads, graph, name
+        ctx.save_for_backward(q, k, edge_weight, top, lse)
+        ctx.weighting, ctx.graph, ctx.name = weighting, graph, name
         return a  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, lse = ctx.saved_tensors
-        dq, dk = launchers(_OP, ctx.name).edge_attention_bwd(
+        q, k, edge_weight, top, lse = ctx.saved_tensors
+        grads: AttentionGradients = launchers(_OP, ctx.name).edge_attention_bwd(
             da.contiguous(),
             q,
             k,
+            weighting=ctx.weighting,
+            edge_weight=edge_weight,
+            top=top,
             lse=lse,
             csr=ctx.graph.csr(plan(ctx.name)),
             csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
+            needs_dedge_weight=ctx.needs_input_grad[2],
         )
-        return dq, dk, None, None, None
+        return (grads.dq, grads.dk, grads.dedge_weight, grads.dtop) + (None,) * 4

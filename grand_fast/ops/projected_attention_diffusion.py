@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
+from grand_fast.kernels._weighting import AttentionGradients, scaled_dot
 from grand_fast.ops._add import check_add, gradients, pairs
 from grand_fast.ops._checks import (
     channel_vector,
@@ -28,8 +29,10 @@ from grand_fast.ops._checks import (
     message,
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan, projection
+from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops._source import source_gradients
-from grand_fast.ops.edge_attention import check_attention
+from grand_fast.ops.attention_diffusion import attention_diffusion
+from grand_fast.ops.edge_attention import check_edge_weight
 
 _OP = "projected_attention_diffusion"
 _KERNELS = "attention_diffusion"
@@ -51,9 +54,10 @@ def projected_attention_diffusion(
     alpha: float | Tensor = 1.0,
     beta: float | Tensor | None = None,
     x0: Float[Tensor, "N d"] | None = None,
-    score: str = "scaled_dot",
+    score: str | AbstractScore = "scaled_dot",
     normalizer: str = "softmax",
     normalize: str = "receiver",
+    edge_weight: Float[Tensor, " E"] | None = None,
     add: Add = (),
     backend: Backend = "auto",
 ) -> Float[Tensor, "N d"]:
@@ -67,7 +71,9 @@ def projected_attention_diffusion(
         weight, bias: of the queries, then of the keys, `[2·d_att, d]` and `[2·d_att]`.
         graph: the edges.
         heads: `H`; must divide `d_att`.
-        alpha, beta, x0, score, normalizer, normalize, add, backend: as in `attention_diffusion`.
+        alpha, beta, x0, score, normalizer, normalize, edge_weight, add, backend: as in
+            `attention_diffusion`. Only the paper's choices, the defaults, make one operator of it;
+            with others the projections are operators of their own, whose results are kept.
 
     Returns:
         `f` `[N, d]`, in the dtype of `x`.
@@ -84,28 +90,34 @@ def projected_attention_diffusion(
     if heads < 1 or weight.shape[0] % (2 * heads):
         got = f"{heads} for 2·d_att = {weight.shape[0]}"
         raise ValueError(message(_OP, "heads", "must divide d_att", got))
-    check_attention(_OP, score, normalizer, normalize, None)
+    d_k = weight.shape[0] // (2 * heads)
+    of_score, weighting = check_attention(_OP, score, normalizer, normalize, d_k)
+    check_edge_weight(_OP, edge_weight, graph, x)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     beta, x0 = check_source(_OP, beta, x0, x)
     of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    if name == "reference":
-        q, k = _split(functional.linear(x, weight, bias), heads)
-        f, _ = launchers(_KERNELS, name).attention_diffusion_fwd(
-            x,
-            q,
-            k,
-            alpha=alpha,
-            beta=beta,
-            x0=x0,
-            add=pairs(x, of_x, scales, others),
-            csr=graph.csr(),
-        )
-    else:
-        f = _ProjectedAttentionDiffusionFunction.apply(
+    if name != "reference" and weighting == scaled_dot(d_k) and edge_weight is None:
+        f: Tensor = _ProjectedAttentionDiffusionFunction.apply(
             x, weight, bias, alpha, beta, x0, graph, name, heads, of_x, scales, *others
         )
-    return f  # type: ignore[no-any-return]
+        return f
+    q, k = _split(functional.linear(x, weight, bias), heads)
+    return attention_diffusion(
+        x,
+        q,
+        k,
+        graph,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        score=of_score,
+        normalizer=normalizer,
+        normalize=normalize,
+        edge_weight=edge_weight,
+        add=add,
+        backend=name,  # type: ignore[arg-type]
+    )
 
 
 class _ProjectedAttentionDiffusionFunction(Function):
@@ -161,7 +173,8 @@ class _ProjectedAttentionDiffusionFunction(Function):
         needs = ctx.needs_input_grad
         needs_dx, needs_dweight, needs_dbias, needs_dalpha, needs_dbeta, needs_dx0 = needs[:6]
         df = inner_contiguous(df)
-        dx = dweight = dbias = dalpha = None
+        grads = AttentionGradients()
+        dweight = dbias = None
         if needs_dx or needs_dweight or needs_dbias or needs_dalpha:
             needs_dqk = needs_dx or needs_dweight or needs_dbias
             if not ctx.kept or qk.stride(1) == 0:  # another run's placeholder
@@ -172,7 +185,7 @@ class _ProjectedAttentionDiffusionFunction(Function):
             q, k = _split(qk.data, ctx.heads)  # .data: a saved tensor that changes is an error
             if ctx.absorbed:  # its scores leave out what the keys' bias adds to a row
                 lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
-            dx, dq, dk, dalpha = launchers(_KERNELS, ctx.name).attention_diffusion_bwd(
+            grads = launchers(_KERNELS, ctx.name).attention_diffusion_bwd(
                 df,
                 x,
                 q,
@@ -186,17 +199,18 @@ class _ProjectedAttentionDiffusionFunction(Function):
                 needs_dalpha=needs_dalpha,
                 may_overwrite_k=True,
             )
-            if dq is not None:
-                if needs_dx:
-                    for dy, part in zip((dq, dk), weight.chunk(2), strict=True):
-                        _add_input_gradient(dx, dy.flatten(1), part, ctx.name)
+            if grads.dq is not None and grads.dk is not None:
+                dqk = (grads.dq.flatten(1), grads.dk.flatten(1))
+                if needs_dx and grads.dx is not None:
+                    for dy, part in zip(dqk, weight.chunk(2), strict=True):
+                        _add_input_gradient(grads.dx, dy, part, ctx.name)
                 if needs_dweight or needs_dbias:
-                    shares = [_parameter_gradients(dy.flatten(1), x, ctx.name) for dy in (dq, dk)]
+                    shares = [_parameter_gradients(dy, x, ctx.name) for dy in dqk]
                     dweight, dbias = map(torch.cat, zip(*shares, strict=True))
         dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
         dothers = gradients(df, ctx.scales, needs[11:])
         none = (None,) * 5  # graph, name, heads, of_x, scales
-        return dx, dweight, dbias, dalpha, dbeta, dx0, *none, *dothers
+        return grads.dx, dweight, dbias, grads.dalpha, dbeta, dx0, *none, *dothers
 
 
 def _is_absorbed(x: Tensor, weight: Tensor, heads: int) -> bool:

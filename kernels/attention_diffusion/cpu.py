@@ -44,6 +44,7 @@ from grand_fast.kernels._edge_scores import (
 from grand_fast.kernels._memory import empty
 from grand_fast.kernels._row_pass import row_pass
 from grand_fast.kernels._simd import Chunk, Int, Kernel
+from grand_fast.kernels._weighting import AttentionGradients, Weighting, only_default
 
 
 @lru_cache(maxsize=256)
@@ -104,13 +105,18 @@ def attention_diffusion_fwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
     add: Add = (),
     csr: Csr,
+    csr_t: Csr | None = None,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
     """The vector field `f`, and `lse` of the scores."""
+    only_default(weighting, q.shape[2], edge_weight)
     n, d = x.shape
     _, h, d_k = q.shape
     work, has_source = csr.work, x0 is not None
@@ -146,6 +152,9 @@ def attention_diffusion_bwd(
     q: Float[Tensor, "N H d_k"],
     *,
     k: Float[Tensor, "N H d_k"],
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     lse: Float[Tensor, "N H"],
     alpha: Float[Tensor, " d"],
     df_scale: float = 0.0,
@@ -153,8 +162,9 @@ def attention_diffusion_bwd(
     csr_t: Csr,
     needs_dqk: bool,
     needs_dalpha: bool,
+    needs_dedge_weight: bool = False,
     may_overwrite_k: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+) -> AttentionGradients:
     """`dx` with q and k held fixed, and `dq`, `dk`, `dalpha` if needed.
 
     `may_overwrite_k`: `dk` is then written over `k`, of which a row of the column pass reads its
@@ -180,4 +190,4 @@ def attention_diffusion_bwd(
         dk=dk,
     )
     assert dx is not None
-    return dx, dq, dk, dalpha
+    return AttentionGradients(dx=dx, dq=dq, dk=dk, dalpha=dalpha)

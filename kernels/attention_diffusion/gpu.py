@@ -54,6 +54,7 @@ from grand_fast.kernels._triton_tiles import (
     value_lanes,
     value_sizes,
 )
+from grand_fast.kernels._weighting import AttentionGradients, Weighting, only_default
 from grand_fast.kernels.attention_diffusion._triton_backward import LANE_COLUMNS, bwd_dk, bwd_dq
 from grand_fast.kernels.attention_diffusion._triton_weighted_sum import sweep_once, weighted_sum
 
@@ -178,13 +179,18 @@ def attention_diffusion_fwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
     add: Add = (),
     csr: Csr,
+    csr_t: Csr | None = None,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
     """The vector field `f`, and `lse` of the scores."""
+    only_default(weighting, q.shape[2], edge_weight)
     work, d, (n, h, d_k) = csr.work, x.shape[1], q.shape
     f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     lse = torch.empty((n, h), dtype=torch.float32, device=x.device)
@@ -231,6 +237,9 @@ def attention_diffusion_bwd(
     q: Float[Tensor, "N H d_k"],
     *,
     k: Float[Tensor, "N H d_k"],
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     lse: Float[Tensor, "N H"],
     alpha: Float[Tensor, " d"],
     df_scale: float = 0.0,
@@ -238,13 +247,9 @@ def attention_diffusion_bwd(
     csr_t: Csr,
     needs_dqk: bool,
     needs_dalpha: bool,
+    needs_dedge_weight: bool = False,
     may_overwrite_k: bool = False,
-) -> tuple[
-    Float[Tensor, "N d"],
-    Float[Tensor, "N H d_k"] | None,
-    Float[Tensor, "N H d_k"] | None,
-    Float[Tensor, " d"] | None,
-]:
+) -> AttentionGradients:
     """Gradients by `x` (with q and k held fixed), `q`, `k` and `alpha`, those that are needed.
 
     `may_overwrite_k` is not made use of here: `dk` has memory of its own.
@@ -268,4 +273,4 @@ def attention_diffusion_bwd(
     if needs_dalpha:
         residual, dx = dx, torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, df_scale=df_scale)
-    return dx, dq, dk, dalpha
+    return AttentionGradients(dx=dx, dq=dq, dk=dk, dalpha=dalpha)

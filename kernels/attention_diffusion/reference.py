@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Cost, Csr
+from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.csr_diffusion.reference import csr_diffusion_fwd
 from grand_fast.kernels.edge_attention.reference import edge_attention_fwd
 
@@ -17,14 +18,26 @@ def attention_diffusion_fwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
     x0: Float[Tensor, "N d"] | None,
     add: Add = (),
     csr: Csr,
+    csr_t: Csr | None = None,
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
-    """The vector field `f`, and `lse` of the scores."""
-    a_mean, lse = edge_attention_fwd(q, k, mean_heads=True, csr=csr)
+    """The vector field `f`, and `lse`; further arguments as in `edge_attention_fwd`."""
+    a_mean, lse = edge_attention_fwd(
+        q,
+        k,
+        weighting=weighting,
+        edge_weight=edge_weight,
+        top=top,
+        mean_heads=True,
+        csr=csr,
+    )
     return csr_diffusion_fwd(x, a_mean, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr), lse
 
 

@@ -30,6 +30,7 @@ from grand_fast.kernels._edge_scores import (
 from grand_fast.kernels._memory import empty
 from grand_fast.kernels._row_pass import row_pass
 from grand_fast.kernels._simd import Int, Kernel, Vec
+from grand_fast.kernels._weighting import AttentionGradients, Weighting, only_default
 
 
 @lru_cache(maxsize=256)
@@ -85,10 +86,15 @@ def edge_attention_fwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     mean_heads: bool,
     csr: Csr,
+    csr_t: Csr | None = None,
 ) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N H"]]:
     """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `lse`."""
+    only_default(weighting, q.shape[2], edge_weight)
     n, h, d_k = q.shape
     e, work = csr.col.numel(), csr.work
     a = empty(*((e,) if mean_heads else (e, h)), dtype=q.dtype)
@@ -115,12 +121,16 @@ def edge_attention_bwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     lse: Float[Tensor, "N H"],
     csr: Csr,
     csr_t: Csr,
-) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N H d_k"]]:
+    needs_dedge_weight: bool = False,
+) -> AttentionGradients:
     """`dq` and `dk`, from the gradient by the weights or by their mean over heads."""
     dq, dk = (empty(*q.shape, dtype=q.dtype) for _ in range(2))
     lse, delta = row_pass(q, k, lse=lse, csr=csr, da=da, dq=dq)
     column_pass(q, k, lse=lse, delta=delta, csr_t=csr_t, da=da, dk=dk)
-    return dq, dk
+    return AttentionGradients(dq=dq, dk=dk)

@@ -43,6 +43,7 @@ from grand_fast.kernels._triton_tiles import (
     load_piece,
     scaled,
 )
+from grand_fast.kernels._weighting import AttentionGradients, Weighting, only_default
 from grand_fast.kernels.edge_attention._triton_backward import bwd_dk, bwd_dq
 
 
@@ -109,10 +110,15 @@ def edge_attention_fwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     mean_heads: bool,
     csr: Csr,
+    csr_t: Csr | None = None,
 ) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N H"]]:
     """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `lse`."""
+    only_default(weighting, q.shape[2], edge_weight)
     work, (n, h, d_k) = csr.work, q.shape
     e = csr.col.numel()
     a = torch.empty((e,) if mean_heads else (e, h), dtype=q.dtype, device=q.device)
@@ -149,11 +155,15 @@ def edge_attention_bwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     lse: Float[Tensor, "N H"],
     csr: Csr,
     csr_t: Csr,
-) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N H d_k"]]:
+    needs_dedge_weight: bool = False,
+) -> AttentionGradients:
     """Gradients by `q` and `k`; `da` of shape [E] is that of the mean over heads."""
     dq, lse_delta = bwd_dq(da, q, k, lse=lse, csr=csr)
     dk = bwd_dk(da, q, k, lse_delta=lse_delta, csr_t=csr_t)
-    return dq, dk
+    return AttentionGradients(dq=dq, dk=dk)

@@ -1,6 +1,7 @@
-"""edge_attention: a[e,h] = exp(s[e,h] − lse[i,h]), s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
+"""edge_attention: a[e,h] = p(s[e,h]) / Σ p(s[e',h]) over the edges e' of e's receiver or sender
 
-for e in row i, with lse[i,h] = log Σ_{e in row i} exp(s[e,h]): a softmax over the senders of i.
+with s[e,h] = φ(scale · <q[i,h,:], k[j,h,:]>) · w[e] for e: j → i; φ, p and the group are those of a
+`Weighting`. By default s = <q, k> / √d_k and a softmax over the senders of i.
 Plain PyTorch, differentiable by autograd, correct in any float type (sums in float32 or wider).
 """
 
@@ -11,27 +12,82 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Cost, Csr, edge_rows
+from grand_fast.kernels._weighting import Weighting, scaled_dot
+
+
+def edge_scores(
+    q: Float[Tensor, "N H d_k"],
+    k: Float[Tensor, "N H d_k"],
+    *,
+    weighting: Weighting,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    receiver: Tensor,
+    sender: Tensor,
+) -> Float[Tensor, "E H"]:
+    """Scores of the edges `sender → receiver`, before they are normalised, in float32 or wider."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    u = weighting.scale * (q.to(wide)[receiver] * k.to(wide)[sender]).sum(2)
+    if weighting.function == "exp":
+        u = torch.exp(u)
+    elif weighting.function == "leaky_relu":
+        u = torch.nn.functional.leaky_relu(u, weighting.slope)
+    return u if edge_weight is None else u * edge_weight.to(wide)[:, None]
+
+
+def edge_attention_top(
+    q: Float[Tensor, "N H d_k"],
+    k: Float[Tensor, "N H d_k"],
+    *,
+    weighting: Weighting,
+    edge_weight: Float[Tensor, " E"] | None,
+    csr: Csr,
+) -> Float[Tensor, "N H"]:
+    """The largest score of each receiver and head; −inf where there is no edge."""
+    n, h, _ = q.shape
+    row = edge_rows(csr)
+    s = edge_scores(
+        q, k, weighting=weighting, edge_weight=edge_weight, receiver=row, sender=csr.col.long()
+    )
+    top = torch.full((n, h), -math.inf, dtype=s.dtype, device=q.device)
+    return top.scatter_reduce(0, row[:, None].expand_as(s), s, "amax")
 
 
 def edge_attention_fwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    weighting: Weighting | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
     mean_heads: bool,
     csr: Csr,
+    csr_t: Csr | None = None,
 ) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N H"]]:
-    """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `lse`."""
+    """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `lse`.
+
+    `weighting` is the paper's unless given. `top` comes with the normaliser squareplus; `csr_t` is
+    not needed here.
+    """
     n, h, d_k = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
-    row = edge_rows(csr)
-    s = (q.to(wide)[row] * k.to(wide)[csr.col.long()]).sum(2) / math.sqrt(d_k)  # [E, H]
-    # The maximum only keeps exp in range: it cancels, so it carries no gradient.
-    top = torch.full((n, h), -math.inf, dtype=wide, device=q.device)
-    top = top.scatter_reduce(0, row[:, None].expand_as(s), s.detach(), "amax")
-    shifted = torch.zeros((n, h), dtype=wide, device=q.device)
-    shifted = shifted.index_add(0, row, torch.exp(s - top[row]))
-    lse = top + torch.log(shifted)  # −inf in a row without edges
-    a = torch.exp(s - lse[row])
+    weighting = weighting or scaled_dot(d_k)
+    row, col = edge_rows(csr), csr.col.long()
+    s = edge_scores(
+        q, k, weighting=weighting, edge_weight=edge_weight, receiver=row, sender=col
+    )  # [E, H]
+    group = row if weighting.normalize == "receiver" else col
+    if weighting.normalizer == "softmax":
+        # The maximum only keeps exp in range: it cancels, so it carries no gradient.
+        shift = torch.full((n, h), -math.inf, dtype=s.dtype, device=q.device)
+        shift = shift.scatter_reduce(0, group[:, None].expand_as(s), s.detach(), "amax")
+        p = torch.exp(s - shift[group])
+    else:
+        assert top is not None
+        v = s - top.to(s.dtype)
+        p = 2 / (torch.sqrt(v * v + 4) - v)
+        shift = torch.zeros((n, h), dtype=s.dtype, device=q.device)
+    total = torch.zeros((n, h), dtype=s.dtype, device=q.device).index_add(0, group, p)
+    lse = shift + torch.log(total)  # −inf in a group without edges
+    a = p / total[group]
     return (a.mean(1) if mean_heads else a).to(q.dtype), lse
 
 

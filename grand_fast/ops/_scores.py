@@ -1,0 +1,191 @@
+"""The scores of the attention: what each makes of queries and keys before the kernels see them.
+
+The kernels know functions of dot products only (`Weighting`). A score prepares the vectors of each
+node once, in plain PyTorch and so differentiable, such that their dot product is its own argument.
+"""
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from math import isfinite, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from grand_fast.kernels._weighting import Weighting
+from grand_fast.ops._checks import check_choice, message
+
+NORMALIZERS = ("softmax", "squareplus")
+DIRECTIONS = ("receiver", "sender")
+_EPS = 1e-5  # of the cosine, as in the paper's released code
+
+
+def _scalar(name: str, value: Any) -> float | Tensor:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.is_floating_point():
+            got = f"{value.dtype} of shape {list(value.shape)}"
+            raise ValueError(message("ExpKernel", name, "must be a floating scalar", got))
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        got = type(value).__name__
+        raise TypeError(message("ExpKernel", name, "must be a float or a scalar Tensor", got))
+    if not isfinite(value) or value == 0:
+        raise ValueError(message("ExpKernel", name, "must be finite and not 0", str(value)))
+    return float(value)
+
+
+class AbstractScore(ABC):
+    """`s_ij` of an edge `j → i`, for each head, from `q_i` and `k_j`."""
+
+    name: str
+
+    @abstractmethod
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors `[N, H, d]` whose dot product, times `weighting(d_k).scale`, is `u`."""
+
+    @abstractmethod
+    def weighting(self, d_k: int) -> Weighting:
+        """Scale of the dot product, and `s` as a function of `u`."""
+
+
+class ScaledDot(AbstractScore):
+    """`s_ij = <q_i, k_j> / √d_k`; GRAND (Chamberlain et al. 2021), equation 10."""
+
+    name = "scaled_dot"
+
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """As they are."""
+        return q, k
+
+    def weighting(self, d_k: int) -> Weighting:
+        """The identity."""
+        return Weighting(scale=1 / sqrt(d_k))
+
+
+class Cosine(AbstractScore):
+    """`s_ij = <q_i, k_j> / (max(|q_i|, eps) max(|k_j|, eps))`, eps = 1e-5."""
+
+    name = "cosine"
+
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Of length 1, or shorter where they are shorter than eps."""
+        return functional.normalize(q, dim=2, eps=_EPS), functional.normalize(k, dim=2, eps=_EPS)
+
+    def weighting(self, d_k: int) -> Weighting:
+        """The identity."""
+        return Weighting(scale=1.0)
+
+
+class Pearson(Cosine):
+    """The cosine of `q_i` and `k_j`, each less its mean over `d_k`: their correlation."""
+
+    name = "pearson"
+
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Centred, then of length 1."""
+        return super().prepare(q - q.mean(2, keepdim=True), k - k.mean(2, keepdim=True))
+
+
+class ExpKernel(AbstractScore):
+    """`s_ij = σ² exp(−|q_i − k_j|² / (2 ℓ²))`.
+
+    Args:
+        sigma: `σ`, a float or a scalar tensor, not 0.
+        lengthscale: `ℓ`, a float or a scalar tensor, not 0; in the units of `q` and `k`.
+
+    Differentiable by both. The squared distance is formed from dot products about the keys' mean:
+    its rounding error is that of the largest |q − mean|² / ℓ².
+    """
+
+    name = "exp_kernel"
+
+    def __init__(self, sigma: float | Tensor = 1.0, lengthscale: float | Tensor = 1.0) -> None:
+        self.sigma = _scalar("sigma", sigma)
+        self.lengthscale = _scalar("lengthscale", lengthscale)
+
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """With two more columns: −|q|²/2 + log σ² and 1, 1 and −|k|²/2; in float32 or wider."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        sigma, length = (
+            torch.as_tensor(v, device=q.device).to(wide) for v in (self.sigma, self.lengthscale)
+        )
+        # Distances do not change with the origin, and are exact to more digits near it.
+        origin = k.detach().to(wide).sum(0) / max(1, k.shape[0])
+        q, k = (q.to(wide) - origin) / length, (k.to(wide) - origin) / length
+        tiny = torch.finfo(wide).tiny
+        own_q = torch.log(sigma.square().clamp_min(tiny)) - q.square().sum(2, keepdim=True) / 2
+        own_k = -k.square().sum(2, keepdim=True) / 2
+        one = torch.ones_like(own_k)
+        return torch.cat([q, own_q, one], 2), torch.cat([k, one, own_k], 2)
+
+    def weighting(self, d_k: int) -> Weighting:
+        """eᵘ."""
+        return Weighting(scale=1.0, function="exp")
+
+
+class GAT(AbstractScore):
+    """`s_ij = LeakyReLU(q_i + k_j)` of `q`, `k` `[N, H, 1]`: a node's own halves of `aᵀ[Wx ‖ Wx]`.
+
+    Args:
+        negative_slope: of the LeakyReLU, a float.
+
+    Reference: GRAND (Chamberlain et al. 2021), equation 13.
+    """
+
+    name = "gat"
+
+    def __init__(self, negative_slope: float = 0.2) -> None:
+        if isinstance(negative_slope, bool) or not isinstance(negative_slope, int | float):
+            got = type(negative_slope).__name__
+            raise TypeError(message("GAT", "negative_slope", "must be a float", got))
+        if not isfinite(negative_slope):
+            raise ValueError(
+                message("GAT", "negative_slope", "must be finite", f"{negative_slope}")
+            )
+        self.negative_slope = float(negative_slope)
+
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """A sum as a dot product: [q, 1] and [1, k]."""
+        one = torch.ones_like(q)
+        return torch.cat([q, one], 2), torch.cat([one, k], 2)
+
+    def weighting(self, d_k: int) -> Weighting:
+        """LeakyReLU."""
+        return Weighting(scale=1.0, function="leaky_relu", slope=self.negative_slope)
+
+
+SCORES: dict[str, AbstractScore] = {
+    score.name: score for score in (ScaledDot(), Cosine(), Pearson(), ExpKernel(), GAT())
+}
+
+
+def check_attention(
+    op: str, score: Any, normalizer: Any, normalize: Any, d_k: int
+) -> tuple[AbstractScore, Weighting]:
+    """The score, by its name or as an object, and what the kernels are to compute of it."""
+    if isinstance(score, str):
+        check_choice(op, "score", score, known=tuple(SCORES))
+        score = SCORES[score]
+    elif not isinstance(score, AbstractScore):
+        expected = f"must be one of {', '.join(SCORES)}, or an object such as ops.ExpKernel()"
+        raise TypeError(message(op, "score", expected, type(score).__name__))
+    check_choice(op, "normalizer", normalizer, known=NORMALIZERS)
+    check_choice(op, "normalize", normalize, known=DIRECTIONS)
+    if score.name == GAT.name and d_k != 1:
+        remedy = "Project the halves of aᵀ[Wx_i ‖ Wx_j] first."
+        raise ValueError(
+            message(op, "q", "must have shape [N, H, 1] for score 'gat'", f"d_k = {d_k}", remedy)
+        )
+    return score, _normalised(score.weighting(d_k), normalizer, normalize)
+
+
+@lru_cache(maxsize=256)
+def _normalised(weighting: Weighting, normalizer: Any, normalize: Any) -> Weighting:
+    return Weighting(
+        scale=weighting.scale,
+        function=weighting.function,
+        slope=weighting.slope,
+        normalizer=normalizer,
+        normalize=normalize,
+    )

@@ -1,0 +1,63 @@
+"""How the dot product of an edge becomes its weight: what the attention's kernels are compiled for.
+
+Every score of the family is one function of a dot product, once each node's query and key are
+prepared (`ops/_scores.py`): normalised, centred, or given columns for what does not depend on the
+other node. So kernels know three functions, two normalisers and two directions, and no score.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """`u = scale · <q_i, k_j>`, `s = φ(u) · w_ij`, `a = p(s) / Σ p`; alike for all edges and heads.
+
+    scale:      of the dot product.
+    function:   φ(u): `"identity"` u; `"exp"` eᵘ; `"leaky_relu"` u above 0, `slope` · u below.
+    slope:      of `"leaky_relu"`.
+    normalizer: p(s): `"softmax"` eˢ; `"squareplus"` (v + √(v² + 4)) / 2 with v = s − top ≤ 0, where
+                `top` is the largest score of all edges and heads: written 2 / (√(v² + 4) − v), it
+                keeps its digits where v is large.
+    normalize:  Σ over the edges of a `"receiver"`, or over those of a `"sender"`.
+
+    What kernels save of a group, `lse`, is the logarithm of its Σ p for either normaliser. With t
+    the gradient by a, and Δ = Σ a t over the group, ds = a ρ (t − Δ): ρ = 1 for softmax and
+    1 / √(v² + 4) for squareplus. dw = φ ds summed over heads, dtop = −Σ ds over all edges and
+    heads, du = w φ' ds with φ' = 1, eᵘ, and 1 or `slope` (at 0 `slope`, as torch has it).
+    """
+
+    scale: float
+    function: Literal["identity", "exp", "leaky_relu"] = "identity"
+    slope: float = 0.0
+    normalizer: Literal["softmax", "squareplus"] = "softmax"
+    normalize: Literal["receiver", "sender"] = "receiver"
+
+
+def scaled_dot(d_k: int) -> Weighting:
+    """The paper's: a softmax of `<q_i, k_j> / √d_k` over the senders of a receiver."""
+    return Weighting(scale=1 / math.sqrt(d_k))
+
+
+def only_default(weighting: Weighting | None, d_k: int, edge_weight: Tensor | None) -> None:
+    """Refuse what kernels do not know yet."""
+    if edge_weight is not None or weighting not in (None, scaled_dot(d_k)):
+        raise NotImplementedError("only the paper's scores")
+
+
+class AttentionGradients(NamedTuple):
+    """What a backward launcher returns; None where it is not needed or does not exist.
+
+    dx: [N, d]; dq, dk: [N, H, d_k]; dalpha: [d]; dedge_weight: [E], slot order of `A`;
+    dtop: [], by the largest score as if it were an input.
+    """
+
+    dx: Tensor | None = None
+    dq: Tensor | None = None
+    dk: Tensor | None = None
+    dalpha: Tensor | None = None
+    dedge_weight: Tensor | None = None
+    dtop: Tensor | None = None
