@@ -30,6 +30,13 @@ def maximum(a: Vec, b: Vec) -> Vec:
     return Vec(k, k.builder.select(larger, a.value, b.value))
 
 
+def absolute(a: Vec) -> Vec:
+    """`|a|`."""
+    k = a.kernel
+    name = f"llvm.fabs.v{k.lanes}f{k.format.bits}"
+    return Vec(k, k.intrinsic(name, k.vector_type, [a.value]))
+
+
 def butterfly(vec: Vec, operation: Callable[[Vec, Vec], Vec], low: int, high: int) -> Vec:
     """Combine lanes whose numbers differ in the bits `low`, 2·`low`, … below `high`."""
     bit = low

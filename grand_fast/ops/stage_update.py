@@ -29,7 +29,7 @@ def stage_update(terms: Sequence[tuple[float, Tensor]], *, backend: Backend = "a
     Differentiable by each `y_s`, any number of times. Saves nothing.
     Reference: GRAND (Chamberlain et al. 2021), equations 33 to 37.
     """
-    scales, tensors = _checked(terms)
+    scales, tensors = check_terms(_OP, terms)
     name = choose(_OP, backend, tensors[0])
     if name == "reference":
         return launchers(_OP, name).stage_update_fwd(tensors, scales)  # type: ignore[no-any-return]
@@ -104,28 +104,29 @@ def _batched(t: Tensor, dim: int | None, info: Any) -> Tensor:
     return t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
-def _checked(terms: Any) -> tuple[tuple[float, ...], list[Tensor]]:
+def check_terms(op: str, terms: Any) -> tuple[tuple[float, ...], list[Tensor]]:
+    """Scales and tensors of the pairs `(float, Tensor)`, all tensors alike."""
     if not isinstance(terms, Sequence) or len(terms) == 0:
         got = type(terms).__name__ if not isinstance(terms, Sequence) else "none"
-        raise ValueError(message(_OP, "terms", "must hold at least one pair (float, Tensor)", got))
+        raise ValueError(message(op, "terms", "must hold at least one pair (float, Tensor)", got))
     scales: list[float] = []
     tensors: list[Tensor] = []
     for s, pair in enumerate(terms):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             got = type(pair).__name__
-            raise TypeError(message(_OP, f"terms[{s}]", "must be a pair (float, Tensor)", got))
+            raise TypeError(message(op, f"terms[{s}]", "must be a pair (float, Tensor)", got))
         scale, y = pair
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             got = type(scale).__name__
             remedy = "Take .item() of a tensor." if isinstance(scale, Tensor) else ""
-            raise TypeError(message(_OP, f"terms[{s}][0]", "must be a float", got, remedy))
+            raise TypeError(message(op, f"terms[{s}][0]", "must be a float", got, remedy))
         if not math.isfinite(scale):
-            raise ValueError(message(_OP, f"terms[{s}][0]", "must be finite", str(scale)))
+            raise ValueError(message(op, f"terms[{s}][0]", "must be finite", str(scale)))
         first = tensors[0] if tensors else y
         sizes = tuple(first.shape) if isinstance(first, Tensor) else ()
         letters = "of the first" if tensors else ""
         like = tensors[0] if tensors else None
-        check_tensor(_OP, f"terms[{s}][1]", y, letters=letters, sizes=sizes, like=like)
+        check_tensor(op, f"terms[{s}][1]", y, letters=letters, sizes=sizes, like=like)
         scales.append(float(scale))
         tensors.append(y)
     return tuple(scales), tensors

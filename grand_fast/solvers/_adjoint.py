@@ -7,24 +7,27 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from grand_fast.solvers._solver import Carry, Step
+
 Adjoint = Literal["direct", "checkpoint"]
-Step = Callable[[Tensor], Tensor]
+Take = Callable[[Tensor, Carry], Step]
+Differentiate = Callable[[Take, Tensor, Carry], Step]
 
 
-def _direct(step: Step, x: Tensor) -> Tensor:
+def _direct(step: Take, x: Tensor, carry: Carry) -> Step:
     """Autograd keeps what each stage saves."""
-    return step(x)
+    return step(x, carry)
 
 
-def _checkpoint(step: Step, x: Tensor) -> Tensor:
+def _checkpoint(step: Take, x: Tensor, carry: Carry) -> Step:
     """Keep the state before the step alone; run the step again in backward."""
     if not torch.is_grad_enabled():
-        return step(x)
-    y: Tensor = checkpoint(step, x, use_reentrant=False)
-    return y
+        return step(x, carry)
+    taken: Step = checkpoint(step, x, carry, use_reentrant=False)
+    return taken
 
 
-ADJOINTS: dict[str, Callable[[Step, Tensor], Tensor]] = {
+ADJOINTS: dict[str, Differentiate] = {
     "direct": _direct,
     "checkpoint": _checkpoint,
 }

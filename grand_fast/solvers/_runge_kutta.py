@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from grand_fast.solvers._solver import AbstractSolver
+from grand_fast.solvers._solver import AbstractSolver, Carry, Step
 from grand_fast.solvers._term import AbstractTerm, Combination
 
 
@@ -57,11 +57,11 @@ class ExplicitRungeKutta(AbstractSolver):
         self._times = [float(c) for c in tableau.c]
         self._stages = tableau.in_stage_values()
 
-    def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float) -> Tensor:
-        """The state at `t + tau`, one `axpy` a stage."""
+    def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
+        """One `axpy` a stage."""
         values = [x]
         for time, (coefficients, scale) in zip(self._times, self._stages, strict=True):
             pairs = zip(coefficients, values, strict=True)
             base = Combination([(c, y) for c, y in pairs if c != 0.0])
             values.append(term.axpy(t + time * tau, values[-1], base, scale * tau))
-        return values[-1]
+        return Step(values[-1])

@@ -1,6 +1,6 @@
 """What a solve returns: the final state, what it cost, and whether it can be trusted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -11,10 +11,18 @@ class Status(Enum):
     """How a solve ended; the value says what to try."""
 
     SUCCESS = "the solve reached T"
+    STEP_TOO_SMALL = (
+        "the step fell below the resolution of t: try larger tolerances (rtol, atol or tol_scale), "
+        "float64, or a smaller learning rate; f may have a discontinuity there"
+    )
+    MAX_STEPS = (
+        "the solve took as many steps or evaluations as it was allowed: try a larger max_steps or "
+        "max_nfe, larger tolerances, or semi_implicit_euler, which no stiffness slows down"
+    )
     NON_FINITE = (
         "the state is not finite: try a smaller step_size (explicit methods are stable for "
-        "step_size · alpha up to 1 with Euler, 1.39 with rk4), a smaller learning rate, and inputs "
-        "without NaN"
+        "step_size · alpha up to 1 with Euler, 1.39 with rk4), semi_implicit_euler, a smaller "
+        "learning rate, and inputs without NaN"
     )
 
 
@@ -43,23 +51,33 @@ def status_of(total: Tensor) -> Status:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Final state `x`, `stats`, and the `status`, which reads one value from the device."""
+    """The final state and what it took.
+
+    x:      the state at `t`; after a failure, the last one that counted.
+    stats:  the work.
+    t:      the time reached: `T`, or where the solve failed.
+    xs:     the states at the `times` asked for, `[len(times), …]`; None if none were. After a
+            failure, those from `t` on are NaN.
+    """
 
     x: Tensor
     stats: Stats
+    t: float
+    xs: Tensor | None = None
+    _ended: Status = field(default=Status.SUCCESS, repr=False)
 
     @property
     def status(self) -> Status:
-        """`SUCCESS`, or why the state cannot be used."""
-        return status_of(checksum(self.x))
+        """`SUCCESS`, or why the state cannot be used; reads one value from the device."""
+        return self._ended if self._ended is not Status.SUCCESS else status_of(checksum(self.x))
 
     def check(self) -> "Solution":
         """Itself if the solve succeeded.
 
         Raises:
-            RuntimeError: the status and what to try.
+            RuntimeError: the status, the time reached and what to try.
         """
         status = self.status
         if status is not Status.SUCCESS:
-            raise RuntimeError(f"integrate: {status.name}: {status.value}.")
+            raise RuntimeError(f"integrate: {status.name} at t = {self.t:g}: {status.value}.")
         return self

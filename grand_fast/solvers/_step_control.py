@@ -1,23 +1,134 @@
-"""Where the steps of a solve lie."""
+"""Where the steps of a solve lie: on a grid, or as a tolerance asks."""
 
 import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from grand_fast.solvers._solution import Status
 
 # A last step shorter than this share of the step size is rounding of T / step_size, not a step.
 _ROUNDING = 1e-9
 
 
-def fixed_steps(T: float, step_size: float | None) -> Iterator[tuple[float, float]]:
-    """`(t, tau)` of each step from 0 to exactly `T`; the last may be shorter.
+def fixed_grid(T: float, step_size: float | None) -> list[float]:
+    """The ends of the steps from 0 to exactly `T`; the last step may be shorter.
 
     `step_size=None` means one step over the whole interval, as in torchdiffeq.
     """
     if T == 0.0:
-        return
-    if step_size is None:
-        yield 0.0, T
-        return
-    n = max(1, math.ceil(T / step_size - _ROUNDING))
-    for step in range(n):
-        t = step * step_size
-        yield t, T - t if step == n - 1 else step_size
+        return [0.0]
+    n = 1 if step_size is None else max(1, math.ceil(T / step_size - _ROUNDING))
+    return [*(step * (step_size or 0.0) for step in range(n)), T]
+
+
+class AbstractStepControl(ABC):
+    """Proposes steps and learns how they went. `t` is where the solve stands."""
+
+    t: float
+    accepted: int = 0
+    rejected: int = 0
+    status: Status = Status.SUCCESS
+    max_steps: int | None
+
+    @abstractmethod
+    def propose(self, stop: float) -> float | None:
+        """Length of the next step, not necessarily ending before `stop`; None: no step can be."""
+
+    @abstractmethod
+    def judge(self, tau: float, ratio: float) -> bool:
+        """Whether the step of length `tau` counts; `ratio` is its error over the tolerance."""
+
+    def _is_spent(self) -> bool:
+        if self.max_steps is not None and self.accepted + self.rejected >= self.max_steps:
+            self.status = Status.MAX_STEPS
+        return self.status is Status.MAX_STEPS
+
+
+class FixedSteps(AbstractStepControl):
+    """Steps between the points of a grid."""
+
+    def __init__(self, grid: Sequence[float], *, max_steps: int | None = None) -> None:
+        self.t, self._grid, self.max_steps = grid[0], grid, max_steps
+
+    def propose(self, stop: float) -> float | None:
+        """To the next point."""
+        if self._is_spent():
+            return None
+        return self._grid[self.accepted + 1] - self.t
+
+    def judge(self, tau: float, ratio: float) -> bool:
+        """Always."""
+        self.accepted += 1
+        self.t = self._grid[self.accepted]
+        return True
+
+
+class AdaptiveSteps(AbstractStepControl):
+    """The elementary controller: `tau ← tau · clamp(safety · ratio^(−1/order), shrink, grow)`.
+
+    Names, defaults and rules are torchdiffeq's.
+
+    Args:
+        t, first_step: where the solve starts, and its first step.
+        order: of the method.
+        ends: shorten a step so that it ends at the next output time; else it may pass it.
+        min_step: steps as short as this count whatever their error; max_step: none is longer.
+        safety, grow, shrink: of the controller.
+        max_steps: attempts before `MAX_STEPS`.
+    """
+
+    def __init__(
+        self,
+        t: float,
+        first_step: float,
+        *,
+        order: int,
+        ends: bool,
+        min_step: float = 0.0,
+        max_step: float = math.inf,
+        safety: float = 0.9,
+        grow: float = 10.0,
+        shrink: float = 0.2,
+        max_steps: int | None = None,
+    ) -> None:
+        self.t, self._tau, self._order, self._ends = t, first_step, order, ends
+        self._min, self._max, self.max_steps = min_step, max_step, max_steps
+        self._safety, self._grow, self._shrink = safety, grow, shrink
+        self._stop, self._is_cut, self._is_finite = t, False, True
+
+    def propose(self, stop: float) -> float | None:
+        """As long as the last error allows."""
+        tau = self._tau if math.isfinite(self._tau) else self._min
+        tau = min(max(tau, self._min), self._max)
+        self._is_cut = self._ends and self.t + tau >= stop
+        if self._is_cut:
+            tau = stop - self.t
+        if not self.t + tau > self.t:
+            self.status = Status.STEP_TOO_SMALL if self._is_finite else Status.NON_FINITE
+            return None
+        if self._is_spent():
+            return None
+        self._stop = stop
+        return tau
+
+    def judge(self, tau: float, ratio: float) -> bool:
+        """By the error, unless the step is as short as steps may be."""
+        accept = ratio <= 1 or tau <= self._min
+        self._is_finite = math.isfinite(ratio)  # if not, shorter steps may stay in range
+        planned = tau * (self._factor(ratio) if self._is_finite else self._shrink)
+        if accept and self._is_cut:  # which says nothing against a step as long as was planned
+            planned = max(planned, self._tau)
+        self._tau = min(max(planned, self._min), self._max)
+        if accept:
+            self.accepted += 1
+            self.t = self._stop if self._is_cut else self.t + tau
+        else:
+            self.rejected += 1
+        return accept
+
+    def _factor(self, ratio: float) -> float:
+        if ratio == 0:
+            return self._grow
+        shrink = 1.0 if ratio < 1 else self._shrink
+        factor: float = self._safety * ratio ** (-1 / self._order)
+        return min(self._grow, max(factor, shrink))

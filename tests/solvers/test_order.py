@@ -10,10 +10,14 @@ import grand_fast as gf
 from grand_fast.solvers import METHODS
 from grand_fast.solvers._runge_kutta import ButcherTableau
 from grand_fast.solvers.euler import EULER
+from grand_fast.solvers.midpoint import MIDPOINT
 from grand_fast.solvers.rk4 import CLASSIC, THREE_EIGHTHS
 from grand_fast.testing import assert_close
 
-TABLEAUX = {"euler": EULER, "rk4": THREE_EIGHTHS, "rk4_classic": CLASSIC}
+ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4, "rk4_classic": 4, "dopri5": 5, "bosh3": 3,
+          "adaptive_heun": 2}  # fmt: skip
+FIXED = ("euler", "midpoint", "rk4", "rk4_classic")
+TABLEAUX = {"midpoint": MIDPOINT, "euler": EULER, "rk4": THREE_EIGHTHS, "rk4_classic": CLASSIC}
 
 
 def diffusion_matrix(n=12):
@@ -21,7 +25,7 @@ def diffusion_matrix(n=12):
     return weights / weights.sum(1, keepdim=True) - torch.eye(n, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FIXED)
 def test_order_of_convergence(method):
     a = diffusion_matrix()
     x0 = torch.randn(12, 3, dtype=torch.float64)
@@ -37,10 +41,10 @@ def test_order_of_convergence(method):
     slope = sum((x - mean_l) * (e - mean_e) for x, e in zip(logs, errors, strict=True)) / sum(
         (x - mean_l) ** 2 for x in logs
     )
-    assert abs(-slope - METHODS[method].order) < 0.2
+    assert abs(-slope - ORDERS[method]) < 0.2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FIXED)
 def test_order_with_a_field_that_depends_on_time(method):
     def f(t, x):
         return math.cos(t) * x
@@ -51,7 +55,7 @@ def test_order_with_a_field_that_depends_on_time(method):
         abs(float(gf.integrate(f, x0, 2.0, method=method, step_size=h).x) - want)
         for h in (0.1, 0.05)
     ]
-    assert abs(math.log2(errors[0] / errors[1]) - METHODS[method].order) < 0.3
+    assert abs(math.log2(errors[0] / errors[1]) - ORDERS[method]) < 0.3
 
 
 @pytest.mark.parametrize("name", TABLEAUX)
@@ -71,7 +75,7 @@ def test_stage_values_are_the_tableau(name):
     want = x + tau * sum(float(w) * k for w, k in zip(tableau.b, slopes, strict=True))
     from grand_fast.solvers._term import FunctionTerm
 
-    got = METHODS[name].step(FunctionTerm(f), t, x, tau)
+    got = METHODS[name](0.0, 0.0).step(FunctionTerm(f), t, x, tau, ()).x
     assert_close("step", got, want, tolerance=1e-14)
 
 

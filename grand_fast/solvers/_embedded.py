@@ -1,0 +1,87 @@
+"""Runge–Kutta pairs that estimate their error, and the state between the ends of their steps."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from grand_fast.ops import error_ratio
+from grand_fast.solvers._runge_kutta import ButcherTableau
+from grand_fast.solvers._solver import AbstractSolver, Carry, Step, combine
+from grand_fast.solvers._term import AbstractTerm
+
+
+@dataclass(frozen=True)
+class EmbeddedPair:
+    """A tableau, the weights of its error estimate and of the state at half a step.
+
+    tableau: of the solution that is kept.
+    error:   weights of the slopes; one more than stages where the first slope of the next step
+             takes part (`is_fsal`).
+    middle:  weights of the slopes that give the state at `t + tau / 2`, to the pair's order.
+    is_fsal: the slope at the end of a step is the first of the next.
+    """
+
+    tableau: ButcherTableau
+    error: tuple[Fraction, ...]
+    middle: tuple[float, ...]
+    is_fsal: bool = True
+
+
+class EmbeddedRungeKutta(AbstractSolver):
+    """The step of a pair. Slopes are kept, so that each stage is one combination of them.
+
+    Unlike the fixed-step methods it does not write stages in terms of stage values: their
+    coefficients would multiply the rounding errors, of which the error estimate is made.
+    """
+
+    is_adaptive = True
+
+    def __init__(self, pair: EmbeddedPair, *, rtol: float, atol: float) -> None:
+        self.order = pair.tableau.order
+        self.pair, self.rtol, self.atol = pair, rtol, atol
+        self._a = [[float(v) for v in row] for row in pair.tableau.a]
+        self._b = [float(v) for v in pair.tableau.b]
+        self._c = [float(v) for v in pair.tableau.c]
+        self._error = [float(v) for v in pair.error]
+
+    def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
+        """The slope at the start."""
+        return (term.vf(t, x),)
+
+    def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
+        """Slopes of the stages, the new state, its slope if it is the next step's first."""
+        slopes = [carry[0]]
+        for row, time in zip(self._a, self._c[1:], strict=True):
+            slopes.append(term.vf(t + time * tau, self._move(x, tau, row, slopes)))
+        y = self._move(x, tau, self._b, slopes)
+        if self.pair.is_fsal:
+            slopes.append(term.vf(t + tau, y))
+        return Step(y, (slopes[-1],), tuple(slopes), self._ratio(x, y, tau, slopes))
+
+    def interpolate(self, x: Tensor, step: Step, tau: float, theta: float) -> Tensor:
+        """A quartic through both ends, their slopes and the state at half a step."""
+        if theta in (0.0, 1.0):
+            return x if theta == 0.0 else step.x
+        z = theta
+        # Values of the quartic's basis: x, x', middle, y, y'.
+        own = 1 + z**2 * (-11 + z * (18 - 8 * z))
+        own_slope = z * (1 + z * (-4 + z * (5 - 2 * z)))
+        middle = z**2 * (16 + z * (-32 + 16 * z))
+        new = z**2 * (-5 + z * (14 - 8 * z))
+        new_slope = z**2 * (1 + z * (-3 + 2 * z))
+        weights = [middle * m for m in self.pair.middle]
+        weights[0] += own_slope
+        weights[-1] += new_slope
+        terms = [(own + middle, x), (new, step.x)]
+        terms += [(tau * w, f) for w, f in zip(weights, step.slopes, strict=True)]
+        return combine(terms)
+
+    def _move(self, x: Tensor, tau: float, row: list[float], slopes: list[Tensor]) -> Tensor:
+        return combine([(1.0, x), *((tau * a, f) for a, f in zip(row, slopes, strict=True))])
+
+    def _ratio(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Tensor:
+        with torch.no_grad():
+            terms = [(tau * e, f) for e, f in zip(self._error, slopes, strict=True) if e != 0.0]
+            return error_ratio(terms, x, y, rtol=self.rtol, atol=self.atol)

@@ -1,0 +1,45 @@
+"""The first step of an adaptive solve, by the rule of Hairer, Nørsett and Wanner."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from grand_fast.solvers._solver import combine
+from grand_fast.solvers._term import AbstractTerm
+
+Norm = Callable[[Tensor], Tensor]
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root mean square over all elements."""
+    return x.square().mean().sqrt()
+
+
+@torch.no_grad()
+def first_step(
+    term: AbstractTerm,
+    t: float,
+    x: Tensor,
+    slope: Tensor,
+    *,
+    order: int,
+    rtol: float | Tensor,
+    atol: float | Tensor,
+    norm: Norm = rms_norm,
+) -> float:
+    """A step whose error is about a hundredth of the tolerance; evaluates `f` once.
+
+    Reference: Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, II.4.
+    """
+    if x.numel() == 0:
+        return 1.0
+    scale = atol + x.abs() * rtol
+    d0, d1 = float(norm(x / scale)), float(norm(slope / scale))
+    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    later = term.vf(t + h0, combine([(1.0, x), (h0, slope)]))
+    d2 = float(norm((later - slope) / scale)) / h0
+    if d1 <= 1e-15 and d2 <= 1e-15:
+        return min(100 * h0, max(1e-6, h0 * 1e-3))
+    h1: float = (0.01 / max(d1, d2)) ** (1 / order)
+    return min(100 * h0, h1)

@@ -1,0 +1,83 @@
+"""The only time loop of the package: steps, their acceptance, and the states that are asked for."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from grand_fast.solvers._adjoint import Differentiate
+from grand_fast.solvers._solution import Status
+from grand_fast.solvers._solver import AbstractSolver, Carry, Step
+from grand_fast.solvers._step_control import AbstractStepControl
+from grand_fast.solvers._term import CountedTerm
+
+# Called with (t, x, tau) before a step, and after one that counts, or does not.
+Callback = Callable[[float, Tensor, float], None]
+
+
+class Callbacks(NamedTuple):
+    """What a caller wants to hear of, as torchdiffeq names them."""
+
+    step: Callback | None = None
+    accept: Callback | None = None
+    reject: Callback | None = None
+
+
+class March(NamedTuple):
+    """Where a solve came to: the states at the output times reached, and the last that counts."""
+
+    found: list[Tensor]
+    x: Tensor
+
+
+def march(
+    term: CountedTerm,
+    x: Tensor,
+    times: Sequence[float],
+    *,
+    solver: AbstractSolver,
+    control: AbstractStepControl,
+    differentiate: Differentiate,
+    carry: Carry,
+    max_nfe: int | None = None,
+    callbacks: Callbacks | None = None,
+) -> March:
+    """Step through `times`, which rise from the start; less of them on a failure.
+
+    `control` then says why, and where. `carry` is what `solver.start` gave.
+    """
+    found = [x]
+    before: tuple[Tensor, Step, float, float] | None = None  # of the last step: x, it, t, tau
+    on_step, on_accept, on_reject = callbacks or Callbacks()
+    for stop in times[1:]:
+        while control.t < stop:
+            if max_nfe is not None and term.nfe >= max_nfe:
+                control.status = Status.MAX_STEPS
+                return March(found, x)
+            t, tau = control.t, control.propose(stop)
+            if tau is None:
+                return March(found, x)
+            if on_step:
+                on_step(t, x, tau)
+            step: Step = differentiate(partial(_step, solver, term, t, tau), x, carry)
+            # The one value that is read from the device
+            counts = control.judge(tau, 0.0 if step.ratio is None else float(step.ratio))
+            heard = on_accept if counts else on_reject
+            if heard:
+                heard(t, x, tau)
+            if counts:
+                before = (x, step, t, tau)
+                x, carry = step.x, step.carry
+        if before is None or control.t == stop:
+            found.append(x)
+        else:
+            start, step, t, tau = before
+            found.append(solver.interpolate(start, step, tau, (stop - t) / (control.t - t)))
+    return March(found, x)
+
+
+def _step(
+    solver: AbstractSolver, term: CountedTerm, t: float, tau: float, x: Tensor, carry: Carry
+) -> Step:
+    return solver.step(term, t, x, tau, carry)

@@ -1,0 +1,38 @@
+"""The table of methods: a name → its solver."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from grand_fast.solvers._embedded import EmbeddedPair, EmbeddedRungeKutta
+from grand_fast.solvers._runge_kutta import ButcherTableau, ExplicitRungeKutta
+from grand_fast.solvers._solver import AbstractSolver
+from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
+from grand_fast.solvers.euler import EULER
+from grand_fast.solvers.midpoint import MIDPOINT
+from grand_fast.solvers.rk4 import CLASSIC, THREE_EIGHTHS
+
+Method = Literal[
+    "euler", "midpoint", "rk4", "rk4_classic", "dopri5", "bosh3", "adaptive_heun",
+]  # fmt: skip
+Make = Callable[[float, float], AbstractSolver]  # of rtol and atol
+
+
+def _fixed(tableau: ButcherTableau) -> Make:
+    solver = ExplicitRungeKutta(tableau)
+    return lambda rtol, atol: solver
+
+
+def _pair(pair: EmbeddedPair) -> Make:
+    return lambda rtol, atol: EmbeddedRungeKutta(pair, rtol=rtol, atol=atol)
+
+
+METHODS: dict[str, Make] = {
+    "euler": _fixed(EULER),
+    "midpoint": _fixed(MIDPOINT),
+    "rk4": _fixed(THREE_EIGHTHS),
+    "rk4_classic": _fixed(CLASSIC),
+    "dopri5": _pair(DORMAND_PRINCE),
+    "bosh3": _pair(BOGACKI_SHAMPINE),
+    "adaptive_heun": _pair(HEUN),
+}
+ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun")

@@ -1,0 +1,1 @@
+"""Kernels of `error_ratio`: reference.py, cpu.py, gpu.py."""
