@@ -5,12 +5,15 @@ from grand_fast.solvers._integrate import integrate
 from grand_fast.solvers._methods import METHODS, Method
 from grand_fast.solvers._solution import Solution, Stats, Status
 from grand_fast.solvers._term import AbstractTerm, Combination
+from grand_fast.solvers.adams import ExplicitAdams, ImplicitAdams
 
 __all__ = [
     "METHODS",
     "AbstractTerm",
     "Adjoint",
     "Combination",
+    "ExplicitAdams",
+    "ImplicitAdams",
     "Method",
     "Solution",
     "Stats",

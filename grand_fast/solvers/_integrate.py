@@ -51,12 +51,14 @@ def integrate(
         x0: initial state, any shape.
         T: end time, at least 0; 0 returns `x0`.
         method: with fixed steps `"euler"` (equation 7), `"midpoint"`, `"rk4"` (3/8 rule, as
-            torchdiffeq) or `"rk4_classic"` (equations 33 to 37); with adaptive steps `"dopri5"`
-            (the paper's), `"bosh3"` or `"adaptive_heun"`; or a solver object.
+            torchdiffeq), `"rk4_classic"` (equations 33 to 37), `"explicit_adams"` or
+            `"implicit_adams"` (order 4); with adaptive steps `"dopri5"` (the paper's), `"bosh3"`
+            or `"adaptive_heun"`; or a solver object.
         step_size: length of a step, in units of `t`; the last step is cut to end at `T`. None: one
             step. Of methods with fixed steps.
         rtol, atol: the error of an adaptive step in the root mean square of
-            `error_i / (atol + rtol |x_i|)` is at most 1. By default 1e-7 and 1e-9 in float64, 1e-5
+            `error_i / (atol + rtol |x_i|)` is at most 1; where `"implicit_adams"` ends its
+            corrections. By default 1e-7 and 1e-9 in float64, 1e-5
             and 1e-6 in narrower types. What the type cannot attain is raised, with a warning.
         tol_scale, tol_convention: instead of both; `"released"`: atol = tol_scale · 1e-7, rtol =
             tol_scale · 1e-9, as GRAND's released code; `"paper"`: 1e-12 and 1e-6, as its text.

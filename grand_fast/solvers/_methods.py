@@ -6,6 +6,7 @@ from typing import Literal
 from grand_fast.solvers._embedded import EmbeddedPair, EmbeddedRungeKutta
 from grand_fast.solvers._runge_kutta import ButcherTableau, ExplicitRungeKutta
 from grand_fast.solvers._solver import AbstractSolver
+from grand_fast.solvers.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
 from grand_fast.solvers.euler import EULER
 from grand_fast.solvers.midpoint import MIDPOINT
@@ -13,6 +14,7 @@ from grand_fast.solvers.rk4 import CLASSIC, THREE_EIGHTHS
 
 Method = Literal[
     "euler", "midpoint", "rk4", "rk4_classic", "dopri5", "bosh3", "adaptive_heun",
+    "explicit_adams", "implicit_adams",
 ]  # fmt: skip
 Make = Callable[[float, float], AbstractSolver]  # of rtol and atol
 
@@ -34,5 +36,7 @@ METHODS: dict[str, Make] = {
     "dopri5": _pair(DORMAND_PRINCE),
     "bosh3": _pair(BOGACKI_SHAMPINE),
     "adaptive_heun": _pair(HEUN),
+    "explicit_adams": lambda rtol, atol: ExplicitAdams(),
+    "implicit_adams": lambda rtol, atol: ImplicitAdams(rtol=rtol, atol=atol),
 }
 ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun")

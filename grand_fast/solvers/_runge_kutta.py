@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from grand_fast.solvers._solver import AbstractSolver, Carry, Step
+from grand_fast.solvers._solver import AbstractSolver, Carry, Step, combine
 from grand_fast.solvers._term import AbstractTerm, Combination
 
 
@@ -59,9 +59,21 @@ class ExplicitRungeKutta(AbstractSolver):
 
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
         """One `axpy` a stage."""
-        values = [x]
-        for time, (coefficients, scale) in zip(self._times, self._stages, strict=True):
+        return Step(self._climb(term, t, tau, [x]))
+
+    def step_from(
+        self, term: AbstractTerm, t: float, x: Tensor, slope: Tensor, tau: float
+    ) -> Tensor:
+        """The new state where `slope = f(t, x)` is known."""
+        scale = self._stages[0][1]
+        return self._climb(term, t, tau, [x, combine([(1.0, x), (scale * tau, slope)])])
+
+    def _climb(self, term: AbstractTerm, t: float, tau: float, values: list[Tensor]) -> Tensor:
+        """The last of the stage values, of which the first are known."""
+        known = len(values) - 1
+        stages = zip(self._times[known:], self._stages[known:], strict=True)
+        for time, (coefficients, scale) in stages:
             pairs = zip(coefficients, values, strict=True)
             base = Combination([(c, y) for c, y in pairs if c != 0.0])
             values.append(term.axpy(t + time * tau, values[-1], base, scale * tau))
-        return Step(values[-1])
+        return values[-1]

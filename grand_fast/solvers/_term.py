@@ -33,6 +33,10 @@ class AbstractTerm(ABC):
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, shaped like `x`."""
 
+    def __call__(self, t: float, x: Tensor) -> Tensor:
+        """`f(t, x)`: a term stands wherever a function is asked for."""
+        return self.vf(t, x)
+
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`."""
         f = self.vf(t, x)
