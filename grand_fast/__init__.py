@@ -7,7 +7,7 @@ from grand_fast import nn, ops
 from grand_fast._version import __version__
 from grand_fast.graph import Graph
 from grand_fast.ops._dispatch import backend
-from grand_fast.solvers import Solution, Stats, Status, integrate
+from grand_fast.solvers import Solution, Stats, Status, integrate, odeint, odeint_adjoint
 
 __all__ = [
     "Graph",
@@ -18,5 +18,7 @@ __all__ = [
     "backend",
     "integrate",
     "nn",
+    "odeint",
+    "odeint_adjoint",
     "ops",
 ]

@@ -3,9 +3,11 @@
 from grand_fast.solvers._adjoint import Adjoint
 from grand_fast.solvers._integrate import integrate
 from grand_fast.solvers._methods import METHODS, Method
+from grand_fast.solvers._odeint_adjoint import odeint_adjoint
 from grand_fast.solvers._solution import Solution, Stats, Status
 from grand_fast.solvers._term import AbstractTerm, Combination
 from grand_fast.solvers.adams import ExplicitAdams, ImplicitAdams
+from grand_fast.solvers.odeint import odeint
 
 __all__ = [
     "METHODS",
@@ -19,4 +21,6 @@ __all__ = [
     "Stats",
     "Status",
     "integrate",
+    "odeint",
+    "odeint_adjoint",
 ]

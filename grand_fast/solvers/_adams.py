@@ -42,9 +42,7 @@ def _integrals(nodes: Sequence[int]) -> tuple[float, ...]:
             if other != own:  # times (s − other) / (own − other)
                 shifted = [Fraction(0), *polynomial]
                 scaled = [*(other * c for c in polynomial), Fraction(0)]
-                polynomial = [
-                    (a - b) / (own - other) for a, b in zip(shifted, scaled, strict=True)
-                ]
+                polynomial = [(a - b) / (own - other) for a, b in zip(shifted, scaled, strict=True)]
         weights.append(float(sum(c / (power + 1) for power, c in enumerate(polynomial))))
     return tuple(weights)
 

@@ -80,8 +80,8 @@ class ImplicitAdams(AbstractAdams):
         if not self.ramps:
             return new, history
         warnings.warn(
-            f"implicit_adams: {self.max_iters} corrections at t = {t:g} did not meet the "
-            "tolerance. Try a smaller step_size.",
+            f"implicit_adams: {self.max_iters} corrections of a step did not meet the tolerance. "
+            "Try a smaller step_size.",
             stacklevel=2,
         )
         return new, history[:-1]

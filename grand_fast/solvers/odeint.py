@@ -1,0 +1,252 @@
+"""`odeint`: torchdiffeq's front door to the solvers."""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grand_fast.solvers._adjoint import ADJOINTS
+from grand_fast.solvers._embedded import EmbeddedRungeKutta
+from grand_fast.solvers._first_step import first_step as choose_first_step
+from grand_fast.solvers._first_step import rms_norm
+from grand_fast.solvers._loop import march
+from grand_fast.solvers._methods import METHODS
+from grand_fast.solvers._odeint_problem import CALLBACKS, Problem, State, pose, split
+from grand_fast.solvers._solution import Status
+from grand_fast.solvers._solver import AbstractSolver, combine
+from grand_fast.solvers._step_control import AbstractStepControl, AdaptiveSteps, FixedSteps
+from grand_fast.solvers._term import CountedTerm
+from grand_fast.solvers.adams import ExplicitAdams, ImplicitAdams
+from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
+
+_PAIRS = {"dopri5": DORMAND_PRINCE, "bosh3": BOGACKI_SHAMPINE, "adaptive_heun": HEUN}
+_RUNGE_KUTTA = ("euler", "midpoint", "rk4")
+_ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
+_ON_A_GRID = {"step_size", "grid_constructor", "interp", "norm"}
+_BY_ERROR = {"first_step", "min_step", "max_step", "safety", "ifactor", "dfactor",
+             "max_num_steps", "norm", "dtype"}  # fmt: skip
+# Options that our solvers know, by method; whatever else is asked for is torchdiffeq's to answer.
+_OPTIONS = {
+    **dict.fromkeys(_RUNGE_KUTTA, _ON_A_GRID),
+    **dict.fromkeys(_ADAMS, _ON_A_GRID | {"max_order", "max_iters"}),
+    **dict.fromkeys(_PAIRS, _BY_ERROR),
+}
+# How torchdiffeq's messages begin, by which its users tell failures apart
+_FAILURES = {
+    Status.STEP_TOO_SMALL: "underflow in dt",
+    Status.NON_FINITE: "non-finite values in state `y`",
+    Status.MAX_STEPS: "max_num_steps exceeded",
+}
+
+
+def odeint(
+    func: Callable[..., State],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: float | Tensor | tuple[float, ...] = 1e-7,
+    atol: float | Tensor | tuple[float, ...] = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, object] | None = None,
+    event_fn: Callable[..., Tensor] | None = None,
+) -> State | tuple[Tensor, State]:
+    """Integrate `dy/dt = func(t, y)` from `y(t[0]) = y0`, as `torchdiffeq.odeint` does.
+
+    Args:
+        func: function of a scalar tensor `t` and a state, or a term, whose fused step is then used.
+            Its attributes `callback_step`, `callback_accept_step` and `callback_reject_step`, if
+            any, are called with `(t, y, dt)`.
+        y0: a tensor of any shape, or a tuple of them.
+        t: `[times]`, strictly increasing or decreasing.
+        rtol, atol: of the adaptive methods and of the corrections of `implicit_adams`: floats, or
+            one per tensor of a tuple, or tensors like the state.
+        method: `"dopri5"` (None), `"bosh3"`, `"adaptive_heun"`, `"euler"`, `"midpoint"`, `"rk4"`,
+            `"explicit_adams"` or `"implicit_adams"` (also `"fixed_adams"`) run on our solvers;
+            any other that torchdiffeq has, on its own.
+        options: as torchdiffeq's, by name. Those that our solvers do not know (`step_t`, `jump_t`,
+            `perturb`, a narrow `dtype`) hand the call to torchdiffeq, as do `event_fn`, a complex
+            `y0` and a `t` that requires a gradient.
+        event_fn: the solve ends where it is zero; `t` holds its start and a later time.
+
+    Returns:
+        The states at `t`, `[times, …]`, in a tuple if `y0` is one; with `event_fn`, the time of the
+        event and the states at both ends.
+
+    Raises:
+        ValueError, TypeError, AssertionError: as torchdiffeq; the last where an adaptive solve
+            fails, too.
+
+    Differentiable by `y0` and whatever `func` holds, through every stage.
+    """
+    chosen = "dopri5" if method is None else method
+    given: dict[str, Any] = dict(options or {})
+    if event_fn is not None or not _is_ours(y0, t, chosen, given):
+        # Imported here: it takes scipy along, and most calls need neither.
+        from torchdiffeq import odeint as theirs
+
+        answer: State | tuple[Tensor, State] = theirs(
+            func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
+        )
+        return answer
+    problem = pose(func, y0, t)
+    tolerances = problem.tolerance("rtol", rtol), problem.tolerance("atol", atol)
+    solve = _by_error if chosen in _PAIRS else _on_a_grid
+    xs = torch.stack(solve(problem, chosen, given, *tolerances))
+    return xs if problem.shapes is None else split(xs, problem.shapes)
+
+
+def needs_torchdiffeq(y0: State, t: Tensor) -> bool:
+    """Whether the kind of the state or of the times is one that our solvers do not take."""
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    is_complex = any(isinstance(part, Tensor) and part.is_complex() for part in parts)
+    return is_complex or (isinstance(t, Tensor) and t.requires_grad)
+
+
+def _is_ours(y0: State, t: Tensor, method: str, options: dict[str, Any]) -> bool:
+    return (
+        not needs_torchdiffeq(y0, t)
+        and method in _OPTIONS
+        and options.keys() <= _OPTIONS[method]
+        and options.get("dtype", torch.float64) == torch.float64
+        and 4 <= options.get("max_order", 12) <= 12
+        and not any(isinstance(v, Tensor) and v.requires_grad for v in options.values())
+    )
+
+
+def _by_error(
+    problem: Problem,
+    method: str,
+    options: dict[str, Any],
+    rtol: float | Tensor,
+    atol: float | Tensor,
+) -> list[Tensor]:
+    norm = problem.norm(options.get("norm"))
+    solver = EmbeddedRungeKutta(_PAIRS[method], rtol=rtol, atol=atol, norm=norm)
+    x0, times, term = problem.x0, problem.t.tolist(), CountedTerm(problem.term)
+    carry = solver.start(term, times[0], x0)
+    first = options.get("first_step")
+    if first is None:
+        first = choose_first_step(
+            term, times[0], x0, carry[0], order=solver.order, rtol=rtol, atol=atol,
+            norm=norm or rms_norm,
+        )  # fmt: skip
+    control = _StepsPerOutput(
+        times[0],
+        float(first),
+        order=solver.order,
+        ends=False,
+        min_step=float(options.get("min_step", 0.0)),
+        max_step=float(options.get("max_step", math.inf)),
+        safety=float(options.get("safety", 0.9)),
+        grow=float(options.get("ifactor", 10.0)),
+        shrink=float(options.get("dfactor", 0.2)),
+    )
+    control.per_output = int(options.get("max_num_steps", control.per_output))
+    callbacks = problem.callbacks(method, CALLBACKS, torch.float64)
+    found, _ = march(
+        term, x0, times, solver=solver, control=control, differentiate=ADJOINTS["direct"],
+        carry=carry, callbacks=callbacks,
+    )  # fmt: skip
+    status = control.status
+    if status is not Status.SUCCESS:
+        at = problem.sign * control.t
+        raise AssertionError(f"{_FAILURES[status]} at t = {at:g}, in odeint: {status.value}.")
+    return found
+
+
+class _StepsPerOutput(AdaptiveSteps):
+    """Its limit counts attempts anew from each output time on, as torchdiffeq's does."""
+
+    per_output = 2**31 - 1
+    _output: float | None = None
+
+    def propose(self, stop: float) -> float | None:
+        """As long as the last error allows."""
+        if stop != self._output:
+            self._output = stop
+            self.max_steps = self.accepted + self.rejected + self.per_output
+        return super().propose(stop)
+
+
+def _on_a_grid(
+    problem: Problem,
+    method: str,
+    options: dict[str, Any],
+    rtol: float | Tensor,
+    atol: float | Tensor,
+) -> list[Tensor]:
+    interp = options.get("interp", "linear")
+    if interp not in ("linear", "cubic"):
+        raise ValueError(f"odeint: `interp` must be linear or cubic, got {interp!r}.")
+    solver = _solver(method, options, rtol, atol)
+    grid = _grid(problem, options.get("step_size"), options.get("grid_constructor"))
+    times, term = problem.t.tolist(), CountedTerm(problem.term)
+    # The step that reaches each time
+    steps = [next((a, b) for a, b in pairwise(grid) if b >= t) for t in times[1:]]
+    is_between = [interp == "cubic" and t != b for t, (_, b) in zip(times[1:], steps, strict=True)]
+    pairs = list(zip(times[1:], steps, is_between, strict=True))
+    stops = {times[0]}.union(*({a, b} if cubic else {t} for t, (a, b), cubic in pairs))
+    control: AbstractStepControl = FixedSteps(grid)
+    found, _ = march(
+        term, problem.x0, sorted(stops), solver=solver, control=control,
+        differentiate=ADJOINTS["direct"], carry=solver.start(term, times[0], problem.x0),
+        callbacks=problem.callbacks(method, CALLBACKS[:1], problem.t.dtype),
+    )  # fmt: skip
+    at = dict(zip(sorted(stops), found, strict=True))
+    return [problem.x0] + [
+        _hermite(term, t, a, at[a], b, at[b]) if cubic else at[t] for t, (a, b), cubic in pairs
+    ]
+
+
+def _solver(
+    method: str, options: dict[str, Any], rtol: float | Tensor, atol: float | Tensor
+) -> AbstractSolver:
+    if method in _RUNGE_KUTTA:
+        return METHODS[method](0.0, 0.0)
+    order = int(options.get("max_order", 12))
+    if method == "explicit_adams":
+        return ExplicitAdams(max_order=order)
+    iters = int(options.get("max_iters", 4))
+    return ImplicitAdams(max_order=order, max_iters=iters, rtol=rtol, atol=atol)
+
+
+def _grid(problem: Problem, step_size: Any, constructor: Any) -> list[float]:
+    """The ends of the steps, in the type of `t`, as torchdiffeq rounds them."""
+    if step_size is not None and constructor is not None:
+        raise ValueError("odeint: `step_size` and `grid_constructor` exclude each other.")
+    t = problem.t
+    start, end = t[0], t[-1]
+    if step_size is not None:
+        count = int(torch.ceil((end - start) / float(step_size) + 1))
+        grid = torch.arange(count, dtype=t.dtype) * float(step_size) + start
+        grid[-1] = end
+    elif constructor is not None:
+        there, sign = t.to(problem.x0.device), problem.sign
+        grid = (sign * constructor(problem.term, problem.x0, sign * there)).cpu()
+        assert grid[0] == start and grid[-1] == end, (
+            "odeint: the grid of `grid_constructor` must begin at t[0] and end at t[-1]."
+        )
+    else:
+        grid = t
+    # Rounding may put the last point but one at the end, or past it.
+    values: list[float] = grid.tolist()
+    before = next((i for i, value in enumerate(values[1:], 1) if value >= values[-1]), 0)
+    return values[: before + 1]
+
+
+def _hermite(
+    term: CountedTerm, t: float, before: float, x: Tensor, after: float, y: Tensor
+) -> Tensor:
+    """The cubic through both ends of a step and their slopes."""
+    tau = after - before
+    h = (t - before) / tau
+    terms = [
+        ((1 + 2 * h) * (1 - h) ** 2, x),
+        (h * (1 - h) ** 2 * tau, term.vf(before, x)),
+        (h * h * (3 - 2 * h), y),
+        (h * h * (h - 1) * tau, term.vf(after, y)),
+    ]
+    return combine(terms)
