@@ -1,5 +1,6 @@
 """The first step of an adaptive solve, by the rule of Hairer, Nørsett and Wanner."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,9 +37,13 @@ def first_step(
         return 1.0
     scale = atol + x.abs() * rtol
     d0, d1 = float(norm(x / scale)), float(norm(slope / scale))
+    if not math.isfinite(d0 + d1):
+        return 1.0  # as good as any: the steps will say what is wrong
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
     later = term.vf(t + h0, combine([(1.0, x), (h0, slope)]))
     d2 = float(norm((later - slope) / scale)) / h0
+    if not math.isfinite(d2):
+        return h0
     if d1 <= 1e-15 and d2 <= 1e-15:
         return min(100 * h0, max(1e-6, h0 * 1e-3))
     h1: float = (0.01 / max(d1, d2)) ** (1 / order)

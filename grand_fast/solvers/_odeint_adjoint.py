@@ -134,24 +134,23 @@ class _Solve:
         return f if self.shapes is None else join(f)
 
     def augmented(self, params: tuple[Tensor, ...]) -> Func:
-        """The field of `(0, y, a, *g)`; the first stands for the unasked gradient of time."""
+        """The field of `(adjoint of t, y, a, *g)`.
+
+        torchdiffeq integrates the first, and lets it count in the error, whether or not the times
+        require a gradient; so do we, to take its steps.
+        """
 
         def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            zero, y, a = state[:3]
+            y, a = state[1:3]
             with torch.enable_grad():
-                y = y.detach().requires_grad_()
-                f = self.field(t.detach(), y)
-                grads = (
-                    torch.autograd.grad(f, (y, *params), -a, allow_unused=True)
-                    if f.requires_grad
-                    else [None] * (1 + len(params))
-                )
-            pairs = zip(grads, (y, *params), strict=True)
-            return (
-                torch.zeros_like(zero),
-                f.detach(),
-                *(torch.zeros_like(p) if g is None else g for g, p in pairs),
-            )
+                inputs = (t.detach().requires_grad_(), y.detach().requires_grad_(), *params)
+                f = self.field(*inputs[:2])
+                grads: tuple[Tensor | None, ...] = (None,) * len(inputs)
+                if f.requires_grad:
+                    grads = torch.autograd.grad(f, inputs, -a, allow_unused=True)
+            pairs = zip(grads, inputs, strict=True)
+            dt, *others = (torch.zeros_like(v) if g is None else g for g, v in pairs)
+            return dt, f.detach(), *others
 
         for name in CALLBACKS:
             heard = getattr(self.func, f"{name}_adjoint", None)
@@ -179,12 +178,11 @@ class _AdjointFunction(Function):
         solve: _Solve = ctx.solve
         xs, *params = ctx.saved_tensors
         field = solve.augmented(tuple(params))
-        a = dxs[-1]
-        grads = [torch.zeros_like(p) for p in params]
+        dt, a, grads = xs.new_zeros(()), dxs[-1], [torch.zeros_like(p) for p in params]
         for i in range(len(solve.t) - 1, 0, -1):
-            state = (xs.new_zeros(()), xs[i], a, *grads)
             back = solve.t[i - 1 : i + 1].flip(0)
-            _, _, a, *grads = (s[1] for s in odeint(field, state, back, **solve.backward))
+            found = odeint(field, (dt, xs[i], a, *grads), back, **solve.backward)
+            dt, _, a, *grads = (states[1] for states in found)
             a = a + dxs[i - 1]
         return None, a, *grads
 

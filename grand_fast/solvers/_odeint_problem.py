@@ -155,7 +155,7 @@ def split(x: Tensor, shapes: list[Size]) -> tuple[Tensor, ...]:
     """The tensors that `join` put together, of states `x` that may have axes before."""
     parts = x.split([shape.numel() for shape in shapes], dim=-1)
     return tuple(
-        part.reshape(*x.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)
+        part.reshape((*x.shape[:-1], *shape)) for part, shape in zip(parts, shapes, strict=True)
     )
 
 
