@@ -1,7 +1,6 @@
 """`gf.odeint` against torchdiffeq: the same calls, the same answers."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -51,6 +50,7 @@ def assert_ulps(got, want, ulps):
     assert float((got - want).abs().max()) <= ulps * ulp
 
 
+@pytest.mark.filterwarnings("ignore:.*did not")  # corrections that do not settle
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("step_size", [None, 0.1, 0.07])
 @pytest.mark.parametrize("method", FIXED)
@@ -60,14 +60,13 @@ def test_fixed_steps(method, step_size, times):
     options = {} if step_size is None else {"step_size": step_size}
     if "adams" in method:
         options["max_order"] = 5  # higher ones are unstable at these steps
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # corrections of the longest steps do not settle
-        got, want, nfe = both(y0, t, method=method, options=options)
+    got, want, nfe = both(y0, t, method=method, options=options)
     steps = len(t) if step_size is None else math.ceil(float(t[-1] - t[0]) / step_size) or 1
     assert_ulps(got, want, 16 * abs(steps))
     assert nfe[0] == nfe[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*did not")  # corrections that do not settle
 @pytest.mark.parametrize("method", ["euler", "rk4", "implicit_adams"])
 @pytest.mark.parametrize("times", TIMES)
 def test_cubic_interpolation(method, times):
@@ -358,6 +357,7 @@ def test_a_term_may_go_wherever_a_function_does():
     assert_close("x(1)", got[1], math.exp(-1) * y0, tolerance=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:The following arguments have no effect")  # SciPy
 def test_what_our_solvers_do_not_know_is_answered_by_torchdiffeq():
     y0 = torch.randn(10, 3, dtype=F64)
     t = torch.tensor([0.0, 0.7, 1.3], dtype=F64)

@@ -58,6 +58,7 @@ CALLS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*did not")  # corrections that do not settle
 @pytest.mark.parametrize("falls", [False, True])
 @pytest.mark.parametrize("net", [Net, PairNet])
 @pytest.mark.parametrize("call", CALLS)

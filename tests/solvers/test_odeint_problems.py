@@ -133,7 +133,7 @@ def test_a_ball_meets_the_ground(method, solve):
     when, (height, speed) = solve(
         ball, y0, t, event_fn=lambda t, s: s[0], method=method, options=options
     )
-    assert float(when) == pytest.approx(math.sqrt(20 / 9.8), abs=1e-6)
-    assert height.shape == (2, 1) and float(height[-1]) == pytest.approx(0.0, abs=1e-5)
+    assert when.item() == pytest.approx(math.sqrt(20 / 9.8), abs=1e-6)
+    assert height.shape == (2, 1) and height[-1].item() == pytest.approx(0.0, abs=1e-5)
     (dg,) = torch.autograd.grad(speed[-1], ball.g)
     assert float(dg) == pytest.approx(-math.sqrt(20 / 9.8), rel=1e-4)  # at that time
