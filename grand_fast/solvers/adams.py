@@ -91,9 +91,9 @@ class ImplicitAdams(AbstractAdams):
         """Whether the last correction changed little; reads one value from the device."""
         if x.numel() == 0:
             return True
-        change = new - old
+        change = (new - old).abs_()
         if self.ramps:
             size = torch.maximum((old - x).abs_(), (new - x).abs_())
-            return bool((change.abs_() < self.atol + self.rtol * size).all())
+            return bool((change < size.mul_(self.rtol).add_(self.atol)).all())
         allowed = self.atol + self.rtol * torch.linalg.vector_norm(new, ord=torch.inf)
-        return bool(torch.linalg.vector_norm(change, ord=torch.inf) <= allowed)
+        return bool(change.max() <= allowed)
