@@ -78,15 +78,15 @@ class ContinuousAdjoint(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         times = ctx.times
         states, tensors = ctx.saved_tensors[: len(times)], ctx.saved_tensors[len(times) :]
-        given = dict(zip(ctx.wanted, grads, strict=True))
+        given = [(i, g) for i, g in zip(ctx.wanted, grads, strict=True) if g is not None]
         # Only what wants a gradient is integrated beside the state.
         needed = ctx.needs_input_grad[4:]
         wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
         a = torch.zeros_like(states[0])
         theta = [torch.zeros_like(t) for t in wanted]
         for i in range(len(times) - 1, -1, -1):
-            if given.get(i) is not None:
-                a = a + given[i]
+            for _, grad in (pair for pair in given if pair[0] == i):
+                a = a + grad
             if i == 0:
                 break
             term = AdjointTerm(ctx.term, a.shape, times[i], wanted)
