@@ -14,6 +14,10 @@ class NonlinearDiffusion(AbstractTerm):
     def __init__(self, field: AttentionDiffusion, graph: Graph, x0: Tensor | None) -> None:
         self.field, self.graph, self.x0 = field, graph, x0
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The layer's parameters and the source."""
+        return (*self.field.parameters(), *([] if self.x0 is None else [self.x0]))
+
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""
         f: Tensor = self.field(x, self.graph, self.x0)
@@ -38,6 +42,11 @@ class LinearDiffusion(AbstractTerm):
         x0: Tensor | None,
     ) -> None:
         self.a, self.graph, self.alpha, self.beta, self.x0 = a, graph, alpha, beta, x0
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Weights, scales and source."""
+        given = (self.a, self.alpha, self.beta, self.x0)
+        return tuple(t for t in given if isinstance(t, Tensor))
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""

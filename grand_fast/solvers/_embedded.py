@@ -36,8 +36,9 @@ class EmbeddedRungeKutta(AbstractSolver):
     Unlike the fixed-step methods it does not write stages in terms of stage values: their
     coefficients would multiply the rounding errors, of which the error estimate is made.
 
-    rtol, atol: floats, or tensors like the state. norm: of the error over its tolerance, by default
-    the root mean square.
+    Args:
+        rtol, atol: tolerances of the error: floats, or tensors like the state.
+        norm: of the error over its tolerance; by default the root mean square, in one fused pass.
     """
 
     is_adaptive = True
