@@ -52,7 +52,9 @@ def integrate(
         T: end time, at least 0; 0 returns `x0`.
         method: with fixed steps `"euler"` (equation 7), `"midpoint"`, `"rk4"` (3/8 rule, as
             torchdiffeq) or `"rk4_classic"` (equations 33 to 37); with adaptive steps `"dopri5"`
-            (the paper's), `"bosh3"` or `"adaptive_heun"`; or a solver object.
+            (the paper's), `"bosh3"` or `"adaptive_heun"`; for terms with a matrix
+            `"semi_implicit_euler"` (equation 8), for linear ones the exact `"uniformisation"`; or a
+            solver object.
         step_size: length of a step, in units of `t`; the last step is cut to end at `T`. None: one
             step. Of methods with fixed steps.
         rtol, atol: the error of an adaptive step in the root mean square of
@@ -103,7 +105,10 @@ def integrate(
             0.0, first_step, order=solver.order, ends=end == "clamp", max_steps=max_steps
         )
     else:
-        control = FixedSteps(fixed_grid(T, step_size), max_steps=max_steps)
+        grid = fixed_grid(T, step_size)
+        if solver.is_exact:
+            grid = sorted({*grid, *wanted})
+        control = FixedSteps(grid, max_steps=max_steps)
     stops = sorted({0.0, T, *wanted})
     found, x = march(
         counted,

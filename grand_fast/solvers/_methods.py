@@ -10,9 +10,12 @@ from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
 from grand_fast.solvers.euler import EULER
 from grand_fast.solvers.midpoint import MIDPOINT
 from grand_fast.solvers.rk4 import CLASSIC, THREE_EIGHTHS
+from grand_fast.solvers.semi_implicit_euler import SemiImplicitEuler
+from grand_fast.solvers.uniformisation import Uniformisation
 
 Method = Literal[
     "euler", "midpoint", "rk4", "rk4_classic", "dopri5", "bosh3", "adaptive_heun",
+    "semi_implicit_euler", "uniformisation",
 ]  # fmt: skip
 Make = Callable[[float, float], AbstractSolver]  # of rtol and atol
 
@@ -34,5 +37,7 @@ METHODS: dict[str, Make] = {
     "dopri5": _pair(DORMAND_PRINCE),
     "bosh3": _pair(BOGACKI_SHAMPINE),
     "adaptive_heun": _pair(HEUN),
+    "semi_implicit_euler": lambda rtol, atol: SemiImplicitEuler(),
+    "uniformisation": lambda rtol, atol: Uniformisation(),
 }
 ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun")

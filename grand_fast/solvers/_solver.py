@@ -31,10 +31,13 @@ class AbstractSolver(ABC):
 
     order:        of the global error.
     is_adaptive:  whether its steps estimate their error.
+    is_exact:     whether the state after a step of any length is; the order then means nothing,
+                  and steps end at every output time.
     """
 
     order: int
     is_adaptive: bool = False
+    is_exact: bool = False
 
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """What the first step needs beside the state."""
