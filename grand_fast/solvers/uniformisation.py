@@ -114,7 +114,7 @@ def _diffusivity(alpha: Scale) -> float:
             f"integrate: `alpha` must be one value for all channels for uniformisation, got "
             f"{list(alpha.shape)}. Use semi_implicit_euler or dopri5."
         )
-    value = float(alpha)
+    value = float(alpha.detach()) if isinstance(alpha, Tensor) else float(alpha)
     if value < 0:
         raise ValueError(f"integrate: `alpha` must be at least 0 for uniformisation, got {value}.")
     return value
@@ -147,7 +147,7 @@ def _slope_by_alpha(
     `T (A − I) (x(T) − beta T s / 2)`, to a relative error of `alpha T`.
     """
     if not is_short:
-        return term.axpy(t, y, Combination([]), tau / float(term.alpha))
+        return term.axpy(t, y, Combination([]), tau / _diffusivity(term.alpha))
     factor, source = _source(term, y, through_alpha=False)
     if source is not None:
         y = combine([(1.0, y), (-0.5 * tau * factor, source)])
