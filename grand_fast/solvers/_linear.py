@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,7 +113,8 @@ def _most_products(system: LinearSystem, gain: float, elements: int) -> int:
     s = system.stiffness
     if s <= 0:
         return 1
-    return math.ceil(math.log(max(gain, 1.0) * math.sqrt(elements)) / math.log((1 + s) / s))
+    gain = min(max(gain, 1.0), sys.float_info.max)
+    return math.ceil((math.log(gain) + math.log(elements) / 2) / math.log1p(1 / s))
 
 
 def _bicgstab(system: LinearSystem, y: Tensor, goal: float) -> Tensor:
@@ -122,6 +124,8 @@ def _bicgstab(system: LinearSystem, y: Tensor, goal: float) -> Tensor:
     """
     r = system.product(y, system.u, [system.c, (-1.0, y)])
     size = _size([(1.0, r)])
+    if not math.isfinite(size):
+        return y
     shadow, p = r, r
     rho = _dot(shadow, r)
     # Two products an iteration: the fixed point, which always converges, would take no more
@@ -132,7 +136,7 @@ def _bicgstab(system: LinearSystem, y: Tensor, goal: float) -> Tensor:
         step = _ratio(rho, _dot(shadow, v))
         s = combine([(1.0, r), (-step, v)])
         t = system.apply(s)
-        omega = _ratio(_dot(t, s), _dot(t, t))
+        omega = _ratio(_dot(t, s), t.numel() * _size([(1.0, t)]) ** 2)
         r = combine([(1.0, s), (-omega, t)])
         size = _size([(1.0, r)])
         if not math.isfinite(size) or omega == 0.0 or step == 0.0:
