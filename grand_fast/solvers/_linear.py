@@ -139,9 +139,11 @@ def _bicgstab(system: LinearSystem, y: Tensor, goal: float) -> Tensor:
         omega = _ratio(_dot(t, s), t.numel() * _size([(1.0, t)]) ** 2)
         r = combine([(1.0, s), (-omega, t)])
         size = _size([(1.0, r)])
-        if not math.isfinite(size) or omega == 0.0 or step == 0.0:
-            break  # a breakdown
+        if not math.isfinite(size):
+            break
         y = combine([(1.0, y), (step, p), (omega, s)])
+        if omega == 0.0 or step == 0.0:
+            break  # a breakdown, or s = 0 and y the solution
         rho, last = _dot(shadow, r), rho
         beta = _ratio(rho, last) * step / omega
         if not math.isfinite(beta):
