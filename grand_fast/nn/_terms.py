@@ -16,6 +16,10 @@ class NonlinearDiffusion(AbstractTerm):
     def __init__(self, field: AttentionDiffusion, graph: Graph, x0: Tensor | None) -> None:
         self.field, self.graph, self.x0 = field, graph, x0
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The layer's parameters and the source."""
+        return (*self.field.parameters(), *([] if self.x0 is None else [self.x0]))
+
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""
         f: Tensor = self.field(x, self.graph, self.x0)
@@ -58,6 +62,11 @@ class LinearDiffusion(AbstractLinearTerm):
     ) -> None:
         self.a, self.graph, self.alpha, self.beta, self.source = a, graph, alpha, beta, x0
         self.matrix = partial(_product, graph)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Weights, scales and source."""
+        given = (self.a, self.alpha, self.beta, self.source)
+        return tuple(t for t in given if isinstance(t, Tensor))
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""

@@ -1,6 +1,7 @@
 """Solvers of ordinary differential equations: they know time, and neither graph nor kernel."""
 
 from grand_fast.solvers._adjoint import Adjoint
+from grand_fast.solvers._continuous import ContinuousOptions
 from grand_fast.solvers._integrate import integrate
 from grand_fast.solvers._methods import METHODS, Method
 from grand_fast.solvers._solution import Solution, Stats, Status
@@ -15,6 +16,7 @@ __all__ = [
     "Add",
     "Adjoint",
     "Combination",
+    "ContinuousOptions",
     "Method",
     "Scale",
     "SemiImplicitEuler",

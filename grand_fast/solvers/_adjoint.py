@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from grand_fast.solvers._solver import Carry, Step
 
-Adjoint = Literal["direct", "checkpoint"]
+Adjoint = Literal["direct", "checkpoint", "continuous"]
 Take = Callable[[Tensor, Carry], Step]
 Differentiate = Callable[[Take, Tensor, Carry], Step]
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.ops import error_ratio
+from grand_fast.solvers._first_step import Norm
 from grand_fast.solvers._runge_kutta import ButcherTableau
 from grand_fast.solvers._solver import AbstractSolver, Carry, Step, combine
 from grand_fast.solvers._term import AbstractTerm
@@ -34,13 +35,19 @@ class EmbeddedRungeKutta(AbstractSolver):
 
     Unlike the fixed-step methods it does not write stages in terms of stage values: their
     coefficients would multiply the rounding errors, of which the error estimate is made.
+
+    Args:
+        rtol, atol: tolerances of the error.
+        norm: of the error over its tolerance; by default the root mean square, in one fused pass.
     """
 
     is_adaptive = True
 
-    def __init__(self, pair: EmbeddedPair, *, rtol: float, atol: float) -> None:
+    def __init__(
+        self, pair: EmbeddedPair, *, rtol: float, atol: float, norm: Norm | None = None
+    ) -> None:
         self.order = pair.tableau.order
-        self.pair, self.rtol, self.atol = pair, rtol, atol
+        self.pair, self.rtol, self.atol, self.norm = pair, rtol, atol, norm
         self._a = [[float(v) for v in row] for row in pair.tableau.a]
         self._b = [float(v) for v in pair.tableau.b]
         self._c = [float(v) for v in pair.tableau.c]
@@ -84,4 +91,7 @@ class EmbeddedRungeKutta(AbstractSolver):
     def _ratio(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Tensor:
         with torch.no_grad():
             terms = [(tau * e, f) for e, f in zip(self._error, slopes, strict=True) if e != 0.0]
-            return error_ratio(terms, x, y, rtol=self.rtol, atol=self.atol)
+            if self.norm is None:
+                return error_ratio(terms, x, y, rtol=self.rtol, atol=self.atol)
+            tolerance = self.atol + self.rtol * torch.maximum(x.abs(), y.abs())
+            return self.norm(combine(terms) / tolerance)

@@ -1,4 +1,4 @@
-"""`integrate`: checks, the choice of method and grid, and the solution."""
+"""`integrate`: checks, the choice of method and gradient, and the solution."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,20 +8,15 @@ import torch
 from torch import Tensor
 
 from grand_fast.solvers._adjoint import ADJOINTS, Adjoint
-from grand_fast.solvers._embedded import EmbeddedRungeKutta
-from grand_fast.solvers._first_step import first_step as choose_first_step
-from grand_fast.solvers._loop import march
-from grand_fast.solvers._methods import ADAPTIVE, METHODS, Method
-from grand_fast.solvers._solution import Solution, Stats, Status
+from grand_fast.solvers._binomial import limited
+from grand_fast.solvers._checks import check_choice, check_number, check_times
+from grand_fast.solvers._continuous import ContinuousOptions, continuous
+from grand_fast.solvers._methods import METHODS, Method, solver_of
+from grand_fast.solvers._problem import Problem
+from grand_fast.solvers._solution import Solution, Status
 from grand_fast.solvers._solver import AbstractSolver
-from grand_fast.solvers._step_control import (
-    AbstractStepControl,
-    AdaptiveSteps,
-    FixedSteps,
-    fixed_grid,
-)
 from grand_fast.solvers._term import AbstractTerm, CountedTerm, FunctionTerm
-from grand_fast.solvers._tolerances import Convention, attainable, tolerances
+from grand_fast.solvers._tolerances import Convention, tolerances
 
 _ENDS = ("clamp", "interp")
 
@@ -38,6 +33,8 @@ def integrate(
     tol_scale: float | None = None,
     tol_convention: Convention = "released",
     adjoint: Adjoint = "checkpoint",
+    adjoint_options: ContinuousOptions | None = None,
+    memory_limit: int | None = None,
     times: Sequence[float] | None = None,
     end: Literal["clamp", "interp"] = "clamp",
     first_step: float | None = None,
@@ -63,8 +60,13 @@ def integrate(
         tol_scale, tol_convention: instead of both; `"released"`: atol = tol_scale · 1e-7, rtol =
             tol_scale · 1e-9, as GRAND's released code; `"paper"`: 1e-12 and 1e-6, as its text.
         adjoint: `"checkpoint"` keeps the state of each step and runs the step again in backward,
-            `"direct"` keeps what every stage saves. Their gradients agree to rounding. Neither
-            differentiates the length of a step.
+            `"direct"` keeps what every stage saves. Their gradients agree to rounding; neither
+            differentiates the length of a step. `"continuous"`: the paper's adjoint equations,
+            integrated backwards from the state of each step; their gradient is as good as their
+            tolerance, and that of the continuous problem.
+        adjoint_options: of `"continuous"`: own method, tolerances, seminorm.
+        memory_limit: bytes that `"checkpoint"` may keep for backward at any time: it then keeps
+            only some states and runs steps more often (binomial checkpointing).
         times: rising, within `[0, T]`: the states there are `.xs`. Between the ends of steps they
             are interpolated, by a quartic with adaptive methods and linearly with others.
         end: an adaptive step may end exactly at each output time (`"clamp"`), or pass it, the state
@@ -79,80 +81,44 @@ def integrate(
     Differentiable by `x0` and by whatever the term holds.
     Reference: GRAND (Chamberlain et al. 2021), section 3.3 and appendix F.
     """
-    _check_choice("adjoint", adjoint, tuple(ADJOINTS))
-    _check_choice("end", end, _ENDS)
-    _check_number("T", T, positive=False)
+    check_choice("adjoint", adjoint, (*ADJOINTS, "continuous"))
+    check_choice("end", end, _ENDS)
+    check_number("T", T, positive=False)
     for name, value in (("step_size", step_size), ("first_step", first_step)):
         if value is not None:
-            _check_number(name, value, positive=True)
+            check_number(name, value, positive=True)
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         got = str(x0.dtype) if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"integrate: `x0` must be a floating tensor, got {got}.")
     T = float(T)
-    wanted = _check_times(times, T)
+    wanted = check_times(times, T)
     rtol, atol = tolerances(x0.dtype, rtol, atol, tol_scale, tol_convention)
-    solver = method if isinstance(method, AbstractSolver) else _solver(method, rtol, atol, x0)
+    if isinstance(method, str):
+        check_choice("method", method, tuple(METHODS))
+    solver = solver_of(method, rtol, atol, x0)
 
     counted = CountedTerm(term if isinstance(term, AbstractTerm) else FunctionTerm(term))
-    carry = solver.start(counted, 0.0, x0)
-    control: AbstractStepControl
-    if isinstance(solver, EmbeddedRungeKutta):
-        if first_step is None:
-            first_step = choose_first_step(
-                counted, 0.0, x0, carry[0], order=solver.order, rtol=solver.rtol, atol=solver.atol
-            )
-        control = AdaptiveSteps(
-            0.0, first_step, order=solver.order, ends=end == "clamp", max_steps=max_steps
-        )
-    else:
-        grid = fixed_grid(T, step_size)
-        if solver.is_exact:
-            grid = sorted({*grid, *wanted})
-        control = FixedSteps(grid, max_steps=max_steps)
-    stops = sorted({0.0, T, *wanted})
-    found, x = march(
+    problem = Problem(
         counted,
         x0,
-        stops,
+        sorted({0.0, T, *wanted}),
         solver=solver,
-        control=control,
-        differentiate=ADJOINTS[adjoint],
-        carry=carry,
+        step_size=step_size,
+        ends=end == "clamp",
+        first_step=first_step,
+        max_steps=max_steps,
         max_nfe=max_nfe,
     )
-    failed = control.status is not Status.SUCCESS
-    at = dict(zip(stops, found, strict=False))
+    if not torch.is_grad_enabled():
+        result = problem.march(ADJOINTS["direct"])
+    elif adjoint == "continuous":
+        result = continuous(problem, adjoint_options or ContinuousOptions())
+    elif memory_limit is not None:
+        result = limited(problem, memory_limit)
+    else:
+        result = problem.march(ADJOINTS[adjoint])
+    failed = result.status is not Status.SUCCESS
+    at = dict(zip(problem.stops, result.found, strict=False))
     xs = torch.stack([at.get(t, torch.full_like(x0, math.nan)) for t in wanted]) if wanted else None
-    stats = Stats(nfe=counted.nfe, accepted=control.accepted, rejected=control.rejected)
-    return Solution(x if failed else at[T], stats, control.t if failed else T, xs, control.status)
-
-
-def _solver(method: str, rtol: float, atol: float, x0: Tensor) -> AbstractSolver:
-    _check_choice("method", method, tuple(METHODS))
-    if method in ADAPTIVE:
-        atol = attainable(rtol, atol, x0)
-    return METHODS[method](rtol, atol)
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"integrate: `{name}` must be one of {', '.join(known)}, got {value!r}.")
-
-
-def _check_number(name: str, value: float, *, positive: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"integrate: `{name}` must be a float, got {type(value).__name__}.")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        bound = "above 0" if positive else "at least 0"
-        raise ValueError(f"integrate: `{name}` must be finite and {bound}, got {value}.")
-
-
-def _check_times(times: Sequence[float] | None, T: float) -> list[float]:
-    if times is None:
-        return []
-    wanted = [float(t) for t in times]
-    rises = all(a < b for a, b in zip(wanted, wanted[1:], strict=False))
-    if not wanted or not rises or not (wanted[0] >= 0 and wanted[-1] <= T):
-        got = f"{wanted[:3]}…" if len(wanted) > 3 else f"{wanted}"
-        raise ValueError(f"integrate: `times` must rise within [0, T] = [0, {T:g}], got {got}.")
-    return wanted
+    x, t = (result.x, result.t) if failed else (at[T], T)
+    return Solution(x, result.stats, t, xs, result.status, counted, counted.nfe)

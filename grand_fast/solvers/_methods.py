@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Literal
 
+from torch import Tensor
+
 from grand_fast.solvers._embedded import EmbeddedPair, EmbeddedRungeKutta
 from grand_fast.solvers._runge_kutta import ButcherTableau, ExplicitRungeKutta
 from grand_fast.solvers._solver import AbstractSolver
+from grand_fast.solvers._tolerances import attainable
 from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
 from grand_fast.solvers.euler import EULER
 from grand_fast.solvers.midpoint import MIDPOINT
@@ -41,3 +44,12 @@ METHODS: dict[str, Make] = {
     "uniformisation": lambda rtol, atol: Uniformisation(),
 }
 ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun")
+
+
+def solver_of(method: str | AbstractSolver, rtol: float, atol: float, x: Tensor) -> AbstractSolver:
+    """The solver that a name stands for, with tolerances that states like `x` can attain."""
+    if isinstance(method, AbstractSolver):
+        return method
+    if method in ADAPTIVE:
+        atol = attainable(rtol, atol, x)
+    return METHODS[method](rtol, atol)

@@ -6,6 +6,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from grand_fast.solvers._term import CountedTerm
+
 
 class Status(Enum):
     """How a solve ended; the value says what to try."""
@@ -65,6 +67,13 @@ class Solution:
     t: float
     xs: Tensor | None = None
     _ended: Status = field(default=Status.SUCCESS, repr=False)
+    _term: CountedTerm | None = field(default=None, repr=False)
+    _nfe: int = field(default=0, repr=False)  # the term's evaluations when the solve ended
+
+    @property
+    def nfe_backward(self) -> int:
+        """Evaluations of f since the solve ended: those of backward, once it has run."""
+        return 0 if self._term is None else self._term.nfe - self._nfe
 
     @property
     def status(self) -> Status:

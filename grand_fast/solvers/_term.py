@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from grand_fast.ops import stage_update
 
@@ -39,6 +39,17 @@ class AbstractTerm(ABC):
     @abstractmethod
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, shaped like `x`."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor that `f` depends on beside `x` and that may want a gradient.
+
+        Only the continuous adjoint asks, which has no graph of the solve to find them in.
+        """
+        raise NotImplementedError(
+            f"integrate: `adjoint` 'continuous' needs the tensors that the term depends on, and "
+            f"{type(self).__name__} does not name them. Define its `tensors()`, or pass "
+            "adjoint_params."
+        )
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`."""
@@ -103,6 +114,12 @@ class FunctionTerm(AbstractTerm):
         """`f(t, x)`."""
         return self.func(t, x)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parameters, if the function is a module."""
+        if isinstance(self.func, nn.Module):
+            return tuple(self.func.parameters())
+        return super().tensors()
+
 
 class CountedTerm(AbstractTerm):
     """A term that counts its evaluations in `nfe`; a product with its matrix is one."""
@@ -110,6 +127,10 @@ class CountedTerm(AbstractTerm):
     def __init__(self, term: AbstractTerm) -> None:
         self.term = term
         self.nfe = 0
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of the term."""
+        return self.term.tensors()
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""

@@ -43,6 +43,7 @@ class SemiImplicitEuler(AbstractSolver):
     """
 
     order = 1
+    wants_matrix = True
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class Uniformisation(AbstractSolver):
     """
 
     order = 1
+    wants_matrix = True
     is_exact = True
 
     def __init__(self, tol: float | None = None) -> None:

@@ -151,6 +151,20 @@ def test_checkpoint_gradients_equal_direct(solver):
         assert_close("gradient", checkpointed, direct, tolerance=1e-14)
 
 
+def test_gradients_within_a_memory_limit_equal_direct():
+    graph, leaves = linear_problem(n=40, d=8)
+    values = {name: v.clone().requires_grad_() for name, v in leaves.items()}
+    grads = []
+    for options in ({"adjoint": "direct"}, {"memory_limit": 40_000}):
+        x = gf.integrate(
+            linear_term(graph, values), values["x0"], 24.0, step_size=2.0,
+            method=SemiImplicitEuler(), **options,
+        ).x  # fmt: skip
+        grads.append(torch.autograd.grad(x.square().sum(), list(values.values())))
+    for name, direct, limited in zip(values, *grads, strict=True):
+        assert_close(name, limited, direct, tolerance=1e-13)
+
+
 @pytest.mark.parametrize("solver", TIGHT)
 def test_checkpoint_keeps_one_state_a_step(solver):
     field, graph = nonlinear_problem(n=40, d=16)

@@ -125,6 +125,19 @@ def test_gradients(adjoint, step_size):
     assert torch.autograd.gradcheck(solve, values, atol=1e-8, rtol=1e-6)
 
 
+def test_the_continuous_adjoint_runs_dopri5_backwards():
+    graph, leaves = linear_problem()
+    values = {name: v.clone().requires_grad_() for name, v in leaves.items()}
+    options = gf.solvers.ContinuousOptions(rtol=1e-10, atol=1e-10)
+    grads = []
+    for kind in ({"adjoint": "direct"}, {"adjoint": "continuous", "adjoint_options": options}):
+        term = linear_term(graph, values)
+        x = gf.integrate(term, values["x0"], 2.5, method="uniformisation", **kind).x
+        grads.append(torch.autograd.grad(x.square().sum(), list(values.values())))
+    for name, direct, continuous in zip(values, *grads, strict=True):
+        assert_close(name, continuous, direct, tolerance=1e-7)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1e-12, 3e-9, 1e-6, 1e-3, 0.7, 5.0])
 @pytest.mark.parametrize("beta", ["float", "scalar", "channels"])
 def test_gradients_at_every_size_of_alpha(alpha, beta):

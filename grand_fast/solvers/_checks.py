@@ -1,0 +1,31 @@
+"""Checks of what `integrate` is given; all raise with one form of message."""
+
+import math
+from collections.abc import Sequence
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """`value` is one of `known`."""
+    if value not in known:
+        raise ValueError(f"integrate: `{name}` must be one of {', '.join(known)}, got {value!r}.")
+
+
+def check_number(name: str, value: float, *, positive: bool) -> None:
+    """`value` is a finite float, above 0 or at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"integrate: `{name}` must be a float, got {type(value).__name__}.")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        bound = "above 0" if positive else "at least 0"
+        raise ValueError(f"integrate: `{name}` must be finite and {bound}, got {value}.")
+
+
+def check_times(times: Sequence[float] | None, T: float) -> list[float]:
+    """Output times that rise within `[0, T]`."""
+    if times is None:
+        return []
+    wanted = [float(t) for t in times]
+    rises = all(a < b for a, b in zip(wanted, wanted[1:], strict=False))
+    if not wanted or not rises or not (wanted[0] >= 0 and wanted[-1] <= T):
+        got = f"{wanted[:3]}…" if len(wanted) > 3 else f"{wanted}"
+        raise ValueError(f"integrate: `times` must rise within [0, T] = [0, {T:g}], got {got}.")
+    return wanted

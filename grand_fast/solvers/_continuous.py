@@ -1,0 +1,175 @@
+"""The continuous adjoint: Pontryagin's equations integrated backwards, as the paper does.
+
+With a(t) the gradient by x(t): da/dt = −(∂f/∂x)ᵀ a, dθ/dt = −(∂f/∂θ)ᵀ a. The state is integrated
+backwards beside them, which for diffusion is ill-posed: its modes that decay fastest grow fastest.
+Here each step of the forward solve is kept and the state put back on it, so that errors cannot grow
+over more than one step. The gradient is that of the continuous problem, not of the solve.
+Reference: GRAND (Chamberlain et al. 2021), section 4; Chen et al. 2018, appendix B.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from grand_fast.solvers._adjoint import ADJOINTS
+from grand_fast.solvers._embedded import EmbeddedRungeKutta
+from grand_fast.solvers._first_step import rms_norm
+from grand_fast.solvers._methods import solver_of
+from grand_fast.solvers._problem import Problem, Result
+from grand_fast.solvers._solution import Status
+from grand_fast.solvers._solver import AbstractSolver
+from grand_fast.solvers._term import AbstractTerm, CountedTerm
+from grand_fast.solvers._tolerances import Convention, tolerances
+
+# Integrates a term from 0 over a time, from a flat state
+Backwards = Callable[[AbstractTerm, Tensor, float], Tensor]
+
+
+class AdjointTerm(AbstractTerm):
+    """(x, a, θ) in one flat state, in backward time `s = t1 − t`."""
+
+    def __init__(self, term: AbstractTerm, shape: torch.Size, t1: float,
+                 params: Sequence[Tensor]) -> None:  # fmt: skip
+        self.term, self.shape, self.t1, self.params = term, shape, t1, params
+        self.sizes = (shape.numel(), shape.numel(), *(t.numel() for t in params))
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """−f, (∂f/∂x)ᵀ a, (∂f/∂θ)ᵀ a."""
+        state, a, *_ = x.split(self.sizes)
+        with torch.enable_grad():
+            y = state.view(self.shape).detach().requires_grad_()
+            f = self.term.vf(self.t1 - t, y)
+            grads = torch.autograd.grad(f, (y, *self.params), a.view(self.shape), allow_unused=True)
+        parts = [
+            torch.zeros_like(t) if g is None else g
+            for t, g in zip((y, *self.params), grads, strict=True)
+        ]
+        return torch.cat([-f.detach().flatten(), *(p.flatten() for p in parts)])
+
+
+class ContinuousAdjoint(Function):
+    """The states of a solve; backward integrates from each to the one before.
+
+    Inputs: the term, the backward integrator, `solve` (initial state → times and states, without a
+    graph), which of these states are given out, the initial state and every tensor of the term.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        term: AbstractTerm,
+        backwards: Backwards,
+        solve: Callable[[Tensor], tuple[list[float], list[Tensor], list[int]]],
+        x0: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        times, states, wanted = solve(x0)
+        ctx.save_for_backward(*states, *tensors)
+        ctx.term, ctx.backwards, ctx.times, ctx.wanted = term, backwards, times, wanted
+        return tuple(states[i].clone() for i in wanted)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        times = ctx.times
+        states, tensors = ctx.saved_tensors[: len(times)], ctx.saved_tensors[len(times) :]
+        given = [(i, g) for i, g in zip(ctx.wanted, grads, strict=True) if g is not None]
+        # Only what wants a gradient is integrated beside the state.
+        needed = ctx.needs_input_grad[4:]
+        wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+        a = torch.zeros_like(states[0])
+        theta = [torch.zeros_like(t) for t in wanted]
+        for i in range(len(times) - 1, -1, -1):
+            for _, grad in (pair for pair in given if pair[0] == i):
+                a = a + grad
+            if i == 0:
+                break
+            term = AdjointTerm(ctx.term, a.shape, times[i], wanted)
+            flat = torch.cat([t.flatten() for t in (states[i], a, *theta)])
+            flat = ctx.backwards(term, flat, times[i] - times[i - 1])
+            _, a, *theta = flat.split(term.sizes)
+            a = a.view_as(states[0])
+            theta = [t.view_as(w) for t, w in zip(theta, wanted, strict=True)]
+        found = iter(theta)
+        return None, None, None, a, *(next(found) if n else None for n in needed)
+
+
+@dataclass(frozen=True)
+class ContinuousOptions:
+    """How the adjoint equations are integrated; what is None is as in the forward solve.
+
+    method: a name or a solver object; after a method that wants a matrix, which the adjoint
+        equations do not have, `"dopri5"`; rtol, atol, or tol_scale with tol_convention: as in
+        `integrate`; step_size: of a method with fixed steps, None: the forward solve's steps.
+    seminorm: the gradients by parameters do not count in the error, which saves evaluations.
+    params: tensors to be differentiated by; None: those that the term names.
+    """
+
+    method: str | AbstractSolver | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    tol_scale: float | None = None
+    tol_convention: Convention = "released"
+    step_size: float | None = None
+    seminorm: bool = True
+    params: Sequence[Tensor] | None = None
+
+
+def continuous(problem: Problem, options: ContinuousOptions) -> Result:
+    """The solve with its gradient by the continuous adjoint."""
+    kept: list[Result] = []
+
+    def solve(x0: Tensor) -> tuple[list[float], list[Tensor], list[int]]:
+        result, times, states = problem.record(x0)
+        kept.append(result)
+        at = dict(zip(times, states, strict=True))
+        # An output time that an adaptive step passed is kept as well.
+        at |= dict(zip(problem.stops, result.found, strict=False))
+        known = sorted(at)
+        wanted = [known.index(t) for t, _ in zip(problem.stops, result.found, strict=False)]
+        return known, [at[t] for t in known], [*wanted, known.index(result.t)]
+
+    params = options.params
+    tensors = problem.term.tensors() if params is None else tuple(params)
+    backwards = _integrator(problem, options)
+    *found, x = ContinuousAdjoint.apply(problem.term, backwards, solve, problem.x0, *tensors)
+    return kept[0]._replace(found=list(found), x=x)
+
+
+def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
+    forward, size = problem.solver, problem.x0.numel()
+    method = options.method or ("dopri5" if forward.wants_matrix else forward)
+    rtol, atol = options.rtol, options.atol
+    if options.tol_scale is None and isinstance(forward, EmbeddedRungeKutta):
+        rtol = forward.rtol if rtol is None else rtol
+        atol = forward.atol if atol is None else atol
+    rtol, atol = tolerances(problem.x0.dtype, rtol, atol, options.tol_scale, options.tol_convention)
+
+    def norm(error: Tensor) -> Tensor:
+        # The largest of the parts, as torchdiffeq's: each counts whatever its size.
+        parts = [error[:size], error[size : 2 * size]]
+        if not options.seminorm and error.numel() > 2 * size:
+            parts.append(error[2 * size :])
+        return torch.stack([rms_norm(part) for part in parts]).amax()
+
+    def backwards(term: AbstractTerm, flat: Tensor, tau: float) -> Tensor:
+        solver = solver_of(method, rtol, atol, flat)
+        if isinstance(solver, EmbeddedRungeKutta):
+            solver = EmbeddedRungeKutta(solver.pair, rtol=solver.rtol, atol=solver.atol, norm=norm)
+        result = Problem(
+            CountedTerm(term), flat, [0.0, tau], solver=solver, step_size=options.step_size,
+            first_step=tau,
+        ).march(ADJOINTS["direct"])  # fmt: skip
+        if result.status is not Status.SUCCESS:
+            raise RuntimeError(
+                f"integrate: adjoint 'continuous': {result.status.name}: {result.status.value}. "
+                "Or use adjoint='checkpoint', which is exact."
+            )
+        return result.x
+
+    return backwards

@@ -1,0 +1,140 @@
+"""Gradients of a solve: direct, checkpointed, within a memory limit, by the continuous adjoint."""
+
+from math import comb
+
+import pytest
+import torch
+
+import grand_fast as gf
+from grand_fast.solvers import ContinuousOptions
+from grand_fast.solvers._binomial import first_part
+from grand_fast.testing import assert_close, random_graph
+
+METHODS = ("rk4", "dopri5", "bosh3")
+
+
+def field():
+    torch.manual_seed(1)
+    linear = torch.nn.Linear(4, 4).double()
+
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, t, x):
+            return torch.tanh(self.linear(x)) - x
+
+    return Field()
+
+
+def gradients(f, x0, T=3.2, times=None, **options):
+    options = {"rtol": 1e-4, "atol": 1e-6, **options}
+    solution = gf.integrate(f, x0, T, step_size=0.1, times=times, **options)
+    assert solution.status is gf.Status.SUCCESS
+    out = solution.x if times is None else solution.xs
+    weights = torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype).view_as(out)
+    loss = (out.square() * weights).sum()
+    return solution, torch.autograd.grad(loss, [x0, *f.parameters()])
+
+
+@pytest.mark.parametrize("times", [None, [0.0, 0.8, 3.2]], ids=["end", "times"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("limit", [None, 60_000], ids=["checkpoint", "limited"])
+def test_checkpointed_gradients_equal_direct(method, times, limit):
+    f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    _, want = gradients(f, x0, times=times, method=method, adjoint="direct")
+    solution, got = gradients(f, x0, times=times, method=method, memory_limit=limit)
+    for name, g, w in zip(("x0", "weight", "bias"), got, want, strict=True):
+        assert_close(name, g, w, tolerance=1e-12)
+    assert solution.nfe_backward > 0
+
+
+def test_more_memory_means_fewer_evaluations():
+    f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    work = [
+        gradients(f, x0, T=6.4, method="rk4", memory_limit=limit)[0].nfe_backward
+        for limit in (20_000, 30_000, 60_000, 10_000_000)
+    ]
+    assert work == sorted(work, reverse=True) and len(set(work)) == 4
+    assert work[-1] == 64 * 4  # each step once more, and no oftener
+
+
+def test_a_limit_too_small_names_the_least():
+    f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"`memory_limit` must be at least (\d+) bytes") as caught:
+        gradients(f, x0, method="rk4", memory_limit=100)
+    least = int(str(caught.value).split("at least ")[1].split()[0])
+    gradients(f, x0, method="rk4", memory_limit=least)
+
+
+def test_times_between_steps_need_no_limit():
+    f, x0 = field(), torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match="`memory_limit` must come with `times`"):
+        gradients(f, x0, times=[0.15, 3.2], method="rk4", memory_limit=10**9)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("n", [2, 3, 7, 20, 64])
+def test_the_schedule_runs_no_step_more_often_than_it_must(n, places):
+    def runs(n, places):  # of the step that runs most often, beside its own differentiation
+        if n == 1:
+            return 1
+        k = first_part(n, places)
+        assert 1 <= k < n
+        return max(1 + runs(k, places), runs(n - k, max(places - 1, 1)))
+
+    if places == 1:
+        return  # each step from the start: as many runs as steps
+    least = 1
+    while comb(places + least, places) < n:
+        least += 1
+    assert runs(n, places) <= least + 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_continuous_adjoint_converges_to_the_exact_gradient(method):
+    f, x0 = field(), torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
+    tight = {"rtol": 1e-7, "atol": 1e-9}
+    _, want = gradients(f, x0, times=[0.75, 3.2], method="dopri5", adjoint="direct", **tight)
+    options = ContinuousOptions(method="dopri5", **tight)
+    solution, got = gradients(
+        f, x0, times=[0.75, 3.2], method=method, adjoint="continuous", adjoint_options=options,
+        end="interp", **tight,
+    )  # fmt: skip
+    for g, w in zip(got, want, strict=True):
+        assert_close("gradient", g, w, tolerance=1e-3 if method == "rk4" else 1e-5)
+    assert solution.nfe_backward > solution.stats.nfe
+
+
+def test_the_continuous_adjoint_reaches_all_that_a_diffusion_holds():
+    graph = random_graph("random", 12)
+    layer = gf.nn.AttentionDiffusion(6, heads=2, source=True).double()
+    x0 = torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
+    from grand_fast.nn._terms import NonlinearDiffusion
+
+    torch.nn.init.constant_(layer.scale.beta, 0.3)
+    wanted = [x0, *layer.parameters()]
+    grads = []
+    for adjoint in ("direct", "continuous"):
+        term = NonlinearDiffusion(layer, graph, x0)
+        x = gf.integrate(term, x0, 2.0, method="dopri5", rtol=1e-9, atol=1e-11, adjoint=adjoint).x
+        grads.append(torch.autograd.grad(x.square().sum(), wanted))
+    for name, exact, got in zip(["x0", *dict(layer.named_parameters())], *grads, strict=True):
+        if name == "key.bias":  # cancels in the softmax
+            assert float(got.abs().max()) < 1e-12
+        else:
+            assert_close(name, got, exact, tolerance=1e-6)
+
+
+def test_a_function_must_name_its_tensors_for_the_continuous_adjoint():
+    w = torch.ones(3, requires_grad=True)
+    x0 = torch.ones(3)
+    with pytest.raises(NotImplementedError, match="'continuous' needs the tensors"):
+        gf.integrate(lambda t, x: -w * x, x0, 1.0, adjoint="continuous")
+    options = ContinuousOptions(params=[w])
+    x = gf.integrate(
+        lambda t, x: -w * x, x0, 1.0, step_size=0.1, adjoint="continuous", adjoint_options=options
+    ).x
+    (dw,) = torch.autograd.grad(x.sum(), w)
+    assert_close("dw", dw, -torch.exp(torch.tensor(-1.0)).expand(3), tolerance=1e-3)
