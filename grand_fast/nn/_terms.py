@@ -1,11 +1,13 @@
 """The vector fields of GRAND as terms for the solvers: each update is one fused operator."""
 
+from functools import partial
+
 from torch import Tensor
 
 from grand_fast import ops
 from grand_fast.graph import Graph
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
-from grand_fast.solvers import AbstractTerm, Combination
+from grand_fast.solvers import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 
 
 class NonlinearDiffusion(AbstractTerm):
@@ -28,8 +30,25 @@ class NonlinearDiffusion(AbstractTerm):
         y: Tensor = self.field(x, self.graph, self.x0, scale=tau, add=base.terms)
         return y
 
+    def freeze(self, t: float, x: Tensor) -> "LinearDiffusion":
+        """The linear diffusion with the attention at the state `x`, `E` values."""
+        field = self.field
+        q, k = field.query_key(x)
+        a = ops.edge_attention(
+            q,
+            k,
+            self.graph,
+            score=field.score,
+            normalizer=field.normalizer,
+            normalize=field.normalize,
+            mean_heads=True,
+            edge_order="csr",
+        )
+        scale = field.scale
+        return LinearDiffusion(a, self.graph, alpha=scale.alpha, beta=scale.beta, x0=self.x0)
 
-class LinearDiffusion(AbstractTerm):
+
+class LinearDiffusion(AbstractLinearTerm):
     """`f = alpha (A x − x) + beta x0` with constant weights `a [E]` (GRAND-l, Laplacian)."""
 
     def __init__(
@@ -37,15 +56,16 @@ class LinearDiffusion(AbstractTerm):
         a: Tensor,
         graph: Graph,
         *,
-        alpha: Tensor | float,
-        beta: Tensor | None,
+        alpha: Scale,
+        beta: Scale | None,
         x0: Tensor | None,
     ) -> None:
-        self.a, self.graph, self.alpha, self.beta, self.x0 = a, graph, alpha, beta, x0
+        self.a, self.graph, self.alpha, self.beta, self.source = a, graph, alpha, beta, x0
+        self.matrix = partial(_product, graph)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Weights, scales and source."""
-        given = (self.a, self.alpha, self.beta, self.x0)
+        given = (self.a, self.alpha, self.beta, self.source)
         return tuple(t for t in given if isinstance(t, Tensor))
 
     def vf(self, t: float, x: Tensor) -> Tensor:
@@ -60,7 +80,19 @@ class LinearDiffusion(AbstractTerm):
             self.graph,
             alpha=tau * self.alpha,
             beta=None if self.beta is None else tau * self.beta,
-            x0=self.x0,
+            x0=self.source,
             add=base.terms,
             edge_order="csr",
         )
+
+
+def _product(graph: Graph, a: Tensor, y: Tensor, scale: Scale, add: Add) -> Tensor:
+    """`scale · A y + Σ c z` with weights in CSR order.
+
+    The operator takes y from A y; it is added again, as a source where the scale is a tensor.
+    """
+    if isinstance(scale, Tensor):
+        return ops.csr_diffusion(
+            y, a, graph, alpha=scale, beta=scale, x0=y, add=add, edge_order="csr"
+        )
+    return ops.csr_diffusion(y, a, graph, alpha=scale, add=[(scale, y), *add], edge_order="csr")

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grand_fast import ops
 from grand_fast.graph import Graph, cached_graph
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
@@ -116,13 +115,10 @@ class GRAND(nn.Module):
         field = self.field
         scale = field if isinstance(field, DiffusionScale) else field.scale
         source = None if scale.beta is None else x0
-        if isinstance(field, AttentionDiffusion) and self.variant == "nl":
-            return NonlinearDiffusion(field, graph, source)
         if isinstance(field, AttentionDiffusion):
-            q, k = field.query_key(x0)
-            a = ops.edge_attention(q, k, graph, mean_heads=True, edge_order="csr")
-        else:
-            a = graph.random_walk_weights(x0.dtype, edge_order="csr")
+            term = NonlinearDiffusion(field, graph, source)
+            return term if self.variant == "nl" else term.freeze(0.0, x0)
+        a = graph.random_walk_weights(x0.dtype, edge_order="csr")
         return LinearDiffusion(a, graph, alpha=scale.alpha, beta=scale.beta, x0=source)
 
     def extra_repr(self) -> str:

@@ -6,22 +6,29 @@ from grand_fast.solvers._integrate import integrate
 from grand_fast.solvers._methods import METHODS, Method
 from grand_fast.solvers._odeint_adjoint import odeint_adjoint
 from grand_fast.solvers._solution import Solution, Stats, Status
-from grand_fast.solvers._term import AbstractTerm, Combination
+from grand_fast.solvers._term import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 from grand_fast.solvers.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.odeint import odeint
+from grand_fast.solvers.semi_implicit_euler import SemiImplicitEuler
+from grand_fast.solvers.uniformisation import Uniformisation
 
 __all__ = [
     "METHODS",
+    "AbstractLinearTerm",
     "AbstractTerm",
+    "Add",
     "Adjoint",
     "Combination",
     "ContinuousOptions",
     "ExplicitAdams",
     "ImplicitAdams",
     "Method",
+    "Scale",
+    "SemiImplicitEuler",
     "Solution",
     "Stats",
     "Status",
+    "Uniformisation",
     "integrate",
     "odeint",
     "odeint_adjoint",

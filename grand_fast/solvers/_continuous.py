@@ -103,7 +103,8 @@ class ContinuousAdjoint(Function):
 class ContinuousOptions:
     """How the adjoint equations are integrated; what is None is as in the forward solve.
 
-    method: a name or a solver object; rtol, atol, or tol_scale with tol_convention: as in
+    method: a name or a solver object; after a method that wants a matrix, which the adjoint
+        equations do not have, `"dopri5"`; rtol, atol, or tol_scale with tol_convention: as in
         `integrate`; step_size: of a method with fixed steps, None: the forward solve's steps.
     seminorm: the gradients by parameters do not count in the error, which saves evaluations.
     params: tensors to be differentiated by; None: those that the term names.
@@ -142,6 +143,7 @@ def continuous(problem: Problem, options: ContinuousOptions) -> Result:
 
 def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
     forward, size = problem.solver, problem.x0.numel()
+    method = options.method or ("dopri5" if forward.wants_matrix else forward)
     rtol, atol = options.rtol, options.atol
     if options.tol_scale is None and isinstance(forward, EmbeddedRungeKutta):
         rtol = float(forward.rtol) if rtol is None else rtol
@@ -156,7 +158,7 @@ def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
         return torch.stack([rms_norm(part) for part in parts]).amax()
 
     def backwards(term: AbstractTerm, flat: Tensor, tau: float) -> Tensor:
-        solver = solver_of(options.method or forward, rtol, atol, flat)
+        solver = solver_of(method, rtol, atol, flat)
         if isinstance(solver, EmbeddedRungeKutta):
             solver = EmbeddedRungeKutta(solver.pair, rtol=solver.rtol, atol=solver.atol, norm=norm)
         result = Problem(

@@ -50,7 +50,8 @@ def integrate(
         method: with fixed steps `"euler"` (equation 7), `"midpoint"`, `"rk4"` (3/8 rule, as
             torchdiffeq), `"rk4_classic"` (equations 33 to 37), `"explicit_adams"` or
             `"implicit_adams"` (order 4); with adaptive steps `"dopri5"` (the paper's), `"bosh3"`
-            or `"adaptive_heun"`; or a solver object.
+            or `"adaptive_heun"`; for terms with a matrix `"semi_implicit_euler"` (equation 8), for
+            linear ones the exact `"uniformisation"`; or a solver object.
         step_size: length of a step, in units of `t`; the last step is cut to end at `T`. None: one
             step. Of methods with fixed steps.
         rtol, atol: the error of an adaptive step in the root mean square of

@@ -14,10 +14,13 @@ from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
 from grand_fast.solvers.euler import EULER
 from grand_fast.solvers.midpoint import MIDPOINT
 from grand_fast.solvers.rk4 import CLASSIC, THREE_EIGHTHS
+from grand_fast.solvers.semi_implicit_euler import SemiImplicitEuler
+from grand_fast.solvers.uniformisation import Uniformisation
 
 Method = Literal[
     "euler", "midpoint", "rk4", "rk4_classic", "dopri5", "bosh3", "adaptive_heun",
     "explicit_adams", "implicit_adams",
+    "semi_implicit_euler", "uniformisation",
 ]  # fmt: skip
 Make = Callable[[float, float], AbstractSolver]  # of rtol and atol
 
@@ -41,6 +44,8 @@ METHODS: dict[str, Make] = {
     "adaptive_heun": _pair(HEUN),
     "explicit_adams": lambda rtol, atol: ExplicitAdams(),
     "implicit_adams": lambda rtol, atol: ImplicitAdams(rtol=rtol, atol=atol),
+    "semi_implicit_euler": lambda rtol, atol: SemiImplicitEuler(),
+    "uniformisation": lambda rtol, atol: Uniformisation(),
 }
 ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun")
 

@@ -80,6 +80,8 @@ class Problem:
         start = self.stops[0]
         if not isinstance(self.solver, EmbeddedRungeKutta):
             grid = [start + t for t in fixed_grid(self.stops[-1] - start, self.step_size)]
+            if self.solver.is_exact:
+                grid = sorted({*grid, *self.stops})
             return FixedSteps(grid, max_steps=self.max_steps)
         tau = self.first_step
         if tau is None:

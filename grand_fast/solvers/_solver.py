@@ -31,10 +31,15 @@ class AbstractSolver(ABC):
 
     order:        of the global error.
     is_adaptive:  whether its steps estimate their error.
+    is_exact:     whether the state after a step of any length is; the order then means nothing,
+                  and steps end at every output time.
+    wants_matrix: whether it takes a term that is linear or can be frozen, and no other.
     """
 
     order: int
     is_adaptive: bool = False
+    is_exact: bool = False
+    wants_matrix: bool = False
 
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """What the first step needs beside the state."""

@@ -1,12 +1,19 @@
-"""What is integrated: a vector field, seen by the solvers through two methods."""
+"""What is integrated: a vector field, and the matrix of one that is linear."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from grand_fast.ops import stage_update
+
+Scale = float | Tensor  # a float, a scalar tensor, or one value per channel
+Add = Sequence[tuple[float, Tensor]]
+# (a, y, scale, add) → scale · A y + Σ c z, differentiable by all tensors, `a` the entries of A. It
+# must not hold `a`: a solver keeps it for backward, where autograd keeps the entries.
+Matrix = Callable[[Tensor, Tensor, Scale, Add], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +65,48 @@ class AbstractTerm(ABC):
             )
         return stage_update([*base.terms, (tau, f)])
 
+    def freeze(self, t: float, x: Tensor) -> "AbstractLinearTerm":
+        """The term with its matrix held at the state `x`, for methods that solve linear systems."""
+        raise TypeError(
+            f"integrate: `term` must have a matrix that can be held constant, `freeze`, for "
+            f"semi_implicit_euler, got {type(self).__name__}. Use an explicit method such as rk4."
+        )
+
+    def linear(self) -> "AbstractLinearTerm":
+        """The term itself, if its matrix is constant."""
+        raise TypeError(
+            f"integrate: `term` must be linear, with a constant matrix, for uniformisation, got "
+            f"{type(self).__name__}. Use semi_implicit_euler or rk4, or GRAND with variant='l'."
+        )
+
+
+class AbstractLinearTerm(AbstractTerm):
+    """`f = alpha (A x − x) + beta source` with constant A.
+
+    a:             the entries of A, whichever way `matrix` wants them.
+    alpha, beta:   scales; no source where `beta` is None.
+    source:        like `x`.
+    matrix:        the product with A.
+    """
+
+    a: Tensor
+    alpha: Scale
+    beta: Scale | None
+    source: Tensor | None
+    matrix: Matrix
+
+    def product(self, y: Tensor, scale: Scale, add: Add = ()) -> Tensor:
+        """`scale · A y + Σ c z` over the pairs `(c, z)` of `add`, like `y`."""
+        return self.matrix(self.a, y, scale, add)
+
+    def freeze(self, t: float, x: Tensor) -> "AbstractLinearTerm":
+        """Itself."""
+        return self
+
+    def linear(self) -> "AbstractLinearTerm":
+        """Itself."""
+        return self
+
 
 class FunctionTerm(AbstractTerm):
     """A plain function `f(t, x)` as a term."""
@@ -77,7 +126,7 @@ class FunctionTerm(AbstractTerm):
 
 
 class CountedTerm(AbstractTerm):
-    """A term that counts its evaluations in `nfe`."""
+    """A term that counts its evaluations in `nfe`; a product with its matrix is one."""
 
     def __init__(self, term: AbstractTerm) -> None:
         self.term = term
@@ -96,3 +145,33 @@ class CountedTerm(AbstractTerm):
         """`base + tau · f(t, x)`, counted once."""
         self.nfe += 1
         return self.term.axpy(t, x, base, tau)
+
+    def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:
+        """The frozen term, whose products count here."""
+        return _CountedLinearTerm(self.term.freeze(t, x), self)
+
+    def linear(self) -> AbstractLinearTerm:
+        """The linear term, whose products count here."""
+        return _CountedLinearTerm(self.term.linear(), self)
+
+
+class _CountedLinearTerm(AbstractLinearTerm):
+    def __init__(self, term: AbstractLinearTerm, counter: CountedTerm) -> None:
+        self.a, self.alpha, self.beta, self.source = term.a, term.alpha, term.beta, term.source
+        self.matrix = partial(_counted_product, counter, term.matrix)
+        self._term, self._counter = term, counter
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        self._counter.nfe += 1
+        return self._term.vf(t, x)
+
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+        self._counter.nfe += 1
+        return self._term.axpy(t, x, base, tau)
+
+
+def _counted_product(
+    counter: CountedTerm, matrix: Matrix, a: Tensor, y: Tensor, scale: Scale, add: Add
+) -> Tensor:
+    counter.nfe += 1
+    return matrix(a, y, scale, add)
