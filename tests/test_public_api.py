@@ -9,8 +9,8 @@ import grand_fast as gf
 SURFACE = {
     gf: {"Graph", "Solution", "Stats", "Status", "__version__", "backend", "integrate", "nn",
          "odeint", "odeint_adjoint", "ops"},
-    gf.ops: {"attention_diffusion", "csr_diffusion", "edge_attention",
-             "projected_attention_diffusion", "stage_update"},
+    gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "csr_diffusion", "edge_attention",
+             "error_ratio", "projected_attention_diffusion", "stage_update"},
     gf.nn: {"GRAND", "AttentionDiffusion"},
 }  # fmt: skip
 
@@ -26,7 +26,7 @@ def test_surface(module):
 
 @pytest.mark.parametrize("function", [
     gf.ops.attention_diffusion, gf.ops.csr_diffusion, gf.ops.edge_attention,
-    gf.ops.projected_attention_diffusion, gf.ops.stage_update, gf.integrate,
+    gf.ops.projected_attention_diffusion, gf.ops.stage_update, gf.ops.error_ratio, gf.integrate,
     gf.odeint, gf.odeint_adjoint, gf.Graph.from_edge_index,
 ])  # fmt: skip
 def test_every_argument_is_documented(function):
