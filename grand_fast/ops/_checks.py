@@ -110,11 +110,13 @@ def check_source(
         raise ValueError(message(op, missing, f"must come with `{given}`", "None"))
     sizes = (x.shape[0], x.shape[1])
     check_tensor(op, "x0", x0, letters="[N, d]", sizes=sizes, like=x)
-    return channel_vector(op, "beta", beta, x), x0
+    return channel_vector(op, "beta", beta, x), inner_contiguous(x0)
 
 
 def inner_contiguous(t: Tensor) -> Tensor:
     """`t`, copied only if its rows are not contiguous: launchers take any row stride."""
+    if t.is_contiguous():
+        return t
     expected = 1
     for size, stride in zip(reversed(t.shape[1:]), reversed(t.stride()[1:]), strict=True):
         if size != 1 and stride != expected:
