@@ -53,10 +53,14 @@ def backend(name: Backend) -> Iterator[None]:
 def choose(op: str, name: str, x: Tensor) -> str:
     """The backend that runs `op` on tensors like `x`.
 
+    A compiler gets the name as it is: a program chooses where and when it runs.
+
     Raises:
         ValueError: unknown name. RuntimeError: the one asked for cannot run; all its reasons.
     """
     _check_name(op, name)
+    if torch.compiler.is_compiling():
+        return name
     if name == "auto":
         name = _block.get() or os.environ.get("GRAND_FAST_BACKEND") or "auto"
         _check_name("GRAND_FAST_BACKEND", name)

@@ -58,7 +58,7 @@ class Operator:
         forward: `(call, *tensors)` → the result, and tensors to save beside the inputs.
         backward: `(call, grad, needs, inputs, saved, *, first)` → a gradient for each of the
             inputs, at least where `needs` asks for it. `first` is false once a backward has run.
-        reference: `(call, *inputs)` → the result without source, in differentiable operations.
+        reference: `(call, *tensors)` → the result in differentiable operations of torch.
         fake: `(call, *tensors)` → empty tensors like the result and what is saved.
 
     All tensors arrive with contiguous rows (`inner_contiguous`).
@@ -88,6 +88,8 @@ class Operator:
         if torch.compiler.is_compiling():
             result = self._forward(*self._flat(call, tensors))
             return result if self.saves == 0 else result[0]  # type: ignore[no-any-return]
+        if call.backend == "reference":
+            return self.reference(call, *tensors)
         if not torch.is_grad_enabled():
             return self.forward(call, *tensors)[0]
         return _OperatorFunction.apply(self, call, *tensors)  # type: ignore[no-any-return]
@@ -96,13 +98,14 @@ class Operator:
         self, call: Call, grad: Tensor, needs: Sequence[bool], inputs: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         """The gradients once more, by the reference: differentiable themselves, and slower."""
+        no_source = (None, None) * self.has_source
         wanted = [i for i, needed in enumerate(needs) if needed]
 
         def of_wanted(*tensors: Tensor) -> Tensor:
             given = list(inputs)
             for i, tensor in zip(wanted, tensors, strict=True):
                 given[i] = tensor
-            return self.reference(call, *given)
+            return self.reference(call._replace(scales=()), *given, *no_source)
 
         # vjp, because inputs may depend on one another: each gradient is by that input alone.
         _, pull_back = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))

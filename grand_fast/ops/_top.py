@@ -31,8 +31,6 @@ def score_top(
     head that have it, in equal parts to several, as that of `Tensor.max`.
     """
     call = Call(graph, name, weighting)
-    if name == "reference":
-        return _reference(call, q, k, edge_weight)
     return _operator(call, q, k, edge_weight)
 
 

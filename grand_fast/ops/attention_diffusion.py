@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
-from grand_fast.kernels._weighting import AttentionGradients
+from grand_fast.kernels._weighting import AttentionGradients, Weighting
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._checks import (
     channel_vector,
@@ -74,12 +74,47 @@ def attention_diffusion(
     beta, x0 = check_source(_OP, beta, x0, x)
     of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    q, k = (inner_contiguous(t) for t in of_score.prepare(q, k))
+    q, k = of_score.prepare(q, k)
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
+    return prepared_diffusion(
+        x,
+        q,
+        k,
+        graph,
+        weighting=weighting,
+        edge_weight=w,
+        top=top,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        add=(of_x, scales, others),
+        name=name,
+    )
+
+
+def prepared_diffusion(
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    graph: Graph,
+    *,
+    weighting: Weighting,
+    edge_weight: Tensor | None,
+    top: Tensor | None,
+    alpha: Tensor,
+    beta: Tensor | None = None,
+    x0: Tensor | None = None,
+    add: tuple[float, tuple[float, ...], list[Tensor]],
+    name: str,
+) -> Tensor:
+    """`attention_diffusion` from what the score made of q and k, all arguments checked.
+
+    `edge_weight` in slot order; `alpha`, `beta` `[d]`; `add` as `check_add` returns it.
+    """
+    of_x, scales, others = add
     call = Call(graph, name, weighting, of_x=of_x, scales=scales)
-    tensors = (inner_contiguous(x), q, k, alpha, w, top, beta, x0, *others)
-    if name == "reference":
-        return _forward(call, *tensors)[0]
+    q, k = inner_contiguous(q), inner_contiguous(k)
+    tensors = (inner_contiguous(x), q, k, alpha, edge_weight, top, beta, x0, *others)
     return _operator(call, *tensors)
 
 
@@ -139,17 +174,8 @@ def _backward(
     return grads.dx, grads.dq, grads.dk, grads.dalpha, grads.dedge_weight, grads.dtop
 
 
-def _reference(
-    call: Call,
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    alpha: Tensor,
-    edge_weight: Tensor | None,
-    top: Tensor | None,
-) -> Tensor:
-    without_source = call._replace(backend="reference", scales=())
-    return _forward(without_source, x, q, k, alpha, edge_weight, top, None, None)[0]
+def _reference(call: Call, *tensors: Any) -> Tensor:
+    return _forward(call._replace(backend="reference"), *tensors)[0]
 
 
 def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:

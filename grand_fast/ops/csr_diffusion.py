@@ -70,8 +70,6 @@ def csr_diffusion(
         a = to_slots(a, graph)
     call = Call(graph, name, of_x=of_x, scales=scales)
     tensors = (inner_contiguous(x), inner_contiguous(a), alpha, beta, x0, *others)
-    if name == "reference":
-        return _forward(call, *tensors)[0]
     return _operator(call, *tensors)
 
 
@@ -116,9 +114,8 @@ def _backward(
     )
 
 
-def _reference(call: Call, x: Tensor, a: Tensor, alpha: Tensor) -> Tensor:
-    without_source = call._replace(backend="reference", scales=())
-    return _forward(without_source, x, a, alpha, None, None)[0]
+def _reference(call: Call, *tensors: Any) -> Tensor:
+    return _forward(call._replace(backend="reference"), *tensors)[0]
 
 
 def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:

@@ -72,10 +72,7 @@ def edge_attention(
     q, k = (inner_contiguous(t) for t in of_score.prepare(q, k))
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     call = Call(graph, name, weighting, mean_heads=mean_heads)
-    if name == "reference":
-        a = _forward(call, q, k, w, top)[0].to(dtype)
-    else:
-        a = _operator(call, q, k, w, top).to(dtype)
+    a = _operator(call, q, k, w, top).to(dtype)
     return to_user(a, graph) if edge_order == "user" else a
 
 

@@ -95,7 +95,7 @@ def projected_attention_diffusion(
     beta, x0 = check_source(_OP, beta, x0, x)
     of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    if name != "reference" and weighting == scaled_dot(d_k) and edge_weight is None:
+    if weighting == scaled_dot(d_k) and edge_weight is None:
         call = Call(graph, name, heads=heads, of_x=of_x, scales=scales)
         return _operator(call, inner_contiguous(x), weight, bias, alpha, beta, x0, *others)
     q, k = _split(functional.linear(x, weight, bias), heads)
@@ -190,16 +190,19 @@ def _backward(
     return grads.dx, dweight, dbias, grads.dalpha
 
 
-def _reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor) -> Tensor:
+def _reference(
+    call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any
+) -> Tensor:
     q, k = _split(functional.linear(x, weight, bias), call.heads)
+    alpha, beta, x0, *others = further
     f, _ = launchers(_KERNELS, "reference").attention_diffusion_fwd(
         x,
         q,
         k,
         alpha=alpha,
-        beta=None,
-        x0=None,
-        add=pairs(x, call.of_x, (), ()),
+        beta=beta,
+        x0=x0,
+        add=pairs(x, call.of_x, call.scales, others),
         csr=call.graph.csr(),
     )
     return f  # type: ignore[no-any-return]
