@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.kernels._csr import Csr, Plan
@@ -237,6 +238,27 @@ class Graph:
         rank[order] = torch.arange(self.num_nodes, device=self.device)
         sender, receiver = rank[self.edge_index()]
         return Graph._sorted(receiver, sender, self.num_nodes, self.edge_weight), order
+
+
+def _flatten(graph: Graph) -> tuple[list[Any], Any]:
+    return [*graph._arrays(), graph.edge_weight], None
+
+
+def _flatten_with_keys(graph: Graph) -> tuple[list[Any], Any]:
+    # As keys of a mapping: export confuses attributes of which one name begins with another's.
+    names = ("rowptr", "col", "rowptr_t", "col_t", "perm", "perm_t", "edge_weight")
+    return [(pytree.MappingKey(name), getattr(graph, name)) for name in names], None
+
+
+# An argument of an exported program. The public name of this, in torch.export, is slow to import.
+pytree.register_pytree_node(
+    Graph,
+    _flatten,
+    lambda children, _: Graph(*children),
+    serialized_type_name="grand_fast.Graph",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+torch.serialization.add_safe_globals([Graph])  # it holds tensors alone
 
 
 def cached_graph(edge_index: Tensor, num_nodes: int) -> Graph:
