@@ -78,6 +78,20 @@ def choose(op: str, name: str, x: Tensor) -> str:
     return "reference"
 
 
+def transforms_active() -> bool:
+    """Whether a transform of torch.func is at work, which kernels cannot follow."""
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active
+
+
+def is_reference(op: str, name: str) -> bool:
+    """Whether the reference computes `op`: as backend, or because torch.func transforms it."""
+    if transforms_active():
+        _warn_once(op, name, "it is differentiated or mapped by torch.func")
+        return True
+    return name == "reference"
+
+
 def cannot_run(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """One sentence: why backend `name` cannot run, and what `auto` uses instead; None if it can."""
     reasons = unsupported_reasons(name, device, dtype)

@@ -16,7 +16,7 @@ from grand_fast.graph import Graph
 from grand_fast.kernels._weighting import Weighting
 from grand_fast.ops._add import gradients
 from grand_fast.ops._checks import inner_contiguous
-from grand_fast.ops._dispatch import choose
+from grand_fast.ops._dispatch import choose, is_reference
 from grand_fast.ops._source import source_gradients
 
 
@@ -88,7 +88,7 @@ class Operator:
         if torch.compiler.is_compiling():
             result = self._forward(*self._flat(call, tensors))
             return result if self.saves == 0 else result[0]  # type: ignore[no-any-return]
-        if call.backend == "reference":
+        if is_reference(self.name, call.backend):
             return self.reference(call, *tensors)
         if not torch.is_grad_enabled():
             return self.forward(call, *tensors)[0]

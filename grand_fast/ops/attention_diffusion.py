@@ -10,6 +10,7 @@ from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
 from grand_fast.ops._add import check_add, pairs
+from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -25,6 +26,7 @@ from grand_fast.ops.edge_attention import check_edge_weight, check_query_key, ed
 _OP = "attention_diffusion"
 
 
+@autocast_inputs
 def attention_diffusion(
     x: Float[Tensor, "N d"],
     q: Float[Tensor, "N H d_k"],

@@ -8,6 +8,7 @@ from torch import Tensor
 from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
 from grand_fast.ops._add import check_add, pairs
+from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._checks import (
     channel_vector,
     check_choice,
@@ -23,6 +24,7 @@ from grand_fast.ops._operator import Call, Gradients, Operator
 _OP = "csr_diffusion"
 
 
+@autocast_inputs
 def csr_diffusion(
     x: Float[Tensor, "N d"],
     a: Float[Tensor, " E"],

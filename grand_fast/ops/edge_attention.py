@@ -8,6 +8,7 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
+from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._checks import (
     check_choice,
     check_graph,
@@ -23,6 +24,7 @@ from grand_fast.ops._top import score_top
 _OP = "edge_attention"
 
 
+@autocast_inputs
 def edge_attention(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],

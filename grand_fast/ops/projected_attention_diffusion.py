@@ -18,6 +18,7 @@ from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
 from grand_fast.kernels._weighting import AttentionGradients, scaled_dot
 from grand_fast.ops._add import check_add, pairs
+from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -42,6 +43,7 @@ _ALWAYS_KEPT = 16 << 20  # bytes
 _SHARE_KEPT = 1 / 32
 
 
+@autocast_inputs
 def projected_attention_diffusion(
     x: Float[Tensor, "N d"],
     weight: Float[Tensor, "2*d_att d"],

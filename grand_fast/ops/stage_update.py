@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from grand_fast.ops._add import gradients
+from grand_fast.ops._autocast import widest_terms
 from grand_fast.ops._checks import check_tensor, message
 from grand_fast.ops._dispatch import Backend, choose, launchers
 
@@ -22,7 +23,7 @@ def stage_update(terms: Sequence[tuple[float, Tensor]], *, backend: Backend = "a
 
     Args:
         terms: pairs `(c_s, y_s)`, at least one, of a finite float and a floating tensor; all
-            tensors of one shape, dtype and device.
+            tensors of one shape, dtype and device. `torch.autocast` widens them to one dtype.
         backend: `"auto"` goes by the device of the tensors.
 
     Returns:
@@ -31,7 +32,7 @@ def stage_update(terms: Sequence[tuple[float, Tensor]], *, backend: Backend = "a
     Differentiable by each `y_s`, any number of times. Saves nothing.
     Reference: GRAND (Chamberlain et al. 2021), equations 33 to 37.
     """
-    scales, tensors = _checked(terms)
+    scales, tensors = _checked(widest_terms(terms))
     name = choose(_OP, backend, tensors[0])
     if torch.compiler.is_compiling():
         return torch.ops.grand_fast.stage_update(tensors, scales, name)  # type: ignore[no-any-return]
