@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
-from grand_fast.kernels._weighting import AttentionGradients, scaled_dot
+from grand_fast.kernels._weighting import AttentionGradients
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._checks import (
@@ -91,13 +91,14 @@ def projected_attention_diffusion(
         got = f"{heads} for 2·d_att = {weight.shape[0]}"
         raise ValueError(message(_OP, "heads", "must divide d_att", got))
     d_k = weight.shape[0] // (2 * heads)
-    of_score, weighting = check_attention(_OP, score, normalizer, normalize, d_k)
+    of_score, _ = check_attention(_OP, score, normalizer, normalize, d_k)
     check_edge_weight(_OP, edge_weight, graph, x)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     beta, x0 = check_source(_OP, beta, x0, x)
     of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    if weighting == scaled_dot(d_k) and edge_weight is None:
+    of_paper = (of_score.name, normalizer, normalize) == ("scaled_dot", "softmax", "receiver")
+    if of_paper and edge_weight is None:
         call = Call(graph, name, heads=heads, of_x=of_x, scales=scales)
         return _operator(call, inner_contiguous(x), weight, bias, alpha, beta, x0, *others)
     q, k = _split(functional.linear(x, weight, bias), heads)
@@ -192,9 +193,7 @@ def _backward(
     return grads.dx, dweight, dbias, grads.dalpha
 
 
-def _reference(
-    call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any
-) -> Tensor:
+def _reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any) -> Tensor:
     q, k = _split(functional.linear(x, weight, bias), call.heads)
     alpha, beta, x0, *others = further
     f, _ = launchers(_KERNELS, "reference").attention_diffusion_fwd(
@@ -273,8 +272,8 @@ def _parameter_gradients(dy: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tens
 
 def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """q and k `[N, H, d_k]` as views."""
-    view = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads))
-    return view[:, 0], view[:, 1]
+    q, k = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads)).unbind(1)
+    return q, k
 
 
 def _is_kept(qk: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from grand_fast.ops._add import gradients
 from grand_fast.ops._autocast import widest_terms
 from grand_fast.ops._checks import check_tensor, message
-from grand_fast.ops._dispatch import Backend, choose, launchers
+from grand_fast.ops._dispatch import Backend, choose, launchers, transforms_active
 
 _OP = "stage_update"
 
@@ -38,6 +38,8 @@ def stage_update(terms: Sequence[tuple[float, Tensor]], *, backend: Backend = "a
         return torch.ops.grand_fast.stage_update(tensors, scales, name)  # type: ignore[no-any-return]
     if name == "reference":
         return launchers(_OP, name).stage_update_fwd(tensors, scales)  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled() and not transforms_active():
+        return _StageUpdateFunction.forward(name, scales, *tensors)
     return _StageUpdateFunction.apply(name, scales, *tensors)  # type: ignore[no-any-return]
 
 
