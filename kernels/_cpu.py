@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -249,7 +249,7 @@ class Compiled:
         values["last_position"] = work.order.numel() - 1
         arguments = self._array()
         for place, name, is_address in self._places:
-            value = values.get(name)
+            value: Any = values.get(name)
             if value is None:
                 value = getattr(work, name)
             if type(value) is not int:

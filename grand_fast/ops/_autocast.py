@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ P = ParamSpec("P")
 _WIDE = ("alpha", "beta")
 
 
-def autocast_inputs(
-    function: Callable[Concatenate[Tensor, P], Tensor],
-) -> Callable[Concatenate[Tensor, P], Tensor]:
+def autocast_inputs(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """In a region of autocast, run `function` on inputs of one type, and autocast off.
 
     That type is autocast's own on a GPU, and float32 on a CPU, whose kernels know no half types.
@@ -22,14 +20,15 @@ def autocast_inputs(
     """
 
     @functools.wraps(function)
-    def call(first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        first: Any = args[0] if args else next(iter(kwargs.values()), None)
         device = first.device.type if isinstance(first, Tensor) else "cpu"
         if not torch.is_autocast_enabled(device):
-            return function(first, *args, **kwargs)
+            return function(*args, **kwargs)
         cast = _Cast(torch.float32 if device == "cpu" else torch.get_autocast_dtype(device))
         given = {name: v if name in _WIDE else cast(v) for name, v in kwargs.items()}
         with torch.autocast(device, enabled=False):
-            return function(cast(first), *map(cast, args), **given)  # type: ignore[arg-type]
+            return function(*map(cast, args), **given)  # type: ignore[arg-type]
 
     return call
 

@@ -108,7 +108,7 @@ class Operator:
             return self.reference(call._replace(scales=()), *given, *no_source)
 
         # vjp, because inputs may depend on one another: each gradient is by that input alone.
-        _, pull_back = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))
+        pull_back: Any = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1]
         found: list[Tensor | None] = [None] * self.count
         for i, of_input in zip(wanted, pull_back(grad), strict=True):
             found[i] = of_input
@@ -220,10 +220,10 @@ class Operator:
                 found = iter(self._backward(grad, *flat))
                 return [next(found) if needed else None for needed in needs]
 
-            needs, _ = self._tensors(ctx.needs_input_grad)
-            found = _gradients(ctx, grad, needs, run, scales=self._scales(ctx.rest))
+            needs: Any = self._tensors(ctx.needs_input_grad)[0]
+            found: list[Any] = _gradients(ctx, grad, needs, run, scales=self._scales(ctx.rest))
             if self.has_source:
-                found = [*found[: self.count + 2], list(found[self.count + 2 :])]
+                found = [*found[: self.count + 2], found[self.count + 2 :]]
             # None for a value, a list of None for a list of tensors, which an empty list may be
             nothing = [[None] * len(r) if _is_tensors(r) else None for r in ctx.rest]
             return (*found, *nothing)
@@ -232,8 +232,8 @@ class Operator:
         self._forward = getattr(torch.ops.grand_fast, self.name).default
         self._backward = getattr(torch.ops.grand_fast, f"{self.name}_backward").default
 
-    def _scales(self, rest: Sequence[Any]) -> Sequence[float]:
-        return rest[-1] if self.has_source else ()  # the last of the options
+    def _scales(self, rest: Sequence[Any]) -> tuple[float, ...]:
+        return tuple(rest[-1]) if self.has_source else ()  # the last of the options
 
 
 class _OperatorFunction(Function):
@@ -281,7 +281,7 @@ def _gradients(
     needs: Sequence[bool],
     run: Callable[[Sequence[bool], Any, Any], Gradients],
     *,
-    scales: Sequence[float],
+    scales: tuple[float, ...],
 ) -> list[Tensor | None]:
     """By the inputs with `run`, and by `beta`, `x0` and the others."""
     op, tensors = ctx.op, ctx.saved_tensors

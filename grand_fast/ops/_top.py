@@ -68,7 +68,7 @@ def _backward(
             s = _scores(graph, (*present, None)[:3], weighting, slots)
             return s.gather(1, head[:, None]).sum()
 
-        _, pull_back = torch.func.vjp(tied, *present)
+        pull_back: Any = torch.func.vjp(tied, *present)[1]
         grads = [a + b for a, b in zip(grads, pull_back(dtop / count), strict=True)]
     return (*grads, None)[:3]
 
