@@ -149,9 +149,7 @@ class EdgeView:
         """Slot of the view → slot in the graph's own CSR of A."""
         return slot + row.shift if self.rows == "receiver" else self.kernel.indices("slot")[slot]
 
-    def block(
-        self, group: HeadGroup, row: Row, e: Int, tables: list[tuple[Matrix, int]]
-    ) -> Block:
+    def block(self, group: HeadGroup, row: Row, e: Int, tables: list[tuple[Matrix, int]]) -> Block:
         """The block that begins at `e`; asks for what a later one gathers from `tables`."""
         k = self.kernel
         col = k.indices("col")

@@ -30,7 +30,7 @@ from grand_fast.kernels._edge_scores import RowBuffer, buffer_size, load_heads
 from grand_fast.kernels._edge_view import EdgeInputs, EdgeView
 from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Kernel, chunks
-from grand_fast.kernels._simd_math import fma
+from grand_fast.kernels._simd_math import fma, where_positive
 from grand_fast.kernels._weighting import Weighting
 
 _BUFFERS = 5  # at most: a ρ, t, the factor of du, φ, and the mean weights
@@ -57,6 +57,8 @@ def _group_kernel(
     delta, scratch = k.matrix("delta"), k.matrix("scratch").row(k.thread)
     whole = step == "whole"
     sums_dx = source == "state" and view.rows == "sender" and step != "delta"
+    # Where Σ a is only 1 up to the rounding of lse, Σ ds would be wrong by as much.
+    divides = weighting.normalizer == "squareplus" and step != "sums"
     needs_dtop = weighting.normalizer == "squareplus" and step != "delta"
     factor = score_factor(source, h)
     tables = view.weight_tables + state_tables(view, source, d)
@@ -72,13 +74,15 @@ def _group_kernel(
             )
             own, own_norm = load_heads(group, view.own.row(row.node)), view.own_norm(group, row)
             assert own_norm is not None
-            sums = k.variable(k.splat(0.0))
+            sums, sum_a = k.variable(k.splat(0.0)), k.variable(k.splat(0.0))
             with k.loop(row.begin, row.end, group.edges) as e:
                 block = view.block(group, row, e, tables)
                 scores = view.scores(group, own, block)
                 a, a_rho = view.weights(group, block, scores.s, own_norm)
                 t = weight_gradient(group, block)
                 sums.value = fma(a, t, sums.value)
+                if divides:
+                    sum_a.value = sum_a.value + a
                 net_buffer.at(e).store(a_rho)
                 t_buffer.at(e).store(t)
                 if view.varies:
@@ -93,6 +97,11 @@ def _group_kernel(
                 row_delta = group.load([delta.row(row.node)])
             else:
                 row_delta = group.over_edges(sums.value)
+                if divides and whole:
+                    total_a, one = group.over_edges(sum_a.value), k.splat(1.0)
+                    row_delta = row_delta / where_positive(total_a, total_a, one)  # 0: no edges
+                elif divides:
+                    group.store(k.matrix("sum_a").row(row.out), group.over_edges(sum_a.value))
                 group.store(delta.row(row.out), row_delta)
             if whole:
                 group.store(k.matrix("norm_beside_delta").row(row.node), own_norm)
@@ -186,11 +195,15 @@ def group_pass(
     dtop = None if shares is None else shares.total().sum()
     if work.hub_rows.numel():
         pieces = work.piece_begin.numel()
-        partial_delta = empty(pieces, h, dtype=dtype)
+        partial_delta, partial_a = (empty(pieces, h, dtype=dtype) for _ in range(2))
+        outputs = {"delta": partial_delta, "sum_a": partial_a}
         kernel = _group_kernel(*shape, **switches, needs_dalpha=False, step="delta")
-        kernel(work, pieces=True, scratch=scratch, delta=partial_delta, **arguments)
+        kernel(work, pieces=True, scratch=scratch, **arguments, **outputs)
         norm_beside_delta[work.hub_rows] = norm[work.hub_rows]
-        delta[work.hub_rows] = sum_pieces(partial_delta, work)
+        hub_delta = sum_pieces(partial_delta, work)
+        if shares is not None:
+            hub_delta /= sum_pieces(partial_a, work)
+        delta[work.hub_rows] = hub_delta
         partial = empty(pieces, h, d_k, dtype=dtype)
         shares = _dtop_shares(inputs, pieces)
         outputs = {"delta": delta, name: partial}
