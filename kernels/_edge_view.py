@@ -1,4 +1,4 @@
-"""What a `Weighting` makes of the edges of a row: scores, weights, and what leads back from them."""
+"""What a `Weighting` makes of the edges of a row: scores, weights, and the way back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class EdgeInputs:
         """What makes weights of scores: `lse` for softmax, 1 / Σ p for squareplus; `[N, H]`."""
         if self.weighting.normalizer == "softmax":
             return lse
-        # In NumPy, as `Shares` in `_cpu.py`; infinite for a group without edges, which asks for none
+        # In NumPy, as `Shares` in `_cpu.py`. Infinite for a group without edges, for no edge to read
         return torch.from_numpy(np.exp(-lse.numpy()))
 
 

@@ -6,17 +6,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._weight_gradient import (
-    Source,
-    StateGradient,
-    Upstream,
-    add_dw,
-    head_terms,
-    own_state_rows,
-    score_factor,
-    state_tables,
-    weight_gradient_of,
-)
 from grand_fast.kernels._cpu import Compiled, Row, Shares, each_row, sum_pieces
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
@@ -31,6 +20,17 @@ from grand_fast.kernels._edge_view import EdgeInputs, EdgeView
 from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Kernel, chunks
 from grand_fast.kernels._simd_math import fma, where_positive
+from grand_fast.kernels._weight_gradient import (
+    Source,
+    StateGradient,
+    Upstream,
+    add_dw,
+    head_terms,
+    own_state_rows,
+    score_factor,
+    state_tables,
+    weight_gradient_of,
+)
 from grand_fast.kernels._weighting import Weighting
 
 _BUFFERS = 5  # at most: a ρ, t, the factor of du, φ, and the mean weights
@@ -214,7 +214,7 @@ def group_pass(
         kernel = _group_kernel(*shape, **switches, needs_dalpha=False, step="sums")
         kernel(work, pieces=True, scratch=scratch, **arguments, **outputs)
         d_own[work.hub_rows] = sum_pieces(partial, work)
-        if shares is not None:
+        if dtop is not None and shares is not None:
             dtop = dtop + shares.total().sum()
     if state is None:
         return GroupGradients(norm_beside_delta, delta, dtop, None, None)

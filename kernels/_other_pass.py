@@ -9,18 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._weight_gradient import (
-    Source,
-    StateGradient,
-    Upstream,
-    add_dw,
-    head_chunks,
-    head_terms,
-    own_state_rows,
-    score_factor,
-    state_tables,
-    weight_gradient_of,
-)
 from grand_fast.kernels._cpu import Compiled, each_row, sum_pieces
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import (
@@ -35,6 +23,18 @@ from grand_fast.kernels._edge_scores import RowBuffer, buffer_size, load_heads
 from grand_fast.kernels._edge_view import EdgeInputs, EdgeView, Side
 from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Kernel, chunks
+from grand_fast.kernels._weight_gradient import (
+    Source,
+    StateGradient,
+    Upstream,
+    add_dw,
+    head_chunks,
+    head_terms,
+    own_state_rows,
+    score_factor,
+    state_tables,
+    weight_gradient_of,
+)
 from grand_fast.kernels._weighting import Weighting
 
 _STRETCH_EDGES = 32  # the rows that this pass reads twice stay in the nearest cache

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from grand_fast.kernels._cpu import Row, Shares, Work
@@ -96,6 +95,10 @@ class StateGradient:
             )
 
 
+def _ready(vec: Vec) -> Callable[[], Vec]:
+    return lambda: vec
+
+
 def weight_gradient_of(
     view: EdgeView, source: Source, d: int, row: Row
 ) -> Callable[[HeadGroup, Block], Vec]:
@@ -119,7 +122,7 @@ def weight_gradient_of(
                     fma(own_c, other.at(c.start).load(c.lanes), total)
                     for other, total in zip(rows, totals, strict=True)
                 ]
-            return transposed_sum([lambda total=total: total for total in totals], k.lanes)
+            return transposed_sum([_ready(total) for total in totals], k.lanes)
 
         return from_state
 
