@@ -52,7 +52,7 @@ class EdgeInputs:
         """What makes weights of scores: `lse` for softmax, 1 / Σ p for squareplus; `[N, H]`."""
         if self.weighting.normalizer == "softmax":
             return lse
-        # In NumPy, as `Shares` in `_cpu.py`. Infinite for a group without edges, for no edge to read
+        # In NumPy, as `Shares` in `_cpu.py`. Infinite, but never read, for a group without edges
         return torch.from_numpy(np.exp(-lse.numpy()))
 
 
