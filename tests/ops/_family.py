@@ -87,7 +87,9 @@ def diffusion(member: Member, graph: gf.Graph) -> Callable[..., Tensor]:
     return call
 
 
-def attention(member: Member, graph: gf.Graph, *, mean_heads: bool = False) -> Callable[..., Tensor]:
+def attention(
+    member: Member, graph: gf.Graph, *, mean_heads: bool = False
+) -> Callable[..., Tensor]:
     """`edge_attention` as a function of tensors and `backend`."""
 
     def call(backend: str, **inputs: Tensor) -> Tensor:

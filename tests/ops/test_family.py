@@ -58,9 +58,7 @@ def test_long_rows_are_cut_and_joined(member, monkeypatch):
         inputs = problem(member, edges, n, weights=weights, source=weights)
         check_diffusion(member, edges, n, inputs, RUNS["cpu-float64"])
         for mean in (True, False):
-            check_attention(
-                member, edges, n, RUNS["cpu-float32"], mean_heads=mean, weights=weights
-            )
+            check_attention(member, edges, n, RUNS["cpu-float32"], mean_heads=mean, weights=weights)
 
 
 @pytest.mark.parametrize(

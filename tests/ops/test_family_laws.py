@@ -63,9 +63,7 @@ def test_renumbering_permutes(member, backend):
     inputs = problem(member, edges, n)
     order = torch.randperm(n)
     rank = torch.argsort(order)
-    moved = {
-        name: t[order] if name in ("x", "q", "k", "x0") else t for name, t in inputs.items()
-    }
+    moved = {name: t[order] if name in ("x", "q", "k", "x0") else t for name, t in inputs.items()}
     graph = gf.Graph.from_edge_index(edges, n)
     renumbered = gf.Graph.from_edge_index(rank[edges], n)
     want = diffusion(member, graph)(backend, **inputs)
