@@ -1,4 +1,4 @@
-"""The family where formulas are delicate: ties, no edges, weights of 0, large scores, half types."""
+"""The family where formulas are delicate: ties, no edges, weights of 0, large scores."""
 
 import pytest
 import torch
