@@ -4,6 +4,7 @@ import inspect
 import itertools
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import grand_fast as gf
+from grand_fast.kernels._weighting import AttentionGradients
 from grand_fast.ops import _dispatch
 from grand_fast.ops._scores import SCORES
 from grand_fast.testing import random_graph
@@ -26,6 +28,7 @@ CHOICES = {
     "`edge_weight`": ("no", "yes"),
     "source": ("no", "yes"),
 }
+EDGES = 45
 import_module = _dispatch._import
 unsupported_reasons = _dispatch.unsupported_reasons.__wrapped__
 
@@ -51,7 +54,7 @@ def score_of(row):
 def combinations(row):
     """Score, d_k and the other choices, for every combination of what the cells of a row list."""
     _, _, condition = row["`score`"].partition(", d_k = ")
-    d_k = {"": 3, "1": 1, "2 or more": 2}[condition]
+    d_k = {"": 4, "1": 1, "2 or more": 2}[condition]
     for choice in itertools.product(*(row[head].split(", ") for head in CHOICES)):
         yield score_of(row), d_k, *choice
 
@@ -73,7 +76,7 @@ def cells(verdict):
 
 def test_every_combination_is_listed_once():
     listed = sorted(c for row in OUTCOMES for c in combinations(row))
-    heads = [("gat", 1), ("gat", 2)] + [(name, 3) for name in SCORES if name != "gat"]
+    heads = [("gat", 1), ("gat", 2)] + [(name, 4) for name in SCORES if name != "gat"]
     assert listed == sorted((*h, *c) for h in heads for c in itertools.product(*CHOICES.values()))
     for backend in ("gpu", "cpu"):
         named = [head.split(": ")[1].split(", ") for head in COLUMNS if head.startswith(backend)]
@@ -94,33 +97,46 @@ def test_what_kernels_see_of_a_score(row):
     assert score.weighting(d_k).function == row["φ(u)"]
 
 
+def stand_in(launcher, *args, top=None, edge_weight=None, alpha=None, **options):
+    """What a launcher returns, in shape and type."""
+    if launcher.endswith("_bwd"):
+        inputs = dict(zip(("dx", "dq", "dk"), (*args[1:], options.get("k")), strict=False))
+        if launcher == "edge_attention_bwd":
+            inputs = {"dq": args[1], "dk": args[2]}
+        inputs |= {"dalpha": alpha, "dedge_weight": edge_weight, "dtop": top}
+        return AttentionGradients(**{k: t if t is None else t * 0 for k, t in inputs.items()})
+    q = args[1] if launcher == "attention_diffusion_fwd" else args[0]
+    per_row = torch.zeros(q.shape[:2])
+    if launcher == "edge_attention_top":
+        return per_row
+    first = args[0] if launcher == "attention_diffusion_fwd" else q.new_zeros(EDGES, q.shape[1])
+    return first * 0, per_row
+
+
 @pytest.fixture
 def calls(monkeypatch):
-    """`(backend, launcher)` of every call.
-
-    The operators believe in a GPU that takes the CPU's tensors. The CPU's launchers stand in for
-    its own, whose arguments are the same.
-    """
+    """`(backend, launcher)` of every call; the operators believe in a GPU that takes any tensor."""
     log = []
 
-    def recorder(launch, *call):
+    def recorder(launch, backend, launcher):
         def recorded(*args, **kwargs):
-            log.append(call)
+            log.append((backend, launcher))
             return launch(*args, **kwargs)
 
         return recorded
 
     def recording(name):
-        if name.endswith("_triton"):
-            return import_module("grand_fast.kernels._cpu")
-        module = import_module(name.replace(".gpu", ".cpu"))
         op, backend = name.split(".")[-2:]
+        if backend == "_triton":
+            return SimpleNamespace(plan=None)
+        module = import_module(name)
         if op not in LAUNCHERS and backend != "_projection":
             return module
-        return SimpleNamespace(**{
-            launcher: recorder(launch, backend, launcher)
-            for launcher, launch in inspect.getmembers(module, inspect.isfunction)
-        })  # fmt: skip
+        launchers = dict(inspect.getmembers(module, inspect.isfunction))
+        if backend == "gpu":
+            launchers = {name: partial(stand_in, name) for name in LAUNCHERS[op]}
+        recorders = {name: recorder(launch, backend, name) for name, launch in launchers.items()}
+        return SimpleNamespace(**recorders)
 
     def reasons(name, device, dtype):
         return [] if name == "gpu" else unsupported_reasons(name, device, dtype)
@@ -133,12 +149,13 @@ def calls(monkeypatch):
 def each_call(row, dtype, backend):
     """Both operators, forward and backward, for every combination of a row."""
     graph = random_graph("random", 9)
+    assert graph.num_edges == EDGES
     n = graph.num_nodes
     for score, d_k, normalizer, normalize, weights, source in combinations(row):
-        leaves = {"q": (n, 2, d_k), "k": (n, 2, d_k)}
+        leaves = {"q": (n, 3, d_k), "k": (n, 3, d_k)}
         if weights == "yes":
             leaves["edge_weight"] = (graph.num_edges,)
-        of_state = {"x": (n, 4)} | ({"x0": (n, 4), "beta": (4,)} if source == "yes" else {})
+        of_state = {"x": (n, 5)} | ({"x0": (n, 5), "beta": (5,)} if source == "yes" else {})
         for op, shapes in (("edge_attention", leaves), ("attention_diffusion", of_state | leaves)):
 
             def call(op=op, shapes=shapes, score=score, choice=(normalizer, normalize)):
@@ -157,8 +174,6 @@ def each_call(row, dtype, backend):
 @cells("fused")
 def test_fused(row, backend, dtype, reason, calls):
     assert dtype in _dispatch._DTYPES[backend]
-    if dtype not in _dispatch._DTYPES["cpu"]:
-        dtype = torch.float32  # of the stand-in; `tests/gpu` runs the launchers themselves
     for op, normalizer, call in each_call(row, dtype, backend):
         calls.clear()
         call()
@@ -195,16 +210,16 @@ def test_refused(row, backend, dtype, reason, calls):
 
 @pytest.mark.parametrize("row", OUTCOMES[:-1], ids=score_of)
 def test_projections_are_part_of_the_operator_for_the_defaults_alone(row, calls):
-    graph, x = random_graph("random", 9), torch.randn(9, 4, requires_grad=True)
+    graph, x = random_graph("random", 9), torch.randn(9, 5, requires_grad=True)
     default = ("scaled_dot", "softmax", "receiver", "no", "no")
     for score, d_k, normalizer, normalize, weights, source in combinations(row):
         if source == "yes":
             continue
         calls.clear()
-        weight, bias = torch.randn(4 * d_k, 4), torch.randn(4 * d_k)
+        weight, bias = torch.randn(6 * d_k, 5), torch.randn(6 * d_k)
         f = gf.ops.projected_attention_diffusion(
-            x, weight, bias, graph, heads=2, score=score, normalizer=normalizer,
-            normalize=normalize, edge_weight=torch.ones(45) if weights == "yes" else None,
+            x, weight, bias, graph, heads=3, score=score, normalizer=normalizer,
+            normalize=normalize, edge_weight=torch.ones(EDGES) if weights == "yes" else None,
         )  # fmt: skip
         torch.autograd.grad(f.sum(), x)
         one_operator = "_projection" in {backend for backend, _ in calls}
@@ -213,7 +228,8 @@ def test_projections_are_part_of_the_operator_for_the_defaults_alone(row, calls)
 
 
 @pytest.mark.parametrize("op", LAUNCHERS)
-def test_launchers_of_the_gpu_have_the_arguments_of_the_cpu(op):
+def test_launchers_of_the_gpu_take_the_arguments_of_the_cpu(op):
+    """So they can be called as `test_fused` saw; `tests/gpu` runs them."""
     pytest.importorskip("triton")
     gpu, cpu = (import_module(f"grand_fast.kernels.{op}.{name}") for name in ("gpu", "cpu"))
     for launcher in LAUNCHERS[op]:
