@@ -4,7 +4,6 @@ import inspect
 import itertools
 import logging
 import re
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +28,7 @@ CHOICES = {
     "source": ("no", "yes"),
 }
 EDGES = 45
+INPUTS = ("x", "q", "k", "alpha", "edge_weight", "top")
 import_module = _dispatch._import
 unsupported_reasons = _dispatch.unsupported_reasons.__wrapped__
 
@@ -97,20 +97,22 @@ def test_what_kernels_see_of_a_score(row):
     assert score.weighting(d_k).function == row["φ(u)"]
 
 
-def stand_in(launcher, *args, top=None, edge_weight=None, alpha=None, **options):
-    """What a launcher returns, in shape and type."""
-    if launcher.endswith("_bwd"):
-        inputs = dict(zip(("dx", "dq", "dk"), (*args[1:], options.get("k")), strict=False))
-        if launcher == "edge_attention_bwd":
-            inputs = {"dq": args[1], "dk": args[2]}
-        inputs |= {"dalpha": alpha, "dedge_weight": edge_weight, "dtop": top}
-        return AttentionGradients(**{k: t if t is None else t * 0 for k, t in inputs.items()})
-    q = args[1] if launcher == "attention_diffusion_fwd" else args[0]
-    per_row = torch.zeros(q.shape[:2])
-    if launcher == "edge_attention_top":
-        return per_row
-    first = args[0] if launcher == "attention_diffusion_fwd" else q.new_zeros(EDGES, q.shape[1])
-    return first * 0, per_row
+def stand_in(op, launcher):
+    """A launcher that takes the arguments of the CPU's, and answers in shape and type."""
+    signature = inspect.signature(getattr(import_module(f"grand_fast.kernels.{op}.cpu"), launcher))
+
+    def launch(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        if launcher.endswith("_bwd"):
+            inputs = {f"d{name}": given.get(name) for name in INPUTS}
+            return AttentionGradients(**{k: t if t is None else t * 0 for k, t in inputs.items()})
+        q = given["q"]
+        per_row = torch.zeros(q.shape[:2])
+        if launcher.endswith("_top"):
+            return per_row
+        return given["x"] * 0 if "x" in given else q.new_zeros(EDGES, q.shape[1]), per_row
+
+    return launch
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def calls(monkeypatch):
             return module
         launchers = dict(inspect.getmembers(module, inspect.isfunction))
         if backend == "gpu":
-            launchers = {name: partial(stand_in, name) for name in LAUNCHERS[op]}
+            launchers = {name: stand_in(op, name) for name in LAUNCHERS[op]}
         recorders = {name: recorder(launch, backend, name) for name, launch in launchers.items()}
         return SimpleNamespace(**recorders)
 
