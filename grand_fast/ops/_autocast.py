@@ -22,6 +22,8 @@ def autocast_inputs(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         first: Any = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, list | tuple) and first:
+            first = first[0]
         device = first.device.type if isinstance(first, Tensor) else "cpu"
         if not torch.is_autocast_enabled(device):
             return function(*args, **kwargs)
