@@ -27,8 +27,14 @@ from grand_fast.ops._checks import (
     inner_contiguous,
     message,
 )
-from grand_fast.ops._dispatch import Backend, choose, launchers, plan, projection
+from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._operator import Call, Gradients, Operator
+from grand_fast.ops._projection import (
+    add_input_gradient,
+    differentiable_projection,
+    parameter_gradients,
+    project,
+)
 from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops.attention_diffusion import attention_diffusion
 from grand_fast.ops.edge_attention import check_edge_weight
@@ -101,7 +107,7 @@ def projected_attention_diffusion(
     if of_paper and edge_weight is None:
         call = Call(graph, name, heads=heads, of_x=of_x, scales=scales)
         return _operator(call, inner_contiguous(x), weight, bias, alpha, beta, x0, *others)
-    q, k = _split(functional.linear(x, weight, bias), heads)
+    q, k = _split(differentiable_projection(inner_contiguous(x), weight, bias, name), heads)
     return attention_diffusion(
         x,
         q,
@@ -134,7 +140,7 @@ def _forward(
         qk = x.new_empty(0, weight.shape[0])
         q, k = _absorbed(x, weight, bias)
     else:
-        qk = _project(x, weight, bias, call.backend)
+        qk = project(x, weight, bias, call.backend)
         q, k = _split(qk, call.heads)
     f, lse = launchers(_KERNELS, call.backend).attention_diffusion_fwd(
         x,
@@ -162,7 +168,7 @@ def _backward(
     if first and kept and kept[0].stride(1) != 0:  # 0: the placeholder
         qk = kept[0]
     else:
-        qk = _project(x, weight, bias, call.backend)
+        qk = project(x, weight, bias, call.backend)
     q, k = _split(qk.data, call.heads)  # .data: a saved tensor that changes is an error
     if _is_absorbed(x, weight, call):  # its scores leave out what the keys' bias adds to a row
         lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
@@ -186,9 +192,9 @@ def _backward(
         dqk = (grads.dq.flatten(1), grads.dk.flatten(1))
         if needs_dx and grads.dx is not None:
             for dy, part in zip(dqk, weight.chunk(2), strict=True):
-                _add_input_gradient(grads.dx, dy, part, call.backend)
+                add_input_gradient(grads.dx, dy, part, call.backend)
         if needs_dweight or needs_dbias:
-            shares = [_parameter_gradients(dy, x, call.backend) for dy in dqk]
+            shares = [parameter_gradients(dy, x, call.backend) for dy in dqk]
             dweight, dbias = map(torch.cat, zip(*shares, strict=True))
     return grads.dx, dweight, dbias, grads.dalpha
 
@@ -247,27 +253,6 @@ def _absorbed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     scale = math.sqrt(w_k.shape[1] / w_k.shape[0])
     q = functional.linear(x, scale * (w_k.t() @ w_q), scale * (w_k.t() @ b_q))
     return q.unsqueeze(1), x.unsqueeze(1)
-
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
-    """q and k, side by side, `[N, 2·d_att]`."""
-    if name == "cpu":
-        return projection().project(x, weight, bias)  # type: ignore[no-any-return]
-    return functional.linear(x, weight, bias)
-
-
-def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor, name: str) -> None:
-    if name == "cpu":
-        projection().add_input_gradient(dx, dy, weight)
-    else:
-        dx.addmm_(dy, weight)
-
-
-def _parameter_gradients(dy: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Gradients by weight and bias."""
-    if name == "cpu":
-        return projection().parameter_gradients(dy, x)  # type: ignore[no-any-return]
-    return dy.t() @ x, dy.sum(0)
 
 
 def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
