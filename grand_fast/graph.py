@@ -167,14 +167,33 @@ class Graph:
         self, dtype: torch.dtype = torch.float32, *, edge_order: Literal["user", "csr"] = "user"
     ) -> Tensor:
         """`a_ij = w_ij / Σ_j w_ij`, `[E]`: rows of `A` sum to one."""
-        weight = self.edge_weight
-        if weight is None:
-            weight = torch.ones(self.num_edges, device=self.device)
-        receiver = self.edge_index()[1]
-        wide = weight.to(torch.float64)
-        total = wide.new_zeros(self.num_nodes).index_add(0, receiver, wide)
-        a = (wide / total[receiver]).to(dtype)
+        _, receiver = self.edge_index()
+        weight = self._float64_weight()
+        a = (weight / self._degree(weight, receiver)[receiver]).to(dtype)
         return a if edge_order == "user" else a[self.perm.long()]
+
+    def symmetric_weights(
+        self, dtype: torch.dtype = torch.float32, *, edge_order: Literal["user", "csr"] = "user"
+    ) -> Tensor:
+        """`a_ij = w_ij / √(D_i D_j)` with `D_i = Σ_j w_ij`, `[E]`; 0 where a `D` is 0.
+
+        Those of PyG's `gcn_norm`, which adds self-loops; here they are what `Graph` was given.
+        """
+        sender, receiver = self.edge_index()
+        weight = self._float64_weight()
+        degree = self._degree(weight, receiver)
+        root = degree.rsqrt().masked_fill(degree == 0, 0.0)
+        a = (root[receiver] * weight * root[sender]).to(dtype)
+        return a if edge_order == "user" else a[self.perm.long()]
+
+    def _float64_weight(self) -> Tensor:
+        if self.edge_weight is None:
+            return torch.ones(self.num_edges, dtype=torch.float64, device=self.device)
+        return self.edge_weight.to(torch.float64)
+
+    def _degree(self, weight: Tensor, receiver: Tensor) -> Tensor:
+        """What each node receives, `[N]`."""
+        return weight.new_zeros(self.num_nodes).index_add(0, receiver, weight)
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on `device`; itself when it is there already."""

@@ -108,7 +108,7 @@ class ExpKernel(AbstractScore):
         """With two more columns: −|q|²/2 + log σ² and 1, 1 and −|k|²/2; in float32 or wider."""
         wide = torch.promote_types(q.dtype, torch.float32)
         sigma, length = (
-            torch.as_tensor(v, device=q.device).to(wide) for v in (self.sigma, self.lengthscale)
+            torch.as_tensor(v, dtype=wide, device=q.device) for v in (self.sigma, self.lengthscale)
         )
         # Distances do not change with the origin, and are exact to more digits near it.
         origin = k.detach().to(wide).sum(0) / max(1, k.shape[0])

@@ -77,13 +77,49 @@ def attention_diffusion(
     name = choose(_OP, backend, x)
     q, k = of_score.prepare(q, k)
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
+    return prepared_diffusion(
+        x,
+        q,
+        k,
+        graph,
+        weighting=weighting,
+        edge_weight=w,
+        top=top,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        add=(of_x, scales, others),
+        name=name,
+    )
+
+
+def prepared_diffusion(
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    graph: Graph,
+    *,
+    weighting: Weighting,
+    edge_weight: Tensor | None,
+    top: Tensor | None,
+    alpha: Tensor,
+    beta: Tensor | None = None,
+    x0: Tensor | None = None,
+    add: tuple[float, tuple[float, ...], list[Tensor]],
+    name: str,
+) -> Tensor:
+    """`attention_diffusion` from what the score made of q and k, all arguments checked.
+
+    `edge_weight` in slot order; `alpha`, `beta` `[d]`; `add` as `check_add` returns it.
+    """
+    of_x, scales, others = add
     if name == "reference":
         f, _ = launchers(_OP, name).attention_diffusion_fwd(
             x,
             q,
             k,
             weighting=weighting,
-            edge_weight=w,
+            edge_weight=edge_weight,
             top=top,
             alpha=alpha,
             beta=beta,
@@ -93,7 +129,20 @@ def attention_diffusion(
         )
     else:
         f = _AttentionDiffusionFunction.apply(
-            x, q, k, alpha, beta, x0, w, top, weighting, graph, name, of_x, scales, *others
+            x,
+            q,
+            k,
+            alpha,
+            beta,
+            x0,
+            edge_weight,
+            top,
+            weighting,
+            graph,
+            name,
+            of_x,
+            scales,
+            *others,
         )
     return f  # type: ignore[no-any-return]
 
