@@ -178,6 +178,9 @@ class EdgeView:
             return Scores(phi, phi, du_factor)
         place = k.vector("edge_weight")
         w = group.load_edges([place.at(self.slot_in_a(block.row, slot)) for slot in block.slots])
+        if group.count < group.width:
+            # Lanes without a head have no normaliser that would keep exp of a weight in range.
+            w = w * group.of_heads(1.0)
         return Scores(phi * w, phi, du_factor * w)
 
     def own_norm(self, group: HeadGroup, row: Row) -> Vec | None:

@@ -18,7 +18,7 @@ from grand_fast.kernels._diffusion import (
 from grand_fast.kernels._edge_scores import RowBuffer, buffer_size, load_heads
 from grand_fast.kernels._edge_view import EdgeInputs, EdgeView
 from grand_fast.kernels._memory import empty
-from grand_fast.kernels._simd import Kernel, chunks
+from grand_fast.kernels._simd import REGISTER_BYTES, Kernel, chunks
 from grand_fast.kernels._simd_math import fma, where_positive
 from grand_fast.kernels._weight_gradient import (
     Source,
@@ -60,6 +60,7 @@ def _group_kernel(
     # Where Σ a is only 1 up to the rounding of lse, Σ ds would be wrong by as much.
     divides = weighting.normalizer == "squareplus" and step != "sums"
     needs_dtop = weighting.normalizer == "squareplus" and step != "delta"
+    needs_dw = needs_dw and step != "delta"
     factor = score_factor(source, h)
     tables = view.weight_tables + state_tables(view, source, d)
     own_rows = [*view.own_rows, (delta, h)]
@@ -223,6 +224,6 @@ def group_pass(
 
 
 def _dtop_shares(inputs: EdgeInputs, tasks: int) -> Shares | None:
-    lanes = 64 // inputs.q.element_size()
+    lanes = REGISTER_BYTES // inputs.q.element_size()
     is_needed = inputs.weighting.normalizer == "squareplus"
     return Shares(tasks, lanes, inputs.q.dtype) if is_needed else None

@@ -2,9 +2,11 @@
                                 + beta · x0[i,:],   a = edge_attention(q, k)
 
 Work:     one task per 4096 edges; a row is swept twice: its scores, as many edges at a time as
-          fill a register with edges × heads, then its weighted sum of x.
+          fill a register with edges × heads, then its weighted sum of x. If weights are
+          normalised over the edges of a sender, a pass on the CSR of Aᵀ first finds lse.
 Bytes:    4(N+1) + 4E + 4NH + b(2Nd + 2N·d_att), b bytes per element, if each row of x and k is
           read once; 4(N+1) + 4E + 4NH + b(N(d + d_att) + E(d + d_att)) if none is reused.
+          bE more with edge weights.
 Backward: two passes that recompute the weights (`_attention_backward.py`); nothing of size E.
           Saves x, q, k and lse.
 Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
