@@ -19,6 +19,7 @@ from grand_fast.kernels._csr import Add
 from grand_fast.kernels._weighting import AttentionGradients
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -28,7 +29,7 @@ from grand_fast.ops._checks import (
     message,
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
-from grand_fast.ops._operator import Call, Gradients, Operator
+from grand_fast.ops._operator import Gradients, Operator
 from grand_fast.ops._projection import (
     add_input_gradient,
     differentiable_projection,
