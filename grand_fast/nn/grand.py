@@ -127,7 +127,8 @@ class GRAND(nn.Module):
             step_size=self.step_size,
             adjoint=self.adjoint,
         )
-        self.stats, self._total = solution.stats, checksum(solution.x)
+        if not torch.compiler.is_exporting():  # a program keeps nothing between calls
+            self.stats, self._total = solution.stats, checksum(solution.x)
         x = functional.dropout(torch.relu(solution.x), self.dropout, self.training)
         logits: Tensor = self.decoder(x)
         return logits

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from grand_fast.graph import Graph
+from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._checks import channel_vector
 from grand_fast.ops._dispatch import choose
 from grand_fast.ops._scores import AbstractScore, check_attention
@@ -14,6 +15,7 @@ from grand_fast.ops.edge_attention import edge_inputs
 _OP = "attention_diffusion"
 
 
+@autocast_inputs
 def mixed_values(
     values: Sequence[Tensor],
     q: Tensor,

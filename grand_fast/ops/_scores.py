@@ -5,7 +5,7 @@ node once, in plain PyTorch and so differentiable, such that their dot product i
 """
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from dataclasses import replace
 from math import isfinite, sqrt
 from typing import Any
 
@@ -177,15 +177,7 @@ def check_attention(
         raise ValueError(
             message(op, "q", "must have shape [N, H, 1] for score 'gat'", f"d_k = {d_k}", remedy)
         )
-    return score, _normalised(score.weighting(d_k), normalizer, normalize)
-
-
-@lru_cache(maxsize=256)
-def _normalised(weighting: Weighting, normalizer: Any, normalize: Any) -> Weighting:
-    return Weighting(
-        scale=weighting.scale,
-        function=weighting.function,
-        slope=weighting.slope,
-        normalizer=normalizer,
-        normalize=normalize,
-    )
+    weighting = score.weighting(d_k)
+    if normalizer != "softmax" or normalize != "receiver":
+        weighting = replace(weighting, normalizer=normalizer, normalize=normalize)
+    return score, weighting

@@ -12,14 +12,13 @@ import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
-from grand_fast.kernels._weighting import AttentionGradients, scaled_dot
-from grand_fast.ops._add import check_add, gradients, pairs
+from grand_fast.kernels._weighting import AttentionGradients
+from grand_fast.ops._add import check_add, pairs
+from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -29,8 +28,8 @@ from grand_fast.ops._checks import (
     message,
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan, projection
+from grand_fast.ops._operator import Call, Gradients, Operator
 from grand_fast.ops._scores import AbstractScore, check_attention
-from grand_fast.ops._source import source_gradients
 from grand_fast.ops.attention_diffusion import attention_diffusion
 from grand_fast.ops.edge_attention import check_edge_weight
 
@@ -44,6 +43,7 @@ _ALWAYS_KEPT = 16 << 20  # bytes
 _SHARE_KEPT = 1 / 32
 
 
+@autocast_inputs
 def projected_attention_diffusion(
     x: Float[Tensor, "N d"],
     weight: Float[Tensor, "2*d_att d"],
@@ -91,17 +91,16 @@ def projected_attention_diffusion(
         got = f"{heads} for 2·d_att = {weight.shape[0]}"
         raise ValueError(message(_OP, "heads", "must divide d_att", got))
     d_k = weight.shape[0] // (2 * heads)
-    of_score, weighting = check_attention(_OP, score, normalizer, normalize, d_k)
+    of_score, _ = check_attention(_OP, score, normalizer, normalize, d_k)
     check_edge_weight(_OP, edge_weight, graph, x)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     beta, x0 = check_source(_OP, beta, x0, x)
     of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    if name != "reference" and weighting == scaled_dot(d_k) and edge_weight is None:
-        f: Tensor = _ProjectedAttentionDiffusionFunction.apply(
-            x, weight, bias, alpha, beta, x0, graph, name, heads, of_x, scales, *others
-        )
-        return f
+    of_paper = (of_score.name, normalizer, normalize) == ("scaled_dot", "softmax", "receiver")
+    if of_paper and edge_weight is None:
+        call = Call(graph, name, heads=heads, of_x=of_x, scales=scales)
+        return _operator(call, inner_contiguous(x), weight, bias, alpha, beta, x0, *others)
     q, k = _split(functional.linear(x, weight, bias), heads)
     return attention_diffusion(
         x,
@@ -120,107 +119,123 @@ def projected_attention_diffusion(
     )
 
 
-class _ProjectedAttentionDiffusionFunction(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        x0: Tensor | None,
-        graph: Graph,
-        name: str,
-        heads: int,
-        of_x: float,
-        scales: tuple[float, ...],
-        *others: Tensor,
-    ) -> Tensor:
-        x = inner_contiguous(x)
-        if x0 is not None:
-            x0 = inner_contiguous(x0)
-        ctx.absorbed = name == "gpu" and _is_absorbed(x, weight, heads)
-        if ctx.absorbed:
-            qk = x.new_empty(0, weight.shape[0])
-            q, k = _absorbed(x, weight, bias)
-        else:
-            qk = _project(x, weight, bias, name)
-            q, k = _split(qk, heads)
-        f, lse = launchers(_KERNELS, name).attention_diffusion_fwd(
-            x,
-            q,
-            k,
-            alpha=alpha,
-            beta=beta,
-            x0=x0,
-            add=pairs(x, of_x, scales, [inner_contiguous(y) for y in others]),
-            csr=graph.csr(plan(name)),
-        )
-        # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
-        ctx.kept = not ctx.absorbed and _is_kept(qk)
-        kept = qk if ctx.kept else qk.new_empty(1).expand(x.shape[0], weight.shape[0])
-        ctx.save_for_backward(
-            x, weight, bias, kept, lse, alpha, beta, x0 if ctx.needs_input_grad[4] else None
-        )
-        ctx.graph, ctx.name, ctx.heads, ctx.of_x, ctx.scales = graph, name, heads, of_x, scales
-        return f  # type: ignore[no-any-return]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, qk, lse, alpha, beta, x0 = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        needs_dx, needs_dweight, needs_dbias, needs_dalpha, needs_dbeta, needs_dx0 = needs[:6]
-        df = inner_contiguous(df)
-        grads = AttentionGradients()
-        dweight = dbias = None
-        if needs_dx or needs_dweight or needs_dbias or needs_dalpha:
-            needs_dqk = needs_dx or needs_dweight or needs_dbias
-            if not ctx.kept or qk.stride(1) == 0:  # another run's placeholder
-                qk = _project(x, weight, bias, ctx.name)
-            # They are nobody else's, so dk may take the place of k; a second backward through a
-            # retained graph computes them again.
-            ctx.kept &= not needs_dqk
-            q, k = _split(qk.data, ctx.heads)  # .data: a saved tensor that changes is an error
-            if ctx.absorbed:  # its scores leave out what the keys' bias adds to a row
-                lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
-            grads = launchers(_KERNELS, ctx.name).attention_diffusion_bwd(
-                df,
-                x,
-                q,
-                k=k,
-                lse=lse,
-                alpha=alpha,
-                df_scale=ctx.of_x,
-                csr=ctx.graph.csr(plan(ctx.name)),
-                csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
-                needs_dqk=needs_dqk,
-                needs_dalpha=needs_dalpha,
-                may_overwrite_k=True,
-            )
-            if grads.dq is not None and grads.dk is not None:
-                dqk = (grads.dq.flatten(1), grads.dk.flatten(1))
-                if needs_dx and grads.dx is not None:
-                    for dy, part in zip(dqk, weight.chunk(2), strict=True):
-                        _add_input_gradient(grads.dx, dy, part, ctx.name)
-                if needs_dweight or needs_dbias:
-                    shares = [_parameter_gradients(dy, x, ctx.name) for dy in dqk]
-                    dweight, dbias = map(torch.cat, zip(*shares, strict=True))
-        dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
-        dothers = gradients(df, ctx.scales, needs[11:])
-        none = (None,) * 5  # graph, name, heads, of_x, scales
-        return grads.dx, dweight, dbias, grads.dalpha, dbeta, dx0, *none, *dothers
+def _forward(
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    x0: Tensor | None,
+    *others: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    absorbed = _is_absorbed(x, weight, call)
+    if absorbed:
+        qk = x.new_empty(0, weight.shape[0])
+        q, k = _absorbed(x, weight, bias)
+    else:
+        qk = _project(x, weight, bias, call.backend)
+        q, k = _split(qk, call.heads)
+    f, lse = launchers(_KERNELS, call.backend).attention_diffusion_fwd(
+        x,
+        q,
+        k,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        add=pairs(x, call.of_x, call.scales, others),
+        csr=call.graph.csr(plan(call.backend)),
+    )
+    # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
+    if absorbed or not _is_kept(qk):
+        qk = qk.new_empty(1).expand(x.shape[0], weight.shape[0])
+    return f, (lse, qk)
 
 
-def _is_absorbed(x: Tensor, weight: Tensor, heads: int) -> bool:
+def _backward(
+    call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
+) -> Gradients:
+    x, weight, bias, alpha = inputs
+    needs_dx, needs_dweight, needs_dbias, needs_dalpha = needs
+    lse, *kept = saved
+    # dk takes the place of k, so that q and k that were kept serve once.
+    if first and kept and kept[0].stride(1) != 0:  # 0: the placeholder
+        qk = kept[0]
+    else:
+        qk = _project(x, weight, bias, call.backend)
+    q, k = _split(qk.data, call.heads)  # .data: a saved tensor that changes is an error
+    if _is_absorbed(x, weight, call):  # its scores leave out what the keys' bias adds to a row
+        lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
+    of_backend = plan(call.backend)
+    grads: AttentionGradients = launchers(_KERNELS, call.backend).attention_diffusion_bwd(
+        df,
+        x,
+        q,
+        k=k,
+        lse=lse,
+        alpha=alpha,
+        df_scale=call.of_x,
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
+        needs_dqk=needs_dx or needs_dweight or needs_dbias,
+        needs_dalpha=needs_dalpha,
+        may_overwrite_k=True,
+    )
+    dweight = dbias = None
+    if grads.dq is not None and grads.dk is not None:
+        dqk = (grads.dq.flatten(1), grads.dk.flatten(1))
+        if needs_dx and grads.dx is not None:
+            for dy, part in zip(dqk, weight.chunk(2), strict=True):
+                _add_input_gradient(grads.dx, dy, part, call.backend)
+        if needs_dweight or needs_dbias:
+            shares = [_parameter_gradients(dy, x, call.backend) for dy in dqk]
+            dweight, dbias = map(torch.cat, zip(*shares, strict=True))
+    return grads.dx, dweight, dbias, grads.dalpha
+
+
+def _reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any) -> Tensor:
+    q, k = _split(functional.linear(x, weight, bias), call.heads)
+    alpha, beta, x0, *others = further
+    f, _ = launchers(_KERNELS, "reference").attention_diffusion_fwd(
+        x,
+        q,
+        k,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        add=pairs(x, call.of_x, call.scales, others),
+        csr=call.graph.csr(),
+    )
+    return f  # type: ignore[no-any-return]
+
+
+def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape), x.new_empty((x.shape[0], call.heads), dtype=wide)
+
+
+_operator = Operator(
+    _OP,
+    inputs=("x", "weight", "bias", "alpha"),
+    options=("heads", "of_x", "scales"),
+    has_source=True,
+    saves=1,  # lse; a compiled program projects again in backward rather than hold q and k
+    forward=_forward,
+    backward=_backward,
+    reference=_reference,
+    fake=_fake,
+)
+
+
+def _is_absorbed(x: Tensor, weight: Tensor, call: Call) -> bool:
     """Whether queries that hold the projection of the keys too save bytes and flops.
 
     With several heads they are H rows of d channels, and their product takes longer than half of
     the gather saves. In half types they would be rounded twice.
     """
     d_att = weight.shape[0] // 2
-    return heads == 1 and x.shape[1] <= 2 * d_att and x.dtype == torch.float32
+    of_gpu = call.backend == "gpu" and x.dtype == torch.float32
+    return of_gpu and call.heads == 1 and x.shape[1] <= 2 * d_att
 
 
 def _absorbed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,8 +272,8 @@ def _parameter_gradients(dy: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tens
 
 def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """q and k `[N, H, d_k]` as views."""
-    view = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads))
-    return view[:, 0], view[:, 1]
+    q, k = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads)).unbind(1)
+    return q, k
 
 
 def _is_kept(qk: Tensor) -> bool:
