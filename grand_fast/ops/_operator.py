@@ -27,6 +27,7 @@ class Call(NamedTuple):
     backend: str
     weighting: Weighting | None = None
     heads: int = 1
+    score: str = "scaled_dot"
     mean_heads: bool = False
     of_x: float = 0.0
     scales: tuple[float, ...] = ()
@@ -36,6 +37,7 @@ class Call(NamedTuple):
 _PLAIN = {
     "weighting": "float scale, str function, float slope, str normalizer, str normalize",
     "heads": "int heads",
+    "score": "str score",
     "mean_heads": "bool mean_heads",
     "of_x": "float of_x",
     "scales": "float[] scales",
