@@ -6,43 +6,17 @@ arrays included; the kernels, forward and backward, are the same.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from grand_fast.graph import Graph
-from grand_fast.kernels._weighting import Weighting
 from grand_fast.ops._add import gradients
+from grand_fast.ops._call import PLAIN, Call
 from grand_fast.ops._checks import inner_contiguous
 from grand_fast.ops._dispatch import choose, is_reference
 from grand_fast.ops._source import source_gradients
-
-
-class Call(NamedTuple):
-    """What an operator is given beside tensors."""
-
-    graph: Graph
-    backend: str
-    weighting: Weighting | None = None
-    heads: int = 1
-    score: str = "scaled_dot"
-    mean_heads: bool = False
-    of_x: float = 0.0
-    scales: tuple[float, ...] = ()
-
-
-# Fields of a `Call` as plain arguments of a registered operator; those of a Weighting in its order.
-_PLAIN = {
-    "weighting": "float scale, str function, float slope, str normalizer, str normalize",
-    "heads": "int heads",
-    "score": "str score",
-    "mean_heads": "bool mean_heads",
-    "of_x": "float of_x",
-    "scales": "float[] scales",
-}
-_WEIGHTING_FIELDS = 5
 
 Gradients = Sequence[Tensor | None]
 
@@ -121,33 +95,7 @@ class Operator:
         flat: list[Any] = list(tensors[: self.count])
         if self.has_source:
             flat += [*tensors[self.count : self.count + 2], list(tensors[self.count + 2 :])]
-        return flat + self._flat_call(call)
-
-    def _flat_call(self, call: Call) -> list[Any]:
-        graph = call.graph
-        arrays = [graph.rowptr, graph.col, graph.rowptr_t, graph.col_t, graph.perm, graph.perm_t]
-        flat: list[Any] = [arrays, call.backend]
-        for name in self.options:
-            value = getattr(call, name)
-            if isinstance(value, Weighting):
-                flat += [value.scale, value.function, value.slope]
-                flat += [value.normalizer, value.normalize]
-            else:
-                flat.append(list(value) if name == "scales" else value)
-        return flat
-
-    def _call(self, flat: Sequence[Any]) -> Call:
-        """`_flat_call` undone."""
-        arrays, backend, *plain = flat
-        options: dict[str, Any] = {}
-        for name in self.options:
-            if name == "weighting":
-                options[name] = Weighting(*plain[:_WEIGHTING_FIELDS])
-                plain = plain[_WEIGHTING_FIELDS:]
-            else:
-                options[name] = tuple(plain[0]) if name == "scales" else plain[0]
-                plain = plain[1:]
-        return Call(Graph(*arrays), backend, **options)
+        return flat + call.flat(self.options)
 
     def _tensors(self, flat: Sequence[Any]) -> tuple[list[Tensor | None], Sequence[Any]]:
         """The tensors among the registered operator's arguments, and the rest."""
@@ -170,21 +118,21 @@ class Operator:
         else:
             found = self.backward(call, grad, needs, given, saved, first=True)
         return [
-            of_input.to(t.dtype).contiguous()
+            torch.zeros_like(t) if of_input is None else of_input.to(t.dtype).contiguous()
             for of_input, t, needed in zip(found, inputs, needs, strict=True)
-            if needed and of_input is not None
+            if needed
         ]
 
     def _ready(self, rest: Sequence[Any], tensors: Sequence[Tensor | None]) -> Call:
         """The backend is chosen where the program runs, not where it was compiled."""
-        call = self._call(rest)
+        call = Call.from_flat(rest, self.options)
         first = next(t for t in tensors if t is not None)
         return call._replace(backend=choose(self.name, call.backend, first))
 
     def _register(self, inputs: Sequence[str]) -> None:
         tensors = [f"Tensor{'?' * i.endswith('?')} {i.removesuffix('?')}" for i in inputs]
         source = ["Tensor? beta", "Tensor? x0", "Tensor[] others"] * self.has_source
-        rest = ["Tensor[] graph", "str backend", *(_PLAIN[name] for name in self.options)]
+        rest = ["Tensor[] graph", "str backend", *(PLAIN[name] for name in self.options)]
         results = ", ".join(["Tensor"] * (1 + self.saves))
         forward = torch.library.custom_op(
             f"grand_fast::{self.name}",
@@ -203,7 +151,7 @@ class Operator:
         @forward.register_fake
         def fake_forward(*flat: Any) -> Tensor | tuple[Tensor, ...]:
             given, rest = self._tensors(flat)
-            results = self.fake(self._call(rest), *given)
+            results = self.fake(Call.from_flat(rest, self.options), *given)
             return results[0] if self.saves == 0 else results
 
         @backward.register_fake

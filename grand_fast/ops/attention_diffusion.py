@@ -11,6 +11,7 @@ from grand_fast.kernels._csr import Add
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -19,7 +20,7 @@ from grand_fast.ops._checks import (
     inner_contiguous,
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
-from grand_fast.ops._operator import Call, Gradients, Operator
+from grand_fast.ops._operator import Gradients, Operator
 from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops.edge_attention import check_edge_weight, check_query_key, edge_inputs
 

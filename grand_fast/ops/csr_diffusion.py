@@ -9,6 +9,7 @@ from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     channel_vector,
     check_choice,
@@ -19,7 +20,7 @@ from grand_fast.ops._checks import (
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots
-from grand_fast.ops._operator import Call, Gradients, Operator
+from grand_fast.ops._operator import Gradients, Operator
 
 _OP = "csr_diffusion"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from grand_fast.graph import Graph
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     check_choice,
     check_graph,
@@ -17,7 +18,7 @@ from grand_fast.ops._checks import (
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots, to_user
-from grand_fast.ops._operator import Call, Gradients, Operator
+from grand_fast.ops._operator import Gradients, Operator
 from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops._top import score_top
 

@@ -20,6 +20,7 @@ from grand_fast.kernels._csr import Add
 from grand_fast.kernels._weighting import AttentionGradients
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -28,9 +29,10 @@ from grand_fast.ops._checks import (
     inner_contiguous,
     message,
 )
-from grand_fast.ops._dispatch import Backend, choose, launchers, plan, projection
+from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import to_slots
-from grand_fast.ops._operator import Call, Gradients, Operator
+from grand_fast.ops._operator import Gradients, Operator
+from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
 from grand_fast.ops._scores import SCORES, AbstractScore, ExpKernel, ScaledDot, check_attention
 from grand_fast.ops._top import add_top_gradients, find_top, reference_top
 from grand_fast.ops.edge_attention import check_edge_weight
@@ -123,7 +125,7 @@ def _forward(
         qk = x.new_empty(0, weight.shape[0])
         q, k = _absorbed(x, weight, bias)
     else:
-        qk = _project(x, weight, bias, call.backend)
+        qk = project(x, weight, bias, call.backend)
         q, k = _prepared(_score(call, sigma, lengthscale), _split(qk, call.heads))
     top, *of_rows = _top(call, q, k, edge_weight)
     of_backend = plan(call.backend)
@@ -158,7 +160,7 @@ def _backward(
     if first and kept and kept[0].stride(1) != 0:  # 0: the placeholder
         qk = kept[0]
     else:
-        qk = _project(x, weight, bias, call.backend)
+        qk = project(x, weight, bias, call.backend)
     qk = qk.data  # a saved tensor that changes is an error
     score = _score(call, *parameters)
     given = _split(qk, call.heads)
@@ -197,9 +199,9 @@ def _backward(
         dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk]
         if needs_dx and grads.dx is not None:
             for dy, part in zip(dqk, weight.chunk(2), strict=True):
-                _add_input_gradient(grads.dx, dy, part, call.backend)
+                add_input_gradient(grads.dx, dy, part, call.backend)
         if needs_dweight or needs_dbias:
-            shares = [_parameter_gradients(dy, x, call.backend) for dy in dqk]
+            shares = [parameter_gradients(dy, x, call.backend) for dy in dqk]
             dweight, dbias = map(torch.cat, zip(*shares, strict=True))
     of_field = (grads.dx, dweight, dbias, grads.dalpha, grads.dedge_weight)
     return *of_field, dsigma, dlengthscale
@@ -302,27 +304,6 @@ def _absorbed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     scale = math.sqrt(w_k.shape[1] / w_k.shape[0])
     q = functional.linear(x, scale * (w_k.t() @ w_q), scale * (w_k.t() @ b_q))
     return q.unsqueeze(1), x.unsqueeze(1)
-
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
-    """q and k, side by side, `[N, 2·d_att]`."""
-    if name == "cpu":
-        return projection().project(x, weight, bias)  # type: ignore[no-any-return]
-    return functional.linear(x, weight, bias)
-
-
-def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor, name: str) -> None:
-    if name == "cpu":
-        projection().add_input_gradient(dx, dy, weight)
-    else:
-        dx.addmm_(dy, weight)
-
-
-def _parameter_gradients(dy: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Gradients by weight and bias."""
-    if name == "cpu":
-        return projection().parameter_gradients(dy, x)  # type: ignore[no-any-return]
-    return dy.t() @ x, dy.sum(0)
 
 
 def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
