@@ -166,13 +166,6 @@ def project(
     return y
 
 
-def input_gradient(dy: Float[Tensor, "N m"], weight: Float[Tensor, "m c"]) -> Float[Tensor, "N c"]:
-    """`dy weight`."""
-    dx = empty(dy.shape[0], weight.shape[1], dtype=dy.dtype)
-    _product(dy, weight, None, dx, accumulate=False)
-    return dx
-
-
 def add_input_gradient(
     dx: Float[Tensor, "N c"], dy: Float[Tensor, "N m"], weight: Float[Tensor, "m c"]
 ) -> None:

@@ -12,6 +12,7 @@ from grand_fast.kernels._weighting import Weighting
 PLAIN = {
     "weighting": "float scale, str function, float slope, str normalizer, str normalize",
     "heads": "int heads",
+    "score": "str score",
     "mean_heads": "bool mean_heads",
     "of_x": "float of_x",
     "scales": "float[] scales",
@@ -26,6 +27,7 @@ class Call(NamedTuple):
     backend: str
     weighting: Weighting | None = None
     heads: int = 1
+    score: str = "scaled_dot"
     mean_heads: bool = False
     of_x: float = 0.0
     scales: tuple[float, ...] = ()

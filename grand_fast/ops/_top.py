@@ -35,9 +35,10 @@ def score_top(
     return _operator(call, q, k, edge_weight)
 
 
-def _forward(
+def find_top(
     call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The largest score, and that of each row and head, `[N, H]`."""
     if call.graph.num_edges == 0:
         top, top_of_row = _fake(call, q)
         return top.zero_(), (top_of_row.fill_(-math.inf),)
@@ -54,27 +55,57 @@ def _forward(
 def _backward(
     call: Call, dtop: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
 ) -> Gradients:
-    graph, weighting, top_of_row = call.graph, call.weighting, saved[0]
-    present = [t for t in inputs if t is not None]
+    grads = [None if t is None else torch.zeros_like(t) for t in inputs]
+    add_top_gradients(call, dtop, inputs, saved[0], grads)
+    return grads
+
+
+def add_top_gradients(
+    call: Call, dtop: Tensor, inputs: Any, top_of_row: Tensor, grads: Gradients
+) -> None:
+    """Add to the gradients by `q`, `k` and `edge_weight`, in place, those through `dtop`.
+
+    They have a few rows only, those of the edges with the largest score.
+    """
+    graph = call.graph
     if graph.num_edges == 0:
-        return [None if t is None else torch.zeros_like(t) for t in inputs]
-    ties = list(_ties(graph, inputs, weighting, top_of_row))
+        return
+    ties = list(_ties(graph, inputs, call.weighting, top_of_row))
     largest = max(float(s) for s, _, _ in ties)
     ties = [tie for tie in ties if float(tie[0]) == largest]
     count = sum(head.numel() for _, _, head in ties)
-    grads: list[Any] = [0.0] * len(present)
     for _, slots, head in ties:
+        index = (*_ends(graph, slots), slots)
+        rows = [t[i] for t, i in zip(inputs, index, strict=True) if t is not None]
+        own = torch.arange(slots.numel(), device=slots.device)
 
-        def tied(*present: Tensor, slots: Tensor = slots, head: Tensor = head) -> Tensor:
-            s = _scores(graph, (*present, None)[:3], weighting, slots)
+        def tied(
+            q: Tensor,
+            k: Tensor,
+            edge_weight: Tensor | None = None,
+            head: Tensor = head,
+            own: Tensor = own,
+        ) -> Tensor:
+            s = edge_scores(
+                q,
+                k,
+                weighting=call.weighting,  # type: ignore[arg-type]
+                edge_weight=edge_weight,
+                receiver=own,
+                sender=own,
+            )
             return s.gather(1, head[:, None]).sum()
 
-        pull_back: Any = torch.func.vjp(tied, *present)[1]
-        grads = [a + b for a, b in zip(grads, pull_back(dtop / count), strict=True)]
-    return (*grads, None)[:3]
+        pull_back: Any = torch.func.vjp(tied, *rows)[1]
+        of_rows = iter(pull_back((dtop / count).to(top_of_row.dtype)))
+        for grad, t, i in zip(grads, inputs, index, strict=True):
+            of_input = None if t is None else next(of_rows)
+            if grad is not None and of_input is not None:
+                grad.index_put_((i,), of_input.to(grad.dtype), accumulate=True)
 
 
-def _reference(call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None) -> Tensor:
+def reference_top(call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None) -> Tensor:
+    """The largest score in differentiable operations of torch."""
     if call.graph.num_edges == 0:
         return _fake(call, q)[0].zero_()
     slots = torch.arange(call.graph.num_edges, device=q.device)
@@ -91,9 +122,9 @@ _operator = Operator(
     inputs=("q", "k", "edge_weight?"),
     options=("weighting",),
     saves=1,
-    forward=_forward,
+    forward=find_top,
     backward=_backward,
-    reference=_reference,
+    reference=reference_top,
     fake=_fake,
 )
 
@@ -101,15 +132,21 @@ _operator = Operator(
 def _scores(graph: Graph, given: Any, weighting: Any, slots: Tensor) -> Tensor:
     """Scores of some slots, `[len(slots), H]`."""
     q, k, edge_weight = given
-    receiver = torch.searchsorted(graph.rowptr, slots.to(graph.rowptr.dtype), right=True) - 1
+    receiver, sender = _ends(graph, slots)
     return edge_scores(
         q,
         k,
         weighting=weighting,
         edge_weight=None if edge_weight is None else edge_weight[slots],
         receiver=receiver,
-        sender=graph.col[slots].long(),
+        sender=sender,
     )
+
+
+def _ends(graph: Graph, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Receivers and senders of some slots."""
+    receiver = torch.searchsorted(graph.rowptr, slots.to(graph.rowptr.dtype), right=True) - 1
+    return receiver, graph.col[slots].long()
 
 
 def _ties(

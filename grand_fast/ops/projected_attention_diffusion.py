@@ -2,10 +2,11 @@
 
 It runs on the kernels of `attention_diffusion`. Knowing the projections saves memory and passes:
 one product for q and k together, its backward added to `dx` in place, q and k kept for backward
-only while memory is plentiful, and dk written over k.
+only while memory is plentiful, what a score makes of them computed again, and dk written over k.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -29,15 +30,11 @@ from grand_fast.ops._checks import (
     message,
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
+from grand_fast.ops._edge_order import to_slots
 from grand_fast.ops._operator import Gradients, Operator
-from grand_fast.ops._projection import (
-    add_input_gradient,
-    differentiable_projection,
-    parameter_gradients,
-    project,
-)
-from grand_fast.ops._scores import AbstractScore, check_attention
-from grand_fast.ops.attention_diffusion import attention_diffusion
+from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
+from grand_fast.ops._scores import SCORES, AbstractScore, ExpKernel, ScaledDot, check_attention
+from grand_fast.ops._top import add_top_gradients, find_top, reference_top
 from grand_fast.ops.edge_attention import check_edge_weight
 
 _OP = "projected_attention_diffusion"
@@ -79,15 +76,15 @@ def projected_attention_diffusion(
         graph: the edges.
         heads: `H`; must divide `d_att`.
         alpha, beta, x0, score, normalizer, normalize, edge_weight, add, backend: as in
-            `attention_diffusion`. Only the paper's choices, the defaults, make one operator of it;
-            with others the projections are operators of their own, whose results are kept.
+            `attention_diffusion`.
 
     Returns:
         `f` `[N, d]`, in the dtype of `x`.
 
-    Differentiable by `x`, `weight`, `bias`, `alpha`, `beta`, `x0` and each tensor of `add`. Saves
-    its inputs, `lse [N, H]` and, while memory is plentiful, q and k.
-    Reference: GRAND (Chamberlain et al. 2021), equations 2 and 10.
+    Differentiable by `x`, `weight`, `bias`, `alpha`, `beta`, `x0`, each tensor of `add`,
+    `edge_weight` and the parameters of `score`. Saves its inputs, `lse [N, H]` and, while memory is
+    plentiful, q and k.
+    Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
     check_graph(_OP, graph)
     check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
@@ -98,32 +95,16 @@ def projected_attention_diffusion(
         got = f"{heads} for 2·d_att = {weight.shape[0]}"
         raise ValueError(message(_OP, "heads", "must divide d_att", got))
     d_k = weight.shape[0] // (2 * heads)
-    of_score, _ = check_attention(_OP, score, normalizer, normalize, d_k)
+    of_score, weighting = check_attention(_OP, score, normalizer, normalize, d_k)
     check_edge_weight(_OP, edge_weight, graph, x)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     beta, x0 = check_source(_OP, beta, x0, x)
     of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    of_paper = (of_score.name, normalizer, normalize) == ("scaled_dot", "softmax", "receiver")
-    if of_paper and edge_weight is None:
-        call = Call(graph, name, heads=heads, of_x=of_x, scales=scales)
-        return _operator(call, inner_contiguous(x), weight, bias, alpha, beta, x0, *others)
-    q, k = _split(differentiable_projection(inner_contiguous(x), weight, bias, name), heads)
-    return attention_diffusion(
-        x,
-        q,
-        k,
-        graph,
-        alpha=alpha,
-        beta=beta,
-        x0=x0,
-        score=of_score,
-        normalizer=normalizer,
-        normalize=normalize,
-        edge_weight=edge_weight,
-        add=add,
-        backend=name,  # type: ignore[arg-type]
-    )
+    w = None if edge_weight is None else to_slots(edge_weight, graph)
+    call = Call(graph, name, weighting, heads, of_score.name, of_x=of_x, scales=scales)
+    tensors = (inner_contiguous(x), weight, bias, alpha, w, *of_score.parameters(x))
+    return _operator(call, *tensors, beta, x0, *others)
 
 
 def _forward(
@@ -132,46 +113,60 @@ def _forward(
     weight: Tensor,
     bias: Tensor,
     alpha: Tensor,
+    edge_weight: Tensor | None,
+    sigma: Tensor | None,
+    lengthscale: Tensor | None,
     beta: Tensor | None,
     x0: Tensor | None,
     *others: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    absorbed = _is_absorbed(x, weight, call)
+    absorbed = _is_absorbed(x, weight, edge_weight, call)
     if absorbed:
         qk = x.new_empty(0, weight.shape[0])
         q, k = _absorbed(x, weight, bias)
     else:
         qk = project(x, weight, bias, call.backend)
-        q, k = _split(qk, call.heads)
+        q, k = _prepared(_score(call, sigma, lengthscale), _split(qk, call.heads))
+    top, *of_rows = _top(call, q, k, edge_weight)
+    of_backend = plan(call.backend)
     f, lse = launchers(_KERNELS, call.backend).attention_diffusion_fwd(
         x,
         q,
         k,
+        weighting=None if absorbed else call.weighting,
+        edge_weight=edge_weight,
+        top=top,
         alpha=alpha,
         beta=beta,
         x0=x0,
         add=pairs(x, call.of_x, call.scales, others),
-        csr=call.graph.csr(plan(call.backend)),
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
     )
     # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
     if absorbed or not _is_kept(qk):
         qk = qk.new_empty(1).expand(x.shape[0], weight.shape[0])
-    return f, (lse, qk)
+    return f, (lse, qk) if top is None else (lse, qk, top, *of_rows)
 
 
 def _backward(
     call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
 ) -> Gradients:
-    x, weight, bias, alpha = inputs
-    needs_dx, needs_dweight, needs_dbias, needs_dalpha = needs
+    x, weight, bias, alpha, edge_weight, *parameters = inputs
+    needs_dx, needs_dweight, needs_dbias, needs_dalpha, needs_dedge_weight = needs[:5]
+    needs_dqk = needs_dx or needs_dweight or needs_dbias or any(needs[5:])
     lse, *kept = saved
-    # dk takes the place of k, so that q and k that were kept serve once.
+    # dk may take the place of k, so that q and k that were kept serve once.
     if first and kept and kept[0].stride(1) != 0:  # 0: the placeholder
         qk = kept[0]
     else:
         qk = project(x, weight, bias, call.backend)
-    q, k = _split(qk.data, call.heads)  # .data: a saved tensor that changes is an error
-    if _is_absorbed(x, weight, call):  # its scores leave out what the keys' bias adds to a row
+    qk = qk.data  # a saved tensor that changes is an error
+    score = _score(call, *parameters)
+    given = _split(qk, call.heads)
+    q, k = made = _prepared(score, given)
+    top, *of_rows = kept[1:] or _top(call, q, k, edge_weight)
+    if _is_absorbed(x, weight, edge_weight, call):  # leaves out what the keys' bias adds to a row
         lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
     of_backend = plan(call.backend)
     grads: AttentionGradients = launchers(_KERNELS, call.backend).attention_diffusion_bwd(
@@ -179,34 +174,61 @@ def _backward(
         x,
         q,
         k=k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        top=top,
         lse=lse,
         alpha=alpha,
         df_scale=call.of_x,
         csr=call.graph.csr(of_backend),
         csr_t=call.graph.csr(of_backend, transposed=True),
-        needs_dqk=needs_dx or needs_dweight or needs_dbias,
+        needs_dqk=needs_dqk or needs_dedge_weight,
         needs_dalpha=needs_dalpha,
-        may_overwrite_k=True,
+        needs_dedge_weight=needs_dedge_weight,
+        may_overwrite_k=top is None and call.score == ScaledDot.name,  # else it is needed after
     )
+    if grads.dtop is not None:
+        (top_of_row,) = of_rows
+        assert top_of_row is not None
+        of_edges = (grads.dq, grads.dk, grads.dedge_weight)
+        add_top_gradients(call, grads.dtop, (q, k, edge_weight), top_of_row, of_edges)
     dweight = dbias = None
+    dsigma = dlengthscale = None
     if grads.dq is not None and grads.dk is not None:
-        dqk = (grads.dq.flatten(1), grads.dk.flatten(1))
+        *dqk, dsigma, dlengthscale = score.gradients(given, made, (grads.dq, grads.dk))
+        dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk]
         if needs_dx and grads.dx is not None:
             for dy, part in zip(dqk, weight.chunk(2), strict=True):
                 add_input_gradient(grads.dx, dy, part, call.backend)
         if needs_dweight or needs_dbias:
             shares = [parameter_gradients(dy, x, call.backend) for dy in dqk]
             dweight, dbias = map(torch.cat, zip(*shares, strict=True))
-    return grads.dx, dweight, dbias, grads.dalpha
+    of_field = (grads.dx, dweight, dbias, grads.dalpha, grads.dedge_weight)
+    return *of_field, dsigma, dlengthscale
 
 
-def _reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any) -> Tensor:
-    q, k = _split(functional.linear(x, weight, bias), call.heads)
-    alpha, beta, x0, *others = further
+def _reference(
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    alpha: Tensor,
+    edge_weight: Tensor | None,
+    sigma: Tensor | None,
+    lengthscale: Tensor | None,
+    beta: Tensor | None,
+    x0: Tensor | None,
+    *others: Tensor,
+) -> Tensor:
+    qk = functional.linear(x, weight, bias)
+    q, k = _score(call, sigma, lengthscale).prepare(*_split(qk, call.heads))
     f, _ = launchers(_KERNELS, "reference").attention_diffusion_fwd(
         x,
         q,
         k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        top=reference_top(call, q, k, edge_weight) if _has_top(call) else None,
         alpha=alpha,
         beta=beta,
         x0=x0,
@@ -223,8 +245,8 @@ def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
 
 _operator = Operator(
     _OP,
-    inputs=("x", "weight", "bias", "alpha"),
-    options=("heads", "of_x", "scales"),
+    inputs=("x", "weight", "bias", "alpha", "edge_weight?", "sigma?", "lengthscale?"),
+    options=("weighting", "heads", "score", "of_x", "scales"),
     has_source=True,
     saves=1,  # lse; a compiled program projects again in backward rather than hold q and k
     forward=_forward,
@@ -234,12 +256,40 @@ _operator = Operator(
 )
 
 
-def _is_absorbed(x: Tensor, weight: Tensor, call: Call) -> bool:
+def _score(call: Call, sigma: Tensor | None, lengthscale: Tensor | None) -> AbstractScore:
+    if sigma is None or lengthscale is None:
+        return SCORES[call.score]
+    return ExpKernel(sigma, lengthscale)
+
+
+def _prepared(score: AbstractScore, qk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    q, k = score.prepare(*qk)
+    return inner_contiguous(q), inner_contiguous(k)
+
+
+def _has_top(call: Call) -> bool:
+    return call.weighting is not None and call.weighting.normalizer == "squareplus"
+
+
+def _top(call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None) -> Sequence[Tensor | None]:
+    """The largest score and that of each row and head, where the normaliser counts from it."""
+    if not _has_top(call):
+        return (None,)
+    top, (top_of_row,) = find_top(call, q, k, edge_weight)
+    return top, top_of_row
+
+
+def _is_absorbed(x: Tensor, weight: Tensor, edge_weight: Tensor | None, call: Call) -> bool:
     """Whether queries that hold the projection of the keys too save bytes and flops.
 
     With several heads they are H rows of d channels, and their product takes longer than half of
-    the gather saves. In half types they would be rounded twice.
+    the gather saves. In half types they would be rounded twice. Only a softmax over a row forgets
+    what is constant there.
     """
+    if call.score != ScaledDot.name or edge_weight is not None:
+        return False
+    if _has_top(call) or (call.weighting and call.weighting.normalize == "sender"):
+        return False
     d_att = weight.shape[0] // 2
     of_gpu = call.backend == "gpu" and x.dtype == torch.float32
     return of_gpu and call.heads == 1 and x.shape[1] <= 2 * d_att

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from grand_fast import ops
-from grand_fast.ops._projection import differentiable_projection
 from grand_fast.testing import assert_close, random_graph
 
 from ._calls import CALLS, gradients, tensors
@@ -72,17 +71,6 @@ def test_inputs_that_depend_on_one_another():
     once = torch.autograd.grad(call(x).square().sum(), x)[0]
     again = torch.autograd.grad(call(x).square().sum(), x, create_graph=True)[0]
     assert_close("dx", again, once)
-
-
-def test_projections():
-    x, weight, bias = (small()[name] for name in ("x", "weight", "bias"))
-
-    def call(*inputs):
-        return differentiable_projection(*inputs, "cpu")
-
-    assert_close("y", call(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
-    assert torch.autograd.gradcheck(call, (x, weight, bias))
-    assert torch.autograd.gradgradcheck(call, (x, weight, bias))
 
 
 def test_a_gradient_penalty_trains():

@@ -31,8 +31,10 @@ def cases(name, dtype):
     top = torch.tensor(3.0, dtype=dtype, requires_grad=True)
     x, q, k, alpha = t["x"], t["q"], t["k"], t["alpha"]
     beta = torch.ones(5, dtype=dtype, requires_grad=True)
+    sigma, length = (torch.tensor([v], dtype=dtype, requires_grad=True) for v in (1.3, 0.7))
     source, bare = (beta, t["x0"], [t["y"], x]), (None, None, [])
     plain, options = (0.0, []), (0.5, [2.0, 1.0])
+    projections = (t["weight"], t["bias"])
     return {
         "attention_diffusion": [
             (x, q, k, alpha, None, None, *source, ARRAYS, "auto", *SOFTMAX, *options),
@@ -48,8 +50,12 @@ def cases(name, dtype):
             (x, t["a"], alpha, *bare, ARRAYS, "auto", *plain),
         ],
         "projected_attention_diffusion": [
-            (x, t["weight"], t["bias"], alpha, *source, ARRAYS, "auto", 2, *options),
-            (x, t["weight"], t["bias"], alpha, *bare, ARRAYS, "reference", 2, *plain),
+            (x, *projections, alpha, None, None, None, *source, ARRAYS, "auto", *SOFTMAX, 2,
+             "scaled_dot", *options),
+            (x, *projections, alpha, w, sigma, length, *source, ARRAYS, "auto", 1.0,
+             *SQUAREPLUS[1:], 2, "exp_kernel", *options),
+            (x, *projections, alpha, None, None, None, *bare, ARRAYS, "reference", *SOFTMAX, 2,
+             "cosine", *plain),
         ],
         "score_top": [(q, k, w, ARRAYS, "reference", *SQUAREPLUS),
                       (q, k, None, ARRAYS, "reference", *SQUAREPLUS)],
