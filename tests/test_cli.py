@@ -94,7 +94,10 @@ def test_json_alone_on_standard_output(capsys):
             ["--dataset", "cora2"],
             "--dataset: must be one of digits, Cora, CiteSeer, PubMed, Coauth",
         ),
-        (["--method", "rk45"], "--method: must be one of euler, midpoint, rk4, rk4_classic, dopri5"),
+        (
+            ["--method", "rk45"],
+            "--method: must be one of euler, midpoint, rk4, rk4_classic, dopri5",
+        ),
         (["--variant", "nl-rw"], "--variant: must be one of l, nl, laplacian, got 'nl-rw'"),
         (["--split", "public"], "--split: must be one of planetoid, random, got 'public'"),
         (["--backend", "tpu"], "--backend: must be one of auto, gpu, cpu, reference, got 'tpu'"),

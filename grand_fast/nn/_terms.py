@@ -32,19 +32,13 @@ class NonlinearDiffusion(AbstractTerm):
 
     def freeze(self, t: float, x: Tensor) -> "LinearDiffusion":
         """The linear diffusion with the attention at the state `x`, `E` values."""
-        field = self.field
-        q, k = field.query_key(x)
-        a = ops.edge_attention(
-            q,
-            k,
-            self.graph,
-            score=field.score,
-            normalizer=field.normalizer,
-            normalize=field.normalize,
-            mean_heads=True,
-            edge_order="csr",
-        )
-        scale = field.scale
+        if self.field.mix_features:
+            raise TypeError(
+                "integrate: `term` must have one matrix for all channels to be held constant, got "
+                "mix_features=True. Use an explicit method such as rk4."
+            )
+        a = self.field.attention(x, self.graph, mean_heads=True, edge_order="csr")
+        scale = self.field.scale
         return LinearDiffusion(a, self.graph, alpha=scale.alpha, beta=scale.beta, x0=self.x0)
 
 
@@ -96,3 +90,32 @@ def _product(graph: Graph, a: Tensor, y: Tensor, scale: Scale, add: Add) -> Tens
             y, a, graph, alpha=scale, beta=scale, x0=y, add=add, edge_order="csr"
         )
     return ops.csr_diffusion(y, a, graph, alpha=scale, add=[(scale, y), *add], edge_order="csr")
+
+
+class LinearMixing(AbstractTerm):
+    """`f = alpha (W_out mean_h A^h V^h − x) + beta x0` with constant weights `a [E, H]`."""
+
+    def __init__(
+        self, field: AttentionDiffusion, a: Tensor, graph: Graph, x0: Tensor | None
+    ) -> None:
+        self.field, self.graph, self.x0 = field, graph, x0
+        self.a = [a_h.contiguous() for a_h in a.unbind(1)]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Weights, the layer's parameters, and the source."""
+        return (*self.a, *self.field.parameters(), *([] if self.x0 is None else [self.x0]))
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f`, shaped like `x`."""
+        return self.axpy(t, x, Combination([]), 1.0)
+
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+        """`base + tau · f`."""
+        share = 1 / len(self.a)
+        before: list[tuple[float, Tensor]] = []
+        for v, a in zip(self.field.values(x), self.a, strict=True):
+            # (A v − v + v) / H on top of the heads before
+            add = [(share, v), *before]
+            mixed = ops.csr_diffusion(v, a, self.graph, alpha=share, add=add, edge_order="csr")
+            before = [(1.0, mixed)]
+        return self.field.field_of(mixed, x, self.x0, scale=tau, add=base.terms)
