@@ -180,6 +180,24 @@ def load_per_head(row_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.const
 
 
 @triton.jit
+def gather_per_head(rows, first: tl.constexpr, mask_e, other, H: tl.constexpr,
+                    BLOCK_H: tl.constexpr, N_H: tl.constexpr):  # fmt: skip
+    """Numbers of every head from column `first` on, N_H of [BLOCK_E, BLOCK_G, BLOCK_H].
+
+    rows: pointers [BLOCK_E, BLOCK_G, 1]. `other` for padded heads, and where there is no edge.
+    """
+    numbers = ()
+    for g in tl.static_range(N_H):
+        offs_h = heads_of(g, BLOCK_H)
+        mask = mask_e[:, :, None] & (offs_h < H)
+        at = rows + offs_h
+        if first > 0:
+            at += first
+        numbers = numbers + (tl.load(at, mask=mask, other=other),)
+    return numbers
+
+
+@triton.jit
 def zeros(N: tl.constexpr, BLOCK_G: tl.constexpr, columns: tl.constexpr):
     """N sums [BLOCK_G, columns] before the first edge."""
     sums = ()
@@ -279,15 +297,21 @@ def by_head(a, BLOCK_H: tl.constexpr):
 
 
 @triton.jit
-def rounded_product(a, b, VEC: tl.constexpr):
-    """a b, rounded before it meets the products of other lanes.
+def rounded(product):
+    """A product, rounded before it meets the products of other lanes.
 
     A lane that fused its product into their sum would round otherwise than those, and copies of the
-    sum would differ. With several columns a lane sums its own products first.
+    sum would differ.
     """
+    return product + tl.program_id(1).to(tl.float32)  # 0, which the compiler cannot know
+
+
+@triton.jit
+def rounded_product(a, b, VEC: tl.constexpr):
+    """a b, rounded; with several columns a lane sums its own products first, and need not."""
     product = a * b
     if VEC == 1:
-        product += tl.program_id(1).to(tl.float32)  # 0, which the compiler cannot know
+        product = rounded(product)
     return product
 
 
