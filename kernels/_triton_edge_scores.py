@@ -151,13 +151,23 @@ def store_lse(
 
 
 @triton.jit
-def store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H: tl.constexpr,  # noqa: E741
-                   BLOCK_H: tl.constexpr, N_H: tl.constexpr):  # fmt: skip
-    """Write m and l of a piece."""
+def store_lse_part(
+    part_m_ptr,
+    part_l_ptr,
+    pid_p,
+    m,
+    l,  # noqa: E741
+    H: tl.constexpr,
+    IS_TOP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    N_H: tl.constexpr,
+):
+    """Write m and l of a piece; the largest scores need no l, and nobody computes it then."""
     for g in tl.static_range(N_H):
         offs_h = heads_of(g, BLOCK_H)
         tl.store(part_m_ptr + pid_p * H + offs_h, m[g], mask=offs_h < H)
-        tl.store(part_l_ptr + pid_p * H + offs_h, l[g], mask=offs_h < H)
+        if not IS_TOP:
+            tl.store(part_l_ptr + pid_p * H + offs_h, l[g], mask=offs_h < H)
 
 
 @triton.jit
@@ -208,14 +218,14 @@ def _edge_attention_fwd_lse_kernel(
     )  # fmt: skip
     if HAS_WHOLE_ROWS:
         if pid_p < n_split:
-            store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, BLOCK_H, N_H)
+            store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
         else:
             if IS_TOP:
                 store_top(lse_ptr + row * H, m, count, H, BLOCK_H, N_H)
             else:
                 store_lse(lse_ptr + row * H, m, l, H, BLOCK_H, N_H)
     else:
-        store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, BLOCK_H, N_H)
+        store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
 
 
 @triton.jit
@@ -236,15 +246,19 @@ def _edge_attention_fwd_lse_join_kernel(
     offs_h = tl.arange(0, BLOCK_H)
     mask_h = offs_h < H
     m = tl.load(part_m_ptr + first * H + offs_h, mask=mask_h, other=0.0)
-    l = tl.load(part_l_ptr + first * H + offs_h, mask=mask_h, other=1.0)  # noqa: E741
-    for p in range(first + 1, last):
-        m_p = tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0)
-        l_p = tl.load(part_l_ptr + p * H + offs_h, mask=mask_h, other=0.0)
-        largest = tl.maximum(m, m_p)
-        l = l * tl.exp2(m - largest) + l_p * tl.exp2(m_p - largest)  # noqa: E741
-        m = largest
-    lse = m / LOG2E if IS_TOP else log_sum(m, l)
-    tl.store(lse_ptr + row * H + offs_h, lse, mask=mask_h)
+    if IS_TOP:
+        for p in range(first + 1, last):
+            m = tl.maximum(m, tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0))
+        tl.store(lse_ptr + row * H + offs_h, m / LOG2E, mask=mask_h)
+    else:
+        l = tl.load(part_l_ptr + first * H + offs_h, mask=mask_h, other=1.0)  # noqa: E741
+        for p in range(first + 1, last):
+            m_p = tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0)
+            l_p = tl.load(part_l_ptr + p * H + offs_h, mask=mask_h, other=0.0)
+            largest = tl.maximum(m, m_p)
+            l = l * tl.exp2(m - largest) + l_p * tl.exp2(m_p - largest)  # noqa: E741
+            m = largest
+        tl.store(lse_ptr + row * H + offs_h, log_sum(m, l), mask=mask_h)
 
 
 def write_lse(
@@ -268,7 +282,7 @@ def write_lse(
         return
     sizes, blocks = score_sizes(h, d_k, q.dtype, SWEEP_VALUES)
     part_m = torch.empty((work.n_split, h), dtype=torch.float32, device=q.device)
-    part_l = torch.empty((work.n_split, h), dtype=torch.float32, device=q.device)
+    part_l = None if is_top else torch.empty_like(part_m)
     _edge_attention_fwd_lse_kernel[(programs,)](
         lse if whole_rows else None,
         part_m,

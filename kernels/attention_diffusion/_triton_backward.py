@@ -65,6 +65,7 @@ from grand_fast.kernels._triton_weighting import (
     past_function,
     past_normalizer,
     scores,
+    sum_over_heads,
     weight,
 )
 
@@ -76,11 +77,11 @@ _VALUES = {"dq": 32, "dk": 24}
 
 
 @triton.jit
-def add_values(sums, p, x):
+def add_values(sums, p, x, weighting):
     """Σ w x with one more turn: w = Σ p over heads, x in chunks."""
-    w = tl.sum(p[0], 2)
+    w = sum_over_heads(p[0], weighting)
     for h in tl.static_range(1, len(p)):
-        w += tl.sum(p[h], 2)
+        w += sum_over_heads(p[h], weighting)
     return add_weighted(sums, (w[:, :, None],), x, 1)
 
 
@@ -162,7 +163,7 @@ def _attention_diffusion_bwd_dq_kernel(
             ts = ts + (t,)
         sums = add_dq_sums(sums, ps, ts, k, u, s, w, weighting, top, BLOCK_H, N_H)
         if HAS_DX:
-            x_groups = add_values(x_groups, ps, x)
+            x_groups = add_values(x_groups, ps, x, weighting)
     sum_p, sum_pt, sum_pk, sum_ptk = join_dq_sums(sums)
     if pid_p < n_split:
         store_dq_part(
@@ -312,7 +313,7 @@ def _attention_diffusion_bwd_dk_kernel(
             if weighting.top is not None:
                 top_groups = add_scores(top_groups, ds)
         if HAS_DX:
-            x_groups = add_values(x_groups, p, df)
+            x_groups = add_values(x_groups, p, df, weighting)
     if HAS_DX:
         ax = scaled(join_lanes(x_groups), 1 / H)
         store_dx(

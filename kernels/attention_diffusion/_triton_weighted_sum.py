@@ -21,10 +21,17 @@ from grand_fast.kernels._triton_tiles import (
     head_dot,
     heads_of,
     join_lanes,
+    rounded,
     scaled,
     zeros,
 )
-from grand_fast.kernels._triton_weighting import load_edge_weight, load_slots, scores, weight
+from grand_fast.kernels._triton_weighting import (
+    load_edge_weight,
+    load_slots,
+    scores,
+    sum_over_heads,
+    weight,
+)
 
 
 @triton.jit
@@ -82,7 +89,7 @@ def weighted_sum(
         p = weight(s[0], lse_e[0], weighting, top)  # [BLOCK_E, BLOCK_G, BLOCK_H]
         for g in tl.static_range(1, N_H):
             p += weight(s[g], lse_e[g], weighting, top)
-        w = tl.where(mask_e, tl.sum(p, 2), 0.0)
+        w = tl.where(mask_e, sum_over_heads(p, weighting), 0.0)
         groups = add_weighted(groups, (w[:, :, None],), x, 1)
     return scaled(join_lanes(groups), 1 / H)
 
@@ -190,6 +197,8 @@ def sweep_once(
             new = ()
             for c in tl.static_range(N_D):
                 part = groups[(g * BLOCK_H + r) * N_D + c] * share[:, :, None]
+                if BLOCK_G > 1:
+                    part = rounded(part)
                 new = new + (ax[c] + tl.sum(part, 0),)
             ax = new
     flat = ()

@@ -18,17 +18,15 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 from grand_fast.kernels import _triton
-from grand_fast.kernels._weighting import Weighting
-from grand_fast.kernels.edge_attention import gpu, reference
 from grand_fast.ops import ExpKernel, attention_diffusion, edge_attention
-from grand_fast.testing import assert_close
+from grand_fast.testing import assert_close, random_graph
 
-from ._compiled import make_graph
+from ._compiled import PIECE_EDGES, make_graph
 from ._memory import checked_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning")
 
-PIECE_EDGES = 8
+
 CASES = [  # score, normaliser, direction, whether edges have weights; H, d_k
     ("scaled_dot", "softmax", "sender", True, (3, 7)),
     ("scaled_dot", "squareplus", "receiver", False, (4, 8)),
@@ -104,3 +102,40 @@ def test_edge_attention(case):
     inputs = _inputs(graph, case)
     del inputs["x"], inputs["alpha"]
     _compare(edge_attention, graph, inputs, case, mean_heads=mean_heads)
+
+
+def _with_state_added(x, **others):
+    return attention_diffusion(x=x, add=[(0.5, x)], **others)
+
+
+@pytest.mark.parametrize("needs", ({"x"}, {"x", "alpha"}, {"x", "k"}), ids="-".join)
+@pytest.mark.parametrize("case", CASES[:2], ids=IDS[:2])
+def test_single_gradients(case, needs):
+    """Where senders normalise, other kernels give dx if nobody asks for dq or dk."""
+    graph = make_graph()
+    _compare(_with_state_added, graph, _inputs(graph, case), case, needs=needs)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), [(CASES[2], torch.float16), (CASES[3], torch.bfloat16)], ids=str
+)
+def test_half_types_are_no_worse_than_pytorch(case, dtype):
+    """`exp_kernel` brings q and k in float32."""
+    graph = make_graph()
+    inputs = {name: value.to(dtype) for name, value in _inputs(graph, case, d=8).items()}
+    inputs |= {"alpha": inputs["alpha"].float()}
+    got = _run(attention_diffusion, graph, inputs, case, "gpu")
+    plain = _run(attention_diffusion, graph, inputs, case, "reference")
+    want = _run(attention_diffusion, graph, inputs, case, "reference", torch.float64)
+    for name, value in want.items():
+        error = float((plain[name].double() - value).abs().max() / value.abs().max())
+        assert got[name].dtype == inputs.get(name[1:], inputs["x"]).dtype
+        tolerance = 2 * error + torch.finfo(dtype).eps / 2
+        assert_close(name, got[name], value, tolerance=tolerance)
+
+
+def test_no_nodes_and_no_edges():
+    for kind in ("empty", "no_edges"):
+        graph = random_graph(kind, 5)
+        for case in (CASES[2], CASES[3]):
+            _compare(attention_diffusion, graph, _inputs(graph, case), case)
