@@ -5,8 +5,8 @@ base 2, as 2ˢ is one instruction and eˢ five; those of squareplus as they are.
 in base 2.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
-# (functions under @triton.jit take values that Python's types cannot name)
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
+# (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
 
 import math
 from typing import NamedTuple

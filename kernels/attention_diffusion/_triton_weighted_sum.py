@@ -1,6 +1,6 @@
 """Sweeps of the forward of `attention_diffusion` over the edges of a piece."""
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment,var-annotated"
 # (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
 
 import triton
@@ -80,8 +80,8 @@ def weighted_sum(
         else:
             x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
         slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
-        a = load_edge_weight(weighting, slot, mask_e)
-        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), a, weighting)
+        edge_w = load_edge_weight(weighting, slot, mask_e)
+        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), edge_w, weighting)
         lse_e = lse
         if len(lse) == 0:
             rows = lse_ptr + j[:, :, None].to(tl.int64) * H
@@ -161,8 +161,8 @@ def sweep_once(
         behind = e + (BLOCK_E * BLOCK_G + offs_e)
         j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
         slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
-        a = load_edge_weight(weighting, slot, mask_e)
-        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), a, weighting)
+        edge_w = load_edge_weight(weighting, slot, mask_e)
+        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), edge_w, weighting)
         new = ()
         new_m = ()
         new_l = ()

@@ -1,6 +1,7 @@
 """attention_diffusion: f[i,:] = alpha · (Σ_{e in row i} w[e] · x[col[e],:] − x[i,:])
                                 + beta · x0[i,:],
     w[e] = mean_h exp(s[e,h] − lse[i,h]), s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
+    or whatever else a `Weighting` says (`_triton_weighting.py`).
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k and x a
           turn. In one sweep by online softmax where an accumulator for each head fits in the
@@ -19,6 +20,11 @@ Backward: per head ds = p (t − Delta[i]) / H, t = <alpha · df[i], x[col[e]]>,
           The head mean hides Delta: <df, f> would not give it.
           dalpha[d] = Σ_j x_j · (Aᵀ df − df)_j, by a pass over N that also scales dx; the bracket is
           stored in float32 in between.
+Senders:  where they normalise, a sweep over the CSR of Aᵀ writes lse of every sender, and an edge
+          gathers it beside k and x (4H·E more at most). The passes of the backward change places:
+          that over Aᵀ gives dk, Delta and dx, that over A dq.
+Weights:  an edge's is read at its slot of A in every sweep (4E each, and the slots 4E over Aᵀ); its
+          gradient is written by the pass that gathers Delta.
 Order:    one writer per output element; edges summed in CSR order, pieces of a hub in theirs:
           bitwise repeatable.
 """
@@ -308,21 +314,21 @@ def attention_diffusion_bwd(
     if not by_sender:
         lse_delta = None
         if needs_dqk:
-            dq, lse_delta = bwd_dq(df, x, q, k=k, lse=lse, scoring=of, alpha=alpha, csr=csr)
-            grads = grads._replace(dq=dq)
-        dk, dw, dtop = bwd_dk(
+            own, lse_delta = bwd_dq(df, x, q, k=k, lse=lse, scoring=of, alpha=alpha, csr=csr)
+            grads = grads._replace(dq=own)
+        other, dw, dtop = bwd_dk(
             df, x, q, k=k, lse=lse, lse_delta=lse_delta, scoring=of, alpha=alpha, csr=csr_t, **of_x,
             needs_dedge_weight=needs_dedge_weight,
         )  # fmt: skip
-        grads = grads._replace(dk=dk, dedge_weight=dw, dtop=dtop)
+        grads = grads._replace(dk=other, dedge_weight=dw, dtop=dtop)
     elif needs_dqk:
         # As seen from the senders: their rows are those of Aᵀ, and have sums and Delta.
-        dk, lse_delta = bwd_dq(x, df, k, k=q, lse=lse, scoring=of, alpha=alpha, csr=csr_t, **of_x)
-        dq, dw, dtop = bwd_dk(
+        own, lse_delta = bwd_dq(x, df, k, k=q, lse=lse, scoring=of, alpha=alpha, csr=csr_t, **of_x)
+        other, dw, dtop = bwd_dk(
             x, df, k, k=q, lse=lse, lse_delta=lse_delta, scoring=of, alpha=alpha, csr=csr,
             needs_dedge_weight=needs_dedge_weight,
         )  # fmt: skip
-        grads = grads._replace(dq=dq, dk=dk, dedge_weight=dw, dtop=dtop)
+        grads = grads._replace(dq=other, dk=own, dedge_weight=dw, dtop=dtop)
     else:
         # dx = alpha (Aᵀ df − df), and the weights of a row of Aᵀ sum to 1: the field of df there.
         unscaled = torch.ones_like(alpha) if needs_dalpha else alpha

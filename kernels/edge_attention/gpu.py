@@ -1,4 +1,5 @@
 """edge_attention: a[e,h] = exp(s[e,h] − lse[i,h]), s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
+    or whatever else a `Weighting` says (`_triton_weighting.py`).
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k a turn,
           in two sweeps: lse by online softmax, then the weights. A hub's lse needs all its pieces:
@@ -9,6 +10,8 @@ Bytes:    4(N+1) + 4E + b(EH + 2N·d_att) + 4NH, b bytes per element, if each k 
 Backward: ds = p (da − Delta[i]), Delta[i] = Σ_{e in row i} p · da, per head. A row pass over the
           CSR of A gives dq and Delta, a column pass over that of Aᵀ dk. Both compute p again from
           q, k and lse, so nothing of size E is saved.
+Senders:  where they normalise, a sweep over the CSR of Aᵀ writes lse of every sender, and an edge
+          gathers it beside k. The passes of the backward change places.
 Order:    one writer per output element; edges summed in CSR order, pieces of a hub in theirs:
           bitwise repeatable.
 """
