@@ -57,8 +57,9 @@ from grand_fast.kernels._triton_tiles import (
 # A lane reads 128 bits of float32 at once. With 128 bits of a half type, half the lanes would read
 # a row, each with twice the registers: fewer warps, slower where two tables are gathered.
 LANE_COLUMNS = 4
-# Of the gathered tiles, per lane. The column pass keeps more beside them.
-_VALUES = {"dq": 32, "dk": 24}
+# Of the gathered tiles, per lane. More edges a turn leave more empty slots behind short rows, and
+# take registers that the column pass has more use for.
+_VALUES = {"dq": 16, "dk": 24}
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -109,9 +110,12 @@ def _attention_diffusion_bwd_dq_kernel(
     # After some diffusion neighbours are alike: t − t0 is small, and keeps its digits in the sums.
     t0 = row_dot(g, load_values(x_ptr + row * stride_x_n, d, BLOCK_D, VEC_D, N_D))
     sums = no_dq_sums(BLOCK_G, BLOCK_H, BLOCK_A, N_A, N_H)
+    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
+        j = j_next
+        behind = e + (BLOCK_E * BLOCK_G + offs_e)
+        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
         s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
@@ -193,10 +197,10 @@ def _attention_diffusion_bwd_dk_kernel(
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         i = i_next
-        q = gather_heads(q_ptr, i, mask_e, stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        df = gather_values(df_ptr, i, mask_e, stride_df_n, d, BLOCK_D, VEC_D, N_D)
         behind = e + (BLOCK_E * BLOCK_G + offs_e)
         i_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
+        q = gather_heads(q_ptr, i, mask_e, stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        df = gather_values(df_ptr, i, mask_e, stride_df_n, d, BLOCK_D, VEC_D, N_D)
         s = head_dot(q, k, BLOCK_H, N_H, VEC_A)
         lse_row = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n
         p = ()
