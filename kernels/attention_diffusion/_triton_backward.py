@@ -72,8 +72,9 @@ from grand_fast.kernels._triton_weighting import (
 # A lane reads 128 bits of float32 at once. With 128 bits of a half type, half the lanes would read
 # a row, each with twice the registers: fewer warps, slower where two tables are gathered.
 LANE_COLUMNS = 4
-# Of the gathered tiles, per lane. The column pass keeps more beside them.
-_VALUES = {"dq": 32, "dk": 24}
+# Of the gathered tiles, per lane. More edges a turn leave more empty slots behind short rows, and
+# take registers that the column pass has more use for.
+_VALUES = {"dq": 16, "dk": 24}
 
 
 @triton.jit
@@ -145,9 +146,12 @@ def _attention_diffusion_bwd_dq_kernel(
     x_groups = ()
     if HAS_DX:
         x_groups = zeros(N_D, BLOCK_G, BLOCK_D)
+    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
+        j = j_next
+        behind = e + (BLOCK_E * BLOCK_G + offs_e)
+        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
         slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
@@ -282,18 +286,17 @@ def _attention_diffusion_bwd_dk_kernel(
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         i = i_next
-        q = gather_heads(q_ptr, i, mask_e, stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        df = gather_values(df_ptr, i, mask_e, stride_df_n, d, BLOCK_D, VEC_D, N_D)
         behind = e + (BLOCK_E * BLOCK_G + offs_e)
         i_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
+        q = gather_heads(q_ptr, i, mask_e, stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+        df = gather_values(df_ptr, i, mask_e, stride_df_n, d, BLOCK_D, VEC_D, N_D)
         slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
         w = load_edge_weight(weighting, slot, mask_e)
         u = head_dot(q, k, BLOCK_H, N_H, VEC_A)
         s = scores(u, w, weighting)
         lse_row = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n
-        lse = gather_per_head(
-            lse_row, 0, mask_e, float("inf"), H, BLOCK_H, N_H
-        )  # no weight outside
+        no_weight = float("inf")
+        lse = gather_per_head(lse_row, 0, mask_e, no_weight, H, BLOCK_H, N_H)
         p = ()
         for h in tl.static_range(N_H):
             p = p + (weight(s[h], lse[h], weighting, top),)  # [BLOCK_E, BLOCK_G, BLOCK_H]

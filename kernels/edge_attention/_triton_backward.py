@@ -32,7 +32,6 @@ from grand_fast.kernels._triton_tiles import (
     add_weighted,
     edge_offsets,
     gather_heads,
-    gather_per_head,
     head_dot,
     heads_of,
     join_lanes,
@@ -199,12 +198,14 @@ def _edge_attention_bwd_dk_kernel(
         s = scores(u, w, weighting)
         t = load_da(da_ptr, slot, mask_e, H, BLOCK_H, N_H, IS_MEAN)
         lse_row = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n
-        lse = gather_per_head(lse_row, 0, mask_e, float("inf"), H, BLOCK_H, N_H)
-        delta = gather_per_head(lse_row, H, mask_e, 0.0, H, BLOCK_H, N_H)
         ds = ()
         du = ()
         for g in tl.static_range(N_H):
-            ds_g = weight(s[g], lse[g], weighting, top) * (t[g] - delta[g])
+            at = lse_row + heads_of(g, BLOCK_H)
+            mask_eh = mask_e[:, :, None] & (heads_of(g, BLOCK_H) < H)
+            lse = tl.load(at, mask=mask_eh, other=float("inf"))
+            delta = tl.load(at + H, mask=mask_eh, other=0.0)
+            ds_g = weight(s[g], lse, weighting, top) * (t[g] - delta)
             ds_g = past_normalizer(ds_g, s[g], weighting, top)
             ds = ds + (ds_g,)
             du = du + (past_function(ds_g, u[g], w, weighting),)
