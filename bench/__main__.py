@@ -15,12 +15,14 @@ import torch
 from bench import graphs, machine
 from bench.problem import PAPER_SHAPES, Shape
 from bench.report import Report
+from bench.tuned.configurations import BY_DATASET
 from grand_fast.arguments import BAD_ARGUMENTS, OneLineParser, number, one_of
 
 SUITES = {
     "ops": ("bench.ops.suite", "time of every operator against its peers and memory's floor"),
     "memory": ("bench.memory", "peak memory of attention_diffusion against its peers"),
     "scaling": ("bench.scaling", "time per edge against the size of the graph"),
+    "tuned": ("bench.tuned.suite", "seven tuned configurations of the paper on their graphs"),
     "gpu": (
         "bench.gpu.suite",
         "GPU kernels on a GPU: right, how fast, how lean",
@@ -81,6 +83,16 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(added)
+        if name == "tuned":
+            added.add_argument(
+                "--dataset",
+                type=one_of(list(BY_DATASET)),
+                metavar="|".join(BY_DATASET),
+                help="one of them (default: all)",
+            )
+            added.set_defaults(graph="tuned")
+        else:
+            _add_problem_options(added)
         if name == "ops":
             text = "then the suites memory and scaling too, into the same files"
             added.add_argument("--all", action="store_true", help=text)
@@ -95,7 +107,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def _add_problem_options(parser: argparse.ArgumentParser) -> None:
+    """Graph and shape, of the suites that let them be chosen."""
     count = number(int, low=1)
     main_shape = PAPER_SHAPES[0]
     parser.add_argument(
@@ -115,16 +128,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, type=count, metavar="N", help=f"{text}; measures one shape (else {default})"
         )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Of every suite."""
+    count = number(int, low=1)
     parser.add_argument("--rounds", type=count, metavar="N", help="interleaved rounds (default 9)")
     parser.add_argument("--threads", type=count, metavar="N", help="default: torch's own choice")
-    parser.add_argument("--quick", action="store_true", help="one shape, few rounds, fast peers")
+    parser.add_argument("--quick", action="store_true", help="few rounds, and less of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="draw plots (PNG) into this folder")
 
 
 def _shape(options: argparse.Namespace) -> Shape | None:
     """The shape asked for; None, meaning the suite's own, if no part of one is given."""
-    given = (options.channels, options.heads, options.attention_channels)
+    names = ("channels", "heads", "attention_channels")
+    given = tuple(getattr(options, name, None) for name in names)
     if given == (None, None, None):
         return None
     main_shape = PAPER_SHAPES[0]

@@ -1,11 +1,12 @@
 """The check before timing: output and every gradient against the reference in float64."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from bench.problem import Function, Problem, gradients
+from bench.problem import Differentiated, Function, Problem, gradients
 from grand_fast import Graph
 from grand_fast.kernels._csr import Csr
 from grand_fast.testing import assert_close
@@ -34,7 +35,7 @@ def _expected(problem: Problem) -> dict[str, Tensor]:
     d_out = problem.d_out.double()
     if not problem.gathers:
         out = problem.reference(problem.graph.csr(), core)
-        return _named(problem, out.detach(), torch.autograd.grad(out, inputs, d_out))
+        return named(problem, out.detach(), torch.autograd.grad(out, inputs, d_out))
     out = torch.zeros_like(d_out)
     sums = [torch.zeros_like(t) for t in core]
     for csr, nodes, edges in _row_blocks(problem.graph):
@@ -51,13 +52,22 @@ def _expected(problem: Problem) -> dict[str, Tensor]:
     if not problem.edge_output:
         out -= core[0].detach()
         sums[0] -= d_out
-    return _named(problem, out, torch.autograd.grad(core, inputs, sums))
+    return named(problem, out, torch.autograd.grad(core, inputs, sums))
 
 
-def check(name: str, function: Function, problem: Problem, want: dict[str, Tensor]) -> None:
-    """Raise AssertionError if the output or a gradient of `function` is not the reference's."""
-    for key, got in _named(problem, *gradients(function, problem)).items():
-        assert_close(f"{name}: {key}", got, want[key])
+def check(
+    name: str,
+    function: Function,
+    problem: Differentiated,
+    want: dict[str, Tensor],
+    tolerance: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Raise AssertionError if the output or a gradient of `function` is not the reference's.
+
+    `tolerance` is for what it names; for the rest that of the dtype.
+    """
+    for key, got in named(problem, *gradients(function, problem)).items():
+        assert_close(f"{name}: {key}", got, want[key], tolerance=tolerance.get(key))
 
 
 def _row_blocks(graph: Graph) -> Iterator[tuple[Csr, Tensor, slice]]:
@@ -79,7 +89,8 @@ def _row_blocks(graph: Graph) -> Iterator[tuple[Csr, Tensor, slice]]:
         first = last
 
 
-def _named(problem: Problem, out: Tensor, grads: Sequence[Tensor]) -> dict[str, Tensor]:
+def named(problem: Differentiated, out: Tensor, grads: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Output and gradients by name, those of both biases as one."""
     values = {f"d{name}": grad for name, grad in zip(problem.inputs, grads, strict=True)}
     if "db_k" in values:
         # ∂b_k vanishes under softmax; what is left is rounding, to be judged on the scale of ∂b_q.

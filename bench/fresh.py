@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from bench import graphs
 from bench.harness import timed
-from bench.problem import Competitor, Mode, Problem, Shape, runner
+from bench.problem import MODES, Competitor, Mode, Problem, Shape, runner
 
 # Enough to compile and load everything, too little to leave pages to be reused.
 TINY_NODES = 300
@@ -27,7 +28,7 @@ def run(task: str, values: dict[str, Any], *, cache: str | None = None) -> dict[
     """Run a task below in a fresh process and return what it measured.
 
     Args:
-        task: `"first_call"` or `"peak_memory"`.
+        task: a name in `TASKS`.
         values: its arguments; a `Shape` among them is passed on.
         cache: the folder of compiled kernels, instead of the user's.
 
@@ -65,10 +66,25 @@ def peak_memory(
     module = import_module(f"bench.ops.bench_{op}")
     chosen: Competitor = next(c for c in module.COMPETITORS if c.name == competitor)
     tiny = module.setup(graphs.load("random", nodes=TINY_NODES), shape)
-    for each in ("forward", "forward+backward"):
+    for each in MODES:
         runner(chosen.make(tiny), tiny, each)()
     problem: Problem = module.setup(graphs.load(graph, nodes=nodes), shape)
-    call = runner(chosen.make(problem), problem, mode)
+    return _peak(runner(chosen.make(problem), problem, mode))
+
+
+def tuned_peak_memory(dataset: str, competitor: str, mode: Mode) -> dict[str, float]:
+    """The same of one evaluation in a tuned configuration."""
+    tuned = import_module("bench.tuned.competitors")
+    configuration = tuned.BY_DATASET[dataset]
+    make = tuned.COMPETITORS[competitor]
+    tiny = tuned.setup(configuration, graphs.load("random", nodes=TINY_NODES))
+    for each in MODES:
+        runner(make(tiny), tiny, each)()
+    problem = tuned.setup(configuration, tuned.load_graph(configuration))
+    return _peak(runner(make(problem), problem, mode))
+
+
+def _peak(call: Callable[[], object]) -> dict[str, float]:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # pages freed by `make` would be reused, and not be counted
     before = _status("VmRSS")
@@ -84,14 +100,22 @@ def _status(key: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {key}")
 
 
+TASKS = {
+    "first_call": first_call,
+    "peak_memory": peak_memory,
+    "tuned_peak_memory": tuned_peak_memory,
+}
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="bench.fresh")
-    parser.add_argument("task", choices=["first_call", "peak_memory"])
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("values", type=json.loads)
     options = parser.parse_args()
-    shape = Shape(**options.values.pop("shape"))
-    task = {"first_call": first_call, "peak_memory": peak_memory}[options.task]
-    print(json.dumps(task(shape=shape, **options.values)))
+    values = options.values
+    if "shape" in values:
+        values["shape"] = Shape(**values["shape"])
+    print(json.dumps(TASKS[options.task](**values)))
 
 
 if __name__ == "__main__":

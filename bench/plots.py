@@ -78,6 +78,37 @@ def plot_model(rows: list[Row], path: Path) -> None:
     _finish(figure, axes, path)
 
 
+def plot_tuned(rows: list[Row], path: Path) -> None:
+    """Bars per data set and competitor: time and peak memory of forward+backward."""
+    rows = [row for row in rows if row["mode"] == "forward+backward"]
+    figure, axes = _panels(2)
+    for axis, (key, label, scale) in zip(
+        axes,
+        (("median_s", "milliseconds", 1e3), ("peak_bytes", "peak above inputs, MB", 1e-6)),
+        strict=True,
+    ):
+        here = [row for row in rows if key in row]
+        _grouped_bars(axis, here, "dataset", key, scale)
+        axis.set(title="forward+backward, tuned configurations", ylabel=label)
+    _finish(figure, axes, path)
+
+
+def _grouped_bars(axis: Axes, rows: list[Row], group: str, key: str, scale: float) -> None:
+    """A group of bars for each value of `group`, a bar for each competitor, on a logarithm."""
+    groups = list(dict.fromkeys(row[group] for row in rows))
+    names = list(dict.fromkeys(row["competitor"] for row in rows))
+    width = 0.85 / max(len(names), 1)
+    for row in rows:
+        i = names.index(row["competitor"])
+        at = groups.index(row[group]) + (i - (len(names) - 1) / 2) * width
+        name = row["competitor"]
+        axis.bar(at, row[key] * scale, width, color=f"C{i}", label=name)
+    axis.set(yscale="log")
+    axis.set_ylim(bottom=axis.get_ylim()[0] / 2)  # or the shortest bar has no length
+    axis.set_xticks(range(len(groups)), groups, fontsize="small")
+    _plain_numbers(axis.yaxis)
+
+
 def _bars(rows: list[Row], key: str, label: str, scale: float, path: Path) -> None:
     rows = [row for row in rows if row["op"] == "attention_diffusion" and key in row]
     shapes = list(dict.fromkeys(row["shape"] for row in rows))

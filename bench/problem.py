@@ -68,20 +68,26 @@ PAPER_SHAPES = (
 
 
 @dataclass(frozen=True)
-class Problem:
+class Differentiated:
+    """What a function is given, all of it differentiated, and the gradient of its result."""
+
+    inputs: dict[str, Tensor]
+    d_out: Tensor
+
+
+@dataclass(frozen=True)
+class Problem(Differentiated):
     """What every competitor gets, and what its result must be.
 
-    All `inputs` are differentiated. `core` maps them to the inputs of `reference` (projections):
-    first those with a row per node, then those with an entry per edge. The output of a diffusion
-    operator has a row per node and is `A x − x`; with `edge_output` it has one per edge. Without
-    `gathers` the graph gives no more than the size.
+    `core` maps the inputs to those of `reference` (projections): first those with a row per node,
+    then those with an entry per edge. The output of a diffusion operator has a row per node and is
+    `A x − x`; with `edge_output` it has one per edge. Without `gathers` the graph gives no more
+    than the size.
     """
 
     op: str
     graph: Graph
     shape: Shape
-    inputs: dict[str, Tensor]
-    d_out: Tensor
     cost: Cost
     core: Callable[..., tuple[Tensor, ...]]
     reference: Callable[[Csr, Sequence[Tensor]], Tensor]
@@ -109,7 +115,7 @@ class Competitor:
         return 4 * (graph.num_edges * self.edge_floats(shape) + graph.num_nodes * per_node)
 
 
-def runner(function: Function, problem: Problem, mode: Mode) -> Callable[[], object]:
+def runner(function: Function, problem: Differentiated, mode: Mode) -> Callable[[], object]:
     """A call without arguments that runs one mode; forward+backward gives all gradients."""
     inputs = tuple(problem.inputs.values())
 
@@ -123,7 +129,7 @@ def runner(function: Function, problem: Problem, mode: Mode) -> Callable[[], obj
     return forward if mode == "forward" else forward_backward
 
 
-def gradients(function: Function, problem: Problem) -> tuple[Tensor, tuple[Tensor, ...]]:
+def gradients(function: Function, problem: Differentiated) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Output, and the gradients by all inputs."""
     leaves = [t.detach().requires_grad_() for t in problem.inputs.values()]
     out = function(*leaves)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.kernels._csr import Csr, Plan
@@ -47,7 +49,16 @@ class Graph:
     perm: Tensor
     perm_t: Tensor
     edge_weight: Tensor | None = None
-    _views: dict[tuple[Any, bool], Csr] = field(default_factory=dict)
+    _views: dict[Any, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_views", _views_of(self._arrays()))
+
+    def __reduce__(self) -> Any:
+        return Graph, (*self._arrays(), self.edge_weight)  # what is planned is planned anew
+
+    def _arrays(self) -> tuple[Tensor, ...]:
+        return self.rowptr, self.col, self.rowptr_t, self.col_t, self.perm, self.perm_t
 
     @property
     def num_nodes(self) -> int:
@@ -140,19 +151,25 @@ class Graph:
     def csr(self, plan: Plan | None = None, *, transposed: bool = False) -> Csr:
         """The view of `A` (or `Aᵀ`) for a backend's launchers; `plan` runs once, cached."""
         key = (plan, transposed)
-        if key not in self._views:
+        view: Csr | None = self._views.get(key)
+        if view is None:
             view = Csr(
-                rowptr=self.rowptr_t if transposed else self.rowptr,
-                col=self.col_t if transposed else self.col,
-                slot=self.perm_t if transposed else None,
+                rowptr=_alias(self.rowptr_t if transposed else self.rowptr),
+                col=_alias(self.col_t if transposed else self.col),
+                slot=_alias(self.perm_t) if transposed else None,
                 work=None,
             )
-            self._views[key] = view if plan is None else plan(view, lambda: self._visiting_order)
-        return self._views[key]
+            if plan is not None:
+                view = plan(view, lambda: self._visiting_order)
+            self._views[key] = view
+        return view
 
-    @cached_property
+    @property
     def _visiting_order(self) -> Tensor | None:
-        return visiting_order(self.csr(), self.csr(transposed=True))
+        if "order" not in self._views:
+            order = visiting_order(self.csr(), self.csr(transposed=True))
+            self._views["order"] = order
+        return self._views["order"]  # type: ignore[no-any-return]
 
     def edge_index(self) -> Tensor:
         """The edges in the user's order, int64 `[2, E]`: row 0 sends, row 1 receives."""
@@ -167,14 +184,33 @@ class Graph:
         self, dtype: torch.dtype = torch.float32, *, edge_order: Literal["user", "csr"] = "user"
     ) -> Tensor:
         """`a_ij = w_ij / Σ_j w_ij`, `[E]`: rows of `A` sum to one."""
-        weight = self.edge_weight
-        if weight is None:
-            weight = torch.ones(self.num_edges, device=self.device)
-        receiver = self.edge_index()[1]
-        wide = weight.to(torch.float64)
-        total = wide.new_zeros(self.num_nodes).index_add(0, receiver, wide)
-        a = (wide / total[receiver]).to(dtype)
+        _, receiver = self.edge_index()
+        weight = self._float64_weight()
+        a = (weight / self._degree(weight, receiver)[receiver]).to(dtype)
         return a if edge_order == "user" else a[self.perm.long()]
+
+    def symmetric_weights(
+        self, dtype: torch.dtype = torch.float32, *, edge_order: Literal["user", "csr"] = "user"
+    ) -> Tensor:
+        """`a_ij = w_ij / √(D_i D_j)` with `D_i = Σ_j w_ij`, `[E]`; 0 where a `D` is 0.
+
+        Those of PyG's `gcn_norm`, which adds self-loops; here they are what `Graph` was given.
+        """
+        sender, receiver = self.edge_index()
+        weight = self._float64_weight()
+        degree = self._degree(weight, receiver)
+        root = degree.rsqrt().masked_fill(degree == 0, 0.0)
+        a = (root[receiver] * weight * root[sender]).to(dtype)
+        return a if edge_order == "user" else a[self.perm.long()]
+
+    def _float64_weight(self) -> Tensor:
+        if self.edge_weight is None:
+            return torch.ones(self.num_edges, dtype=torch.float64, device=self.device)
+        return self.edge_weight.to(torch.float64)
+
+    def _degree(self, weight: Tensor, receiver: Tensor) -> Tensor:
+        """What each node receives, `[N]`."""
+        return weight.new_zeros(self.num_nodes).index_add(0, receiver, weight)
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on `device`; itself when it is there already."""
@@ -186,7 +222,7 @@ class Graph:
             for name in ("rowptr", "col", "rowptr_t", "col_t", "perm", "perm_t")
         }
         weight = None if self.edge_weight is None else self.edge_weight.to(device)
-        return replace(self, **moved, edge_weight=weight, _views={})
+        return replace(self, **moved, edge_weight=weight)
 
     def is_symmetric(self) -> bool:
         """Whether `A` and `Aᵀ` have the same edges, with the same weights if there are any."""
@@ -223,6 +259,27 @@ class Graph:
         return Graph._sorted(receiver, sender, self.num_nodes, self.edge_weight), order
 
 
+def _flatten(graph: Graph) -> tuple[list[Any], Any]:
+    return [*graph._arrays(), graph.edge_weight], None
+
+
+def _flatten_with_keys(graph: Graph) -> tuple[list[Any], Any]:
+    # As keys of a mapping: export confuses attributes of which one name begins with another's.
+    names = ("rowptr", "col", "rowptr_t", "col_t", "perm", "perm_t", "edge_weight")
+    return [(pytree.MappingKey(name), getattr(graph, name)) for name in names], None
+
+
+# An argument of an exported program. The public name of this, in torch.export, is slow to import.
+pytree.register_pytree_node(
+    Graph,
+    _flatten,
+    lambda children, _: Graph(*children),
+    serialized_type_name="grand_fast.Graph",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+torch.serialization.add_safe_globals([Graph])  # it holds tensors alone
+
+
 def cached_graph(edge_index: Tensor, num_nodes: int) -> Graph:
     """The graph of an `edge_index` (source to target), kept while that tensor lives unchanged."""
     if edge_index.is_inference():  # has no version counter: a change would go unseen
@@ -235,6 +292,31 @@ def cached_graph(edge_index: Tensor, num_nodes: int) -> Graph:
 
 
 _graphs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+class _Known(NamedTuple):
+    further: tuple[weakref.ref[Tensor], ...]
+    views: dict[Any, Any]
+
+
+def _views_of(arrays: Sequence[Tensor]) -> dict[Any, Any]:
+    """Where the views of these very tensors are kept while they live.
+
+    A compiled program knows a graph by its arrays alone, and finds here what was planned for them.
+    """
+    rowptr, *further = arrays
+    known: _Known | None = _known.get(rowptr)  # type: ignore[no-untyped-call]
+    if known is None or any(ref() is not t for ref, t in zip(known.further, further, strict=True)):
+        known = _known[rowptr] = _Known(tuple(weakref.ref(t) for t in further), {})
+    return known.views
+
+
+def _alias(t: Tensor) -> Tensor:
+    """The same memory as another tensor: a view that held `rowptr` would keep its own key alive."""
+    return t.detach()
+
+
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _message(argument: str, expected: str, got: str, remedy: str = "") -> str:

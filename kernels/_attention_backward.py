@@ -1,105 +1,81 @@
-"""Backward of the edge attention: gradients by q and k, and by the values of a diffusion.
+"""Backward of the edge attention: by q, k, edge weights and the largest score, and by the values.
 
-With t[e,h] the gradient by the weight a[e,h] and Δ[i,h] = Σ_{e in row i} a[e,h] t[e,h]:
-ds[e,h] = a[e,h] · (t[e,h] − Δ[i,h]) / √d_k,  dq[i,h] = Σ_e ds[e,h] k[col[e],h],  dk likewise.
+With t[e,h] the gradient by the weight a[e,h] and Δ[g,h] = Σ_{e in group g} a[e,h] t[e,h]:
+ds[e,h] = a[e,h] · ρ[e,h] · (t[e,h] − Δ[g,h]),  du[e,h] = scale · w[e] · φ'[e,h] · ds[e,h],
+dq[i,h] = Σ_e du[e,h] k[col[e],h], dk likewise,  dw[e] = Σ_h φ[e,h] ds[e,h],  dtop = −Σ ds.
 
-Row pass:    on the CSR of A; recomputes a from lse, gives Δ and dq.
-Column pass: on the CSR of Aᵀ; recomputes a from lse, gives dk and, for a diffusion, dx.
-The passes stand in `_row_pass.py` and `_column_pass.py`, here what they share.
+Group pass: on the view whose rows are the groups over which weights are normalised, so A unless
+            that is over the edges of a sender; gives Δ, and the gradient of the rows' own vectors.
+Other pass: on the other view; gathers Δ and what normalises; gives that of the others' vectors.
+Both compute a again. The one on A gives dw, the one on Aᵀ dx of a diffusion.
 t comes from `da`, or in a diffusion from the state: t[e,h] = <alpha · df[i], x[col[e]]> / H.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Literal
-
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Row
-from grand_fast.kernels._diffusion import Term
-from grand_fast.kernels._edge_scores import HeadGroup, RowBuffer
-from grand_fast.kernels._simd import Int, Kernel, Matrix, Vec, chunks
-from grand_fast.kernels._simd_math import add, butterfly, fma, transposed_sum
-
-# Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads.
-Source = Literal["state", "heads", "mean"]
-
-
-def _ready(vec: Vec) -> Callable[[], Vec]:
-    return lambda: vec
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._edge_view import EdgeInputs
+from grand_fast.kernels._group_pass import group_pass
+from grand_fast.kernels._memory import empty
+from grand_fast.kernels._other_pass import other_pass
+from grand_fast.kernels._weight_gradient import Upstream
+from grand_fast.kernels._weighting import AttentionGradients
 
 
-def weight_gradient_of(
-    k: Kernel, source: Source, d: int, h: int, row: Row, *, own: str, others: str
-) -> Callable[[HeadGroup, Sequence[Int], Sequence[Int]], Vec]:
-    """Writes `t` of a block, given its slots in this view and the nodes at its far ends.
-
-    From the state: the product of alpha · own[row] and others[node], not yet divided by H.
-    """
-    if source == "state":
-        alpha, row_own = k.vector("alpha"), k.matrix(own).row(row.node)
-        channels = chunks(d, k.lanes)
-
-        def from_state(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
-            rows = [k.matrix(others).row(node) for node in nodes]
-            totals = [k.splat(0.0) for _ in rows]
-            for c in channels:
-                # Read anew for each block: the scores need the registers.
-                own_c = alpha.at(c.start).load(c.lanes) * row_own.at(c.start).load(c.lanes)
-                totals = [
-                    fma(own_c, other.at(c.start).load(c.lanes), total)
-                    for other, total in zip(rows, totals, strict=True)
-                ]
-            return transposed_sum([_ready(total) for total in totals], k.lanes)
-
-        return from_state
-
-    da = k.vector("da")
-
-    def in_a(slot: Int) -> Int:
-        # Row pass: A's own slots are a shift away. Column pass: `slot` leads from Aᵀ to A.
-        return slot + row.shift if own == "df" else k.indices("slot")[slot]
-
-    def from_heads(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
-        rows = [da.at(in_a(slot) * h) for slot in slots]
-        if len(rows) == 1:
-            return rows[0].at(group.first).load_into(k.splat(0.0), 0, group.count)
-        return group.load(rows)
-
-    def from_mean(group: HeadGroup, slots: Sequence[Int], nodes: Sequence[Int]) -> Vec:
-        vec = k.splat(0.0)
-        for z, slot in enumerate(slots):
-            vec = da.at(in_a(slot)).load_into(vec, z * group.width, 1)
-        return butterfly(vec, add, 1, group.width)
-
-    return from_heads if source == "heads" else from_mean
-
-
-def score_gradient(group: HeadGroup, source: Source, h: int, p: Vec, t: Vec, delta: Vec) -> Vec:
-    """`ds`, with the 1/H of a mean over heads, which `t` and `delta` leave out."""
-    heads = 1 if source == "heads" else h
-    factor = group.kernel.splat(1.0 / (heads * math.sqrt(group.d_k)))
-    return p * factor * (t - delta)
-
-
-def head_terms(group: HeadGroup, table: Matrix, ds: RowBuffer) -> list[Term]:
-    """`Σ_e ds[e,h] · table[col[e],h]` for the heads of the group."""
-    return [
-        Term(table, c, weight)
-        for i, weight in enumerate(ds.splat(lane) for lane in range(group.count))
-        for c in group.channels(i)
-    ]
-
-
-def source_of(x: Tensor | None, da: Tensor | None) -> tuple[Source, int]:
-    if da is None:
-        assert x is not None
-        return "state", x.shape[1]
-    return ("mean" if da.dim() == 1 else "heads"), 0
-
-
-def given(
-    df: Tensor | None, x: Tensor | None, alpha: Tensor | None, da: Tensor | None
-) -> dict[str, Tensor]:
-    named = {"df": df, "x": x, "alpha": alpha, "da": da}
-    return {name: value for name, value in named.items() if value is not None}
+def attention_bwd(
+    inputs: EdgeInputs,
+    upstream: Upstream,
+    *,
+    lse: Tensor,
+    csr: Csr,
+    csr_t: Csr,
+    needs_dqk: bool,
+    needs_dedge_weight: bool,
+    needs_dalpha: bool = False,
+    may_overwrite_k: bool = False,
+) -> AttentionGradients:
+    """All gradients; without `needs_dqk` only `dx` and `dalpha`."""
+    q, k = inputs.q, inputs.k
+    norm = inputs.norm(lse)
+    if not needs_dqk:
+        dx, dalpha = other_pass(
+            inputs,
+            upstream,
+            norm=norm,
+            delta=None,
+            csr=csr_t,
+            d_own=None,
+            dedge_weight=None,
+            needs_dalpha=needs_dalpha,
+        )
+        return AttentionGradients(dx=dx, dalpha=dalpha)
+    of_receivers = inputs.weighting.normalize == "receiver"
+    dq = empty(*q.shape, dtype=q.dtype)
+    # The last pass must gather no keys if their rows are to be overwritten one by one.
+    dk = k if may_overwrite_k and of_receivers else empty(*k.shape, dtype=k.dtype)
+    dw = None
+    if needs_dedge_weight:
+        assert inputs.edge_weight is not None
+        dw = empty(inputs.edge_weight.numel(), dtype=inputs.edge_weight.dtype)
+    grads = group_pass(
+        inputs,
+        upstream,
+        norm=norm,
+        csr=csr if of_receivers else csr_t,
+        d_own=dq if of_receivers else dk,
+        dedge_weight=dw if of_receivers else None,
+        needs_dalpha=needs_dalpha,
+    )
+    dx, dalpha = other_pass(
+        inputs,
+        upstream,
+        norm=grads.norm,
+        delta=grads.delta,
+        csr=csr_t if of_receivers else csr,
+        d_own=dk if of_receivers else dq,
+        dedge_weight=None if of_receivers else dw,
+        needs_dalpha=needs_dalpha,
+    )
+    if not of_receivers:
+        dx, dalpha = grads.dx, grads.dalpha
+    return AttentionGradients(dx, dq, dk, dalpha, dw, grads.dtop)

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -128,6 +129,7 @@ def _share_out(ptr: Tensor, order: Tensor, shift: Tensor, limit: int) -> Work:
     )
 
 
+@lru_cache(maxsize=64)
 def slabs(n: int, rows: int) -> Work:
     """Rows 0 … n − 1 in tasks of so many rows, for a kernel that knows no edges."""
     none = torch.from_numpy(np.empty(0, dtype=np.int64))
@@ -217,7 +219,11 @@ class Compiled:
 
     def __init__(self, kernel: Kernel) -> None:
         self._function = compile_kernel(kernel.name, kernel.source())
-        self._arguments = kernel.arguments
+        self._has_scratch = any(name == "scratch" for name, _ in kernel.arguments)
+        self._array = ctypes.c_int64 * len(kernel.arguments)
+        self._places = [
+            (place, name, kind == "address") for place, (name, kind) in enumerate(kernel.arguments)
+        ]
         self.lanes = kernel.lanes
         self._dtype = np.dtype(f"f{kernel.format.bytes}")
 
@@ -234,22 +240,28 @@ class Compiled:
         if n_tasks == 0:
             return
         threads = max(1, min(torch.get_num_threads(), n_tasks))
-        values |= {
-            "n_tasks": n_tasks,
-            # In NumPy, which no default device of torch touches
-            "counter": torch.from_numpy(np.zeros(1, dtype=np.int64)),
-            "scratch": torch.from_numpy(np.empty((threads, scratch), dtype=self._dtype)),
-            "last_position": work.order.numel() - 1,
-            **work._asdict(),
-        }
-        arguments = (ctypes.c_int64 * len(self._arguments))(
-            *(_argument(values[name], kind) for name, kind in self._arguments)
-        )
+        values["n_tasks"] = n_tasks
+        # In NumPy, which no default device of torch touches
+        values["counter"] = torch.from_numpy(np.zeros(1, dtype=np.int64))
+        if self._has_scratch:
+            room = np.empty((threads, scratch), dtype=self._dtype)
+            values["scratch"] = torch.from_numpy(room)
+        values["last_position"] = work.order.numel() - 1
+        arguments = self._array()
+        for place, name, is_address in self._places:
+            value: Any = values.get(name)
+            if value is None:
+                value = getattr(work, name)
+            if type(value) is not int:
+                value = value.data_ptr() if is_address else value.stride(0)
+            arguments[place] = value
         address = ctypes.addressof(arguments)
         # Plain threads, because the kernel runs without the GIL: no OpenMP runtime of our own to
         # clash with torch's or to break in a forked child, and callers need no lock. Tasks go to
         # whoever is free, so that fewer helpers, or none, do as well.
-        jobs = [_Job(self._function, address, t, (values, arguments)) for t in range(1, threads)]
+        jobs = [
+            _Job(self._function, address, t, (values, work, arguments)) for t in range(1, threads)
+        ]
         try:
             for job in jobs:
                 _hand_out(job)
@@ -286,12 +298,6 @@ class _Job:
             self._kept_alive = None  # it may lie in the queue until a helper is free
         else:
             self._running.acquire()
-
-
-def _argument(value: Tensor | int, kind: str) -> int:
-    if isinstance(value, int):
-        return value
-    return value.data_ptr() if kind == "address" else value.stride(0)
 
 
 def _hand_out(job: _Job) -> None:

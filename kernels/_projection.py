@@ -122,6 +122,7 @@ def _gradient_kernel(m: int, columns: int, dtype: torch.dtype) -> Compiled:
     return Compiled(k)
 
 
+@lru_cache(maxsize=256)
 def _panels(columns: int, lanes: int) -> list[list[Chunk]]:
     """The columns, in panels as wide as a tile."""
     whole = chunks(columns, lanes)
@@ -132,9 +133,13 @@ def _panels(columns: int, lanes: int) -> list[list[Chunk]]:
 def _packed(weight: Tensor, lanes: int) -> Tensor:
     """`weight [inner, columns]`, panel by panel, the last filled up to whole registers."""
     panels = [
-        functional.pad(weight[:, p[0].start : p[-1].start + p[-1].lanes], (0, -p[-1].lanes % lanes))
-        for p in _panels(weight.shape[1], lanes)
+        weight[:, p[0].start : p[-1].start + p[-1].lanes] for p in _panels(weight.shape[1], lanes)
     ]
+    short = -weight.shape[1] % lanes
+    if short:
+        panels[-1] = functional.pad(panels[-1], (0, short))
+    if len(panels) == 1:
+        return panels[0].contiguous()
     return torch.cat([panel.reshape(-1) for panel in panels])
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic on `Vec`: sums across lanes, exp and log."""
+"""Arithmetic on `Vec`: sums across lanes, roots, exp and log."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,6 +28,20 @@ def maximum(a: Vec, b: Vec) -> Vec:
     k = a.kernel
     larger = k.builder.fcmp_ordered(">", a.value, b.value)
     return Vec(k, k.builder.select(larger, a.value, b.value))
+
+
+def sqrt(x: Vec) -> Vec:
+    """`√x`, rounded once."""
+    k = x.kernel
+    name = f"llvm.sqrt.v{k.lanes}f{k.format.bits}"
+    return Vec(k, k.intrinsic(name, k.vector_type, [x.value]))
+
+
+def where_positive(x: Vec, yes: Vec, no: Vec) -> Vec:
+    """Lane by lane `yes` where `x > 0`, else `no`."""
+    k = x.kernel
+    positive = k.builder.fcmp_ordered(">", x.value, k.splat(0.0).value)
+    return Vec(k, k.builder.select(positive, yes.value, no.value))
 
 
 def butterfly(vec: Vec, operation: Callable[[Vec, Vec], Vec], low: int, high: int) -> Vec:

@@ -35,6 +35,15 @@ def backend(request):
 
 
 @pytest.fixture
+def one_thread():
+    """Small tensors take longer with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def nan_filled(monkeypatch):
     """`torch.empty` and its kin return NaN: an element that no kernel wrote shows."""
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,9 @@ import jaxtyping
 import pytest
 import torch
 
+import grand_fast as gf
 from bench import floor, graphs, machine, scaling
-from bench.check import check, expected
+from bench.check import check, expected, named
 from bench.fresh import run as run_fresh
 from bench.harness import MIN_ROUNDS, Timing, interleave
 from bench.ops import (
@@ -24,7 +26,10 @@ from bench.ops import (
 )
 from bench.ops.passes import csr_passes, hub_graphs
 from bench.peers.unfused import has_compiler
-from bench.problem import Competitor, Problem, Shape, gradients
+from bench.problem import OURS, Competitor, Problem, Shape, gradients
+from bench.tuned import competitors, suite
+from bench.tuned.configurations import CONFIGURATIONS, Configuration
+from bench.tuned.problem import setup as tuned_setup
 from grand_fast.kernels.csr_diffusion import cpu
 from grand_fast.testing import assert_close
 
@@ -186,6 +191,38 @@ def test_csr_passes_compute_one_gradient_each(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [(True, False), (False, True)]
 
 
+@pytest.mark.parametrize("competitor", competitors.COMPETITORS)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.dataset)
+def test_tuned_competitor_agrees(configuration: Configuration, competitor: str) -> None:
+    problem = tuned_setup(configuration, graphs.load("random", nodes=300))
+    function = competitors.COMPETITORS[competitor](problem)
+    want = competitors.expected(problem)
+    check(competitor, function, problem, want, tolerance=suite.CANCELLING)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.dataset)
+def test_released_sequence_is_the_reference(configuration: Configuration) -> None:
+    problem = tuned_setup(configuration, graphs.load("random", nodes=200))
+    wide = replace(problem, inputs={name: t.double() for name, t in problem.inputs.items()},
+                   d_out=problem.d_out.double())  # fmt: skip
+    with gf.backend("reference"):
+        out, grads = gradients(competitors.COMPETITORS[OURS](wide), wide)
+    for name, value in named(wide, out, grads).items():
+        assert_close(name, value, competitors.expected(problem)[name], tolerance=1e-11)
+
+
+def test_tuned_graphs_are_the_papers(data_root: Path) -> None:
+    sizes = {"Cora": (2485, 5069), "Photo": (7487, 119_043)}
+    for name, (nodes, pairs) in sizes.items():
+        configuration = competitors.BY_DATASET[name]
+        graph = competitors.load_graph(configuration)
+        assert (graph.num_nodes, graph.num_edges) == (nodes, 2 * pairs + nodes)
+        loops = graph.edge_index()[:, 2 * pairs :]
+        assert torch.equal(loops, torch.arange(nodes).repeat(2, 1))
+        if configuration.self_loops != 1.0:
+            assert float(graph.edge_weight[-1]) == pytest.approx(configuration.self_loops)
+
+
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(machine.DoesNotFitError, match=r"needs about 1000000.0 GB, .* available"):
         machine.require_memory("a graph", 10**15)
@@ -239,9 +276,26 @@ def test_command_line(tmp_path: Path) -> None:
         assert (tmp_path / f"{picture}.png").stat().st_size > 0
 
 
+@pytest.mark.slow
+def test_tuned_command_line(data_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    result = _bench("tuned", "--dataset", "cora", "--rounds", "3", "--json", str(path),
+                    "--out", str(tmp_path))  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    values = json.loads(path.read_text())
+    assert len(values["rows"]) == 2 * len(competitors.COMPETITORS)
+    assert all(row["median_s"] > 0 and row["peak_bytes"] > 0 for row in values["rows"])
+    assert [figure["figure"] for figure in values["figures"]] == [
+        f"Cora (below 10,000 nodes) forward+backward, {what}: released sequence over ours"
+        for what in ("time", "peak memory above inputs")
+    ]
+    assert (tmp_path / "tuned.png").stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["tuned", "--dataset", "digits"], "must be one of Cora, CiteSeer"),
         (["nonsense"], "invalid choice"),
         (["ops", "--graph", "torus"], "must be one of arxiv, random, local, grid"),
         (["ops", "--channels", "-1"], "at least 1"),

@@ -5,10 +5,11 @@ import pytest
 import scipy.sparse
 import torch
 from torch_geometric import EdgeIndex
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from grand_fast import Graph
 from grand_fast.graph import cached_graph
-from grand_fast.testing import GRAPH_KINDS, random_edge_index, random_graph
+from grand_fast.testing import GRAPH_KINDS, assert_close, random_edge_index, random_graph
 
 
 @pytest.mark.parametrize("kind", GRAPH_KINDS)
@@ -118,6 +119,20 @@ def test_random_walk_weights_sum_to_one():
         torch.tensor([[0, 1, 2], [1, 2, 2]]), 3, torch.tensor([2.0, 1.0, 3.0])
     )
     assert graph.random_walk_weights().tolist() == [1.0, 0.25, 0.75]
+
+
+def test_symmetric_weights_are_those_of_gcn_norm():
+    """Also in csr order, and 0 where a degree is 0."""
+    edges, n = random_edge_index("empty_rows")
+    weight = torch.rand(edges.shape[1], dtype=torch.float64)
+    weight[edges[1] == edges[1, 0]] = 0
+    for given in (weight, None):
+        graph = Graph.from_edge_index(edges, n, given)
+        _, want = gcn_norm(edges, given, n, add_self_loops=False, dtype=torch.float64)
+        assert_close("weights", graph.symmetric_weights(torch.float64), want)
+        slots = graph.symmetric_weights(torch.float64, edge_order="csr")
+        assert_close("slots", slots, want[graph.perm.long()])
+        assert bool((want == 0).any())  # of senders that receive nothing
 
 
 def test_to_the_same_device_is_the_same_graph():

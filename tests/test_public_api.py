@@ -9,7 +9,7 @@ import grand_fast as gf
 SURFACE = {
     gf: {"Graph", "Solution", "Stats", "Status", "__version__", "backend", "integrate", "nn",
          "ops"},
-    gf.ops: {"attention_diffusion", "csr_diffusion", "edge_attention",
+    gf.ops: {"GAT", "ExpKernel", "attention_diffusion", "csr_diffusion", "edge_attention",
              "projected_attention_diffusion", "stage_update"},
     gf.nn: {"GRAND", "AttentionDiffusion"},
 }  # fmt: skip

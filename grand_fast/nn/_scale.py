@@ -12,18 +12,24 @@ class DiffusionScale(nn.Module):
     Args:
         alpha: `"learned"` is the sigmoid of a parameter that starts at 0; a float fixes it.
         source: learn a `beta` that starts at 0; else there is no source and `beta` is None.
+        channels: learn one of each for every channel, `[channels]`; by default scalars.
     """
 
     def __init__(
-        self, alpha: float | Literal["learned"] = "learned", *, source: bool = False
+        self,
+        alpha: float | Literal["learned"] = "learned",
+        *,
+        source: bool = False,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         learned = alpha == "learned"
         if not learned and (isinstance(alpha, bool) or not isinstance(alpha, int | float)):
             raise TypeError(f"diffusion: `alpha` must be a float or 'learned', got {alpha!r}.")
+        shape = () if channels is None else (channels,)
         self._fixed_alpha = None if learned else float(alpha)
-        self.alpha_logit = nn.Parameter(torch.zeros(())) if learned else None
-        self.beta = nn.Parameter(torch.zeros(())) if source else None
+        self.alpha_logit = nn.Parameter(torch.zeros(shape)) if learned else None
+        self.beta = nn.Parameter(torch.zeros(shape)) if source else None
 
     @property
     def alpha(self) -> Tensor | float:

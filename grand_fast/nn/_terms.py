@@ -55,3 +55,28 @@ class LinearDiffusion(AbstractTerm):
             add=base.terms,
             edge_order="csr",
         )
+
+
+class LinearMixing(AbstractTerm):
+    """`f = alpha (W_out mean_h A^h V^h − x) + beta x0` with constant weights `a [E, H]`."""
+
+    def __init__(
+        self, field: AttentionDiffusion, a: Tensor, graph: Graph, x0: Tensor | None
+    ) -> None:
+        self.field, self.graph, self.x0 = field, graph, x0
+        self.a = [a_h.contiguous() for a_h in a.unbind(1)]
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f`, shaped like `x`."""
+        return self.axpy(t, x, Combination([]), 1.0)
+
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+        """`base + tau · f`."""
+        share = 1 / len(self.a)
+        before: list[tuple[float, Tensor]] = []
+        for v, a in zip(self.field.values(x), self.a, strict=True):
+            # (A v − v + v) / H on top of the heads before
+            add = [(share, v), *before]
+            mixed = ops.csr_diffusion(v, a, self.graph, alpha=share, add=add, edge_order="csr")
+            before = [(1.0, mixed)]
+        return self.field.field_of(mixed, x, self.x0, scale=tau, add=base.terms)

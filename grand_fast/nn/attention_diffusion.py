@@ -1,4 +1,4 @@
-"""`AttentionDiffusion`: the parameters of q, k, alpha and beta → GRAND's vector field."""
+"""`AttentionDiffusion`: the parameters of the attention, alpha and beta → GRAND's vector field."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,23 +10,38 @@ from torch.nn import functional
 from grand_fast import ops
 from grand_fast.graph import Graph
 from grand_fast.nn._scale import DiffusionScale
+from grand_fast.ops._edge_order import EdgeOrder
+from grand_fast.ops._mixed_values import mixed_values
+from grand_fast.ops._scores import AbstractScore, check_attention
+
+Add = Sequence[tuple[float, Tensor]]
 
 
 class AttentionDiffusion(nn.Module):
     """GRAND's vector field with learned attention.
 
-    `f_i = alpha (mean_h Σ_j a^h_ij x_j − x_i) + beta x0_i`,
+    `f_i = alpha (mean_h Σ_j a^h_ij x_j − x_i) + beta x0_i`, by default with
     `a^h_i: = softmax_j(<W_Q^h x_i, W_K^h x_j> / √d_k)`
 
     Args:
         channels: `d`, channels of the state.
         attention_channels: `H · d_k`; by default `channels`.
         heads: `H`; must divide `attention_channels`.
-        score, normalizer, normalize: as in `grand_fast.ops.attention_diffusion`.
+        score: a name as in `ops.edge_attention`; `"exp_kernel"` then learns σ and ℓ, which start
+            at 1. Or an object, `ops.ExpKernel(…)`, `ops.GAT(…)`, whose values stay as they are.
+        normalizer, normalize: as in `ops.edge_attention`.
+        reweight: multiply the scores by the edge weights of the graph, where it has any.
+        mix_features: heads carry values of their own,
+            `f = alpha (W_out mean_h A^h W_V^h x − x) + beta x0`.
         alpha: `"learned"` is the sigmoid of a parameter that starts at 0; a float fixes it.
         source: add `beta x0` with a learned `beta` that starts at 0.
+        per_channel: `alpha` and `beta`, where learned, are `[channels]` instead of scalars.
 
-    Reference: GRAND (Chamberlain et al. 2021), equations 2 and 10.
+    `.query`, `.key` and, with `mix_features`, `.value` are `nn.Linear(channels,
+    attention_channels)`, `.out` is `nn.Linear(d_k, channels)`. The score `"gat"` has `.shared`, W
+    without a bias, and `.a_query`, `.a_key` `[H, d_k]` in place of the first two:
+    `s^h_ij = LeakyReLU(<a_query^h, W^h x_i> + <a_key^h, W^h x_j>)`.
+    Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
 
     def __init__(
@@ -35,11 +50,14 @@ class AttentionDiffusion(nn.Module):
         attention_channels: int | None = None,
         heads: int = 1,
         *,
-        score: str = "scaled_dot",
+        score: str | AbstractScore = "scaled_dot",
         normalizer: str = "softmax",
         normalize: str = "receiver",
+        reweight: bool = False,
+        mix_features: bool = False,
         alpha: float | Literal["learned"] = "learned",
         source: bool = False,
+        per_channel: bool = False,
     ) -> None:
         super().__init__()
         attention_channels = channels if attention_channels is None else attention_channels
@@ -48,16 +66,35 @@ class AttentionDiffusion(nn.Module):
                 f"AttentionDiffusion: `heads` must divide attention_channels="
                 f"{attention_channels}, got {heads}."
             )
+        of_score, _ = check_attention("AttentionDiffusion", score, normalizer, normalize, 1)
         self.channels, self.attention_channels, self.heads = channels, attention_channels, heads
         self.score, self.normalizer, self.normalize = score, normalizer, normalize
-        self.query = nn.Linear(channels, attention_channels)
-        self.key = nn.Linear(channels, attention_channels)
-        self.scale = DiffusionScale(alpha, source=source)
+        self.reweight, self.mix_features = reweight, mix_features
+        d_k = attention_channels // heads
+        self.is_gat = of_score.name == ops.GAT.name
+        if self.is_gat:
+            self.shared = nn.Linear(channels, attention_channels, bias=False)
+            self.a_query = nn.Parameter(torch.empty(heads, d_k))
+            self.a_key = nn.Parameter(torch.empty(heads, d_k))
+        else:
+            self.query = nn.Linear(channels, attention_channels)
+            self.key = nn.Linear(channels, attention_channels)
+        if score == ops.ExpKernel.name:
+            self.sigma = nn.Parameter(torch.empty(1))
+            self.lengthscale = nn.Parameter(torch.empty(1))
+        if mix_features:
+            self.value = nn.Linear(channels, attention_channels)
+            self.out = nn.Linear(d_k, channels)
+        self.scale = DiffusionScale(
+            alpha, source=source, channels=channels if per_channel else None
+        )
+        self._reset_vectors()
 
     def reset_parameters(self) -> None:
-        """Start again: random projections, `alpha = 1/2` if learned, `beta = 0`."""
-        for module in (self.query, self.key, self.scale):
-            module.reset_parameters()
+        """Start again: random projections, `σ = ℓ = 1`, `alpha = 1/2` if learned, `beta = 0`."""
+        for module in self.children():
+            module.reset_parameters()  # type: ignore[operator]
+        self._reset_vectors()
 
     def forward(
         self,
@@ -66,17 +103,26 @@ class AttentionDiffusion(nn.Module):
         x0: Tensor | None = None,
         *,
         scale: float = 1.0,
-        add: Sequence[tuple[float, Tensor]] = (),
+        add: Add = (),
     ) -> Tensor:
         """`scale · f + Σ c y`, `[N, channels]`, from the state `x [N, channels]`.
 
         `x0` is shaped like `x` and comes with `source` only; `add` holds the pairs `(c, y)`.
         """
-        if (self.scale.beta is None) != (x0 is None):
-            expected = (
-                "None without source=True" if self.scale.beta is None else "given: source=True"
+        self._check_source(x0)
+        if self.mix_features:
+            q, k = self.query_key(x)
+            mixed = mixed_values(
+                self.values(x),
+                q,
+                k,
+                graph,
+                score=self._score(),
+                normalizer=self.normalizer,
+                normalize=self.normalize,
+                edge_weight=self._edge_weight(x, graph),
             )
-            raise ValueError(f"AttentionDiffusion: `x0` must be {expected}.")
+            return self.field_of(mixed, x, x0, scale=scale, add=add)
         weight, bias = self._packed()
         return ops.projected_attention_diffusion(
             x,
@@ -87,37 +133,89 @@ class AttentionDiffusion(nn.Module):
             alpha=scale * self.scale.alpha,
             beta=None if self.scale.beta is None else scale * self.scale.beta,
             x0=x0,
-            score=self.score,
+            score=self._score(),
             normalizer=self.normalizer,
             normalize=self.normalize,
+            edge_weight=self._edge_weight(x, graph),
             add=add,
         )
 
-    def attention(self, x: Tensor, graph: Graph) -> Tensor:
-        """The weights `a [E, heads]` at state `x`, in the user's edge order."""
+    def attention(
+        self, x: Tensor, graph: Graph, *, mean_heads: bool = False, edge_order: EdgeOrder = "user"
+    ) -> Tensor:
+        """The weights `a [E, heads]` at state `x`; options as in `ops.edge_attention`."""
         q, k = self.query_key(x)
         return ops.edge_attention(
             q,
             k,
             graph,
-            score=self.score,
+            score=self._score(),
             normalizer=self.normalizer,
             normalize=self.normalize,
+            edge_weight=self._edge_weight(x, graph),
+            mean_heads=mean_heads,
+            edge_order=edge_order,
         )
 
     def query_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`q, k [N, heads, d_k]`, two views of one product."""
+        """`q, k [N, heads, d_k]`, two views of one product; of `"gat"` `[N, heads, 1]`."""
         weight, bias = self._packed()
-        qk = functional.linear(x, weight, bias).view(
-            x.shape[0], 2, self.heads, self.attention_channels // self.heads
-        )
+        qk = functional.linear(x, weight, bias).view(x.shape[0], 2, self.heads, -1)
         return qk[:, 0], qk[:, 1]
 
+    def values(self, x: Tensor) -> tuple[Tensor, ...]:
+        """With `mix_features`: what each head carries, `heads` times `[N, d_k]`."""
+        v: Tensor = self.value(x)
+        return v.view(x.shape[0], self.heads, -1).unbind(1)
+
+    def field_of(
+        self, mixed: Tensor, x: Tensor, x0: Tensor | None, *, scale: float = 1.0, add: Add = ()
+    ) -> Tensor:
+        """With `mix_features`: `scale · f + Σ c y` from `mean_h A^h v^h`, `[N, d_k]`."""
+        f = scale * self.scale.alpha * (self.out(mixed) - x)
+        if self.scale.beta is not None and x0 is not None:
+            f = f + scale * self.scale.beta * x0
+        return ops.stage_update([*add, (1.0, f)]) if add else f
+
     def _packed(self) -> tuple[Tensor, Tensor]:
-        """Both projections as one."""
+        """Weight and bias of queries, then keys."""
+        if self.is_gat:
+            shared = self.shared.weight.view(self.heads, -1, self.channels)
+            a = torch.stack([self.a_query, self.a_key])
+            weight = torch.einsum("shk,hkd->shd", a, shared).flatten(0, 1)
+            return weight, weight.new_zeros(weight.shape[0])
         weight = torch.cat([self.query.weight, self.key.weight])
         return weight, torch.cat([self.query.bias, self.key.bias])
 
+    def _score(self) -> str | AbstractScore:
+        if self.score == ops.ExpKernel.name:
+            return ops.ExpKernel(self.sigma, self.lengthscale)
+        return self.score
+
+    def _edge_weight(self, x: Tensor, graph: Graph) -> Tensor | None:
+        if not self.reweight or graph.edge_weight is None:
+            return None
+        return graph.edge_weight.to(x.dtype)
+
+    def _check_source(self, x0: Tensor | None) -> None:
+        if (self.scale.beta is None) != (x0 is None):
+            expected = (
+                "None without source=True" if self.scale.beta is None else "given: source=True"
+            )
+            raise ValueError(f"AttentionDiffusion: `x0` must be {expected}.")
+
+    def _reset_vectors(self) -> None:
+        if self.is_gat:
+            nn.init.xavier_uniform_(self.a_query)
+            nn.init.xavier_uniform_(self.a_key)
+        if self.score == ops.ExpKernel.name:
+            nn.init.ones_(self.sigma)
+            nn.init.ones_(self.lengthscale)
+
     def extra_repr(self) -> str:
         """Sizes and choices, for `print(model)`."""
-        return f"heads={self.heads}, score={self.score}, normalizer={self.normalizer}"
+        score = self.score if isinstance(self.score, str) else self.score.name
+        return (
+            f"heads={self.heads}, score={score}, normalizer={self.normalizer}, "
+            f"normalize={self.normalize}"
+        )

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grand_fast import ops
 from grand_fast.graph import Graph, cached_graph
 from grand_fast.nn._scale import DiffusionScale
-from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.nn._terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.ops._scores import AbstractScore
 from grand_fast.solvers import AbstractTerm, Adjoint, Method, Stats, Status, integrate
 from grand_fast.solvers._solution import checksum, status_of
 
 VARIANTS = ("l", "nl", "laplacian")
+LAPLACIANS = ("random_walk", "symmetric")
 
 
 class GRAND(nn.Module):
@@ -25,11 +26,13 @@ class GRAND(nn.Module):
     Args:
         in_channels, hidden_channels, out_channels: of the input, of the state (`d`), classes.
         variant: `"l"` attention from `x(0)`, constant in time; `"nl"` attention from each `x(t)`;
-            `"laplacian"` no attention: random-walk weights from the graph's edge weights.
+            `"laplacian"` no attention: weights from the graph's edge weights.
+        laplacian: of that variant, `"random_walk"` or `"symmetric"`, as `Graph` computes them.
         heads, attention_channels: `H` and `H · d_k` (by default `hidden_channels`).
+        score, normalizer, normalize, reweight, mix_features: as in `AttentionDiffusion`.
         T, method, step_size, adjoint: as in `grand_fast.integrate`; `T` in units of diffusion time.
         dropout, input_dropout: before the decoder, before the encoder.
-        alpha, source: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
+        alpha, source, per_channel: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
 
     After a forward pass `.stats` holds the solver's work and `.status` whether it succeeded.
     Reference: GRAND (Chamberlain et al. 2021), section 4.
@@ -42,8 +45,14 @@ class GRAND(nn.Module):
         out_channels: int,
         *,
         variant: str = "nl",
+        laplacian: str = "random_walk",
         heads: int = 1,
         attention_channels: int | None = None,
+        score: str | AbstractScore = "scaled_dot",
+        normalizer: str = "softmax",
+        normalize: str = "receiver",
+        reweight: bool = False,
+        mix_features: bool = False,
         T: float = 1.0,
         method: Method = "rk4",
         step_size: float | None = 1.0,
@@ -52,6 +61,7 @@ class GRAND(nn.Module):
         input_dropout: float = 0.0,
         alpha: float | Literal["learned"] = "learned",
         source: bool = False,
+        per_channel: bool = False,
     ) -> None:
         super().__init__()
         if variant == "nl-rw":
@@ -63,16 +73,31 @@ class GRAND(nn.Module):
             raise ValueError(
                 f"GRAND: `variant` must be one of {', '.join(VARIANTS)}, got {variant!r}."
             )
-        self.variant = variant
+        if laplacian not in LAPLACIANS:
+            raise ValueError(
+                f"GRAND: `laplacian` must be one of {', '.join(LAPLACIANS)}, got {laplacian!r}."
+            )
+        self.variant, self.laplacian = variant, laplacian
         self.T, self.method, self.step_size, self.adjoint = T, method, step_size, adjoint
         self.dropout, self.input_dropout = dropout, input_dropout
         self.encoder = nn.Linear(in_channels, hidden_channels)
         self.field: AttentionDiffusion | DiffusionScale
         if variant == "laplacian":
-            self.field = DiffusionScale(alpha, source=source)
+            channels = hidden_channels if per_channel else None
+            self.field = DiffusionScale(alpha, source=source, channels=channels)
         else:
             self.field = AttentionDiffusion(
-                hidden_channels, attention_channels, heads, alpha=alpha, source=source
+                hidden_channels,
+                attention_channels,
+                heads,
+                score=score,
+                normalizer=normalizer,
+                normalize=normalize,
+                reweight=reweight,
+                mix_features=mix_features,
+                alpha=alpha,
+                source=source,
+                per_channel=per_channel,
             )
         self.decoder = nn.Linear(hidden_channels, out_channels)
         self.stats: Stats | None = None
@@ -102,7 +127,8 @@ class GRAND(nn.Module):
             step_size=self.step_size,
             adjoint=self.adjoint,
         )
-        self.stats, self._total = solution.stats, checksum(solution.x)
+        if not torch.compiler.is_exporting():  # a program keeps nothing between calls
+            self.stats, self._total = solution.stats, checksum(solution.x)
         x = functional.dropout(torch.relu(solution.x), self.dropout, self.training)
         logits: Tensor = self.decoder(x)
         return logits
@@ -119,8 +145,12 @@ class GRAND(nn.Module):
         if isinstance(field, AttentionDiffusion) and self.variant == "nl":
             return NonlinearDiffusion(field, graph, source)
         if isinstance(field, AttentionDiffusion):
-            q, k = field.query_key(x0)
-            a = ops.edge_attention(q, k, graph, mean_heads=True, edge_order="csr")
+            mix = field.mix_features
+            a = field.attention(x0, graph, mean_heads=not mix, edge_order="csr")
+            if mix:
+                return LinearMixing(field, a, graph, source)
+        elif self.laplacian == "symmetric":
+            a = graph.symmetric_weights(x0.dtype, edge_order="csr")
         else:
             a = graph.random_walk_weights(x0.dtype, edge_order="csr")
         return LinearDiffusion(a, graph, alpha=scale.alpha, beta=scale.beta, x0=source)

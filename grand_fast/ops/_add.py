@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from grand_fast.kernels._csr import Add
-from grand_fast.ops._checks import check_tensor, message
+from grand_fast.ops._checks import check_tensor, inner_contiguous, message
 
 
 def check_add(op: str, add: Any, x: Tensor) -> tuple[float, tuple[float, ...], list[Tensor]]:
-    """Checked pairs, those of `x` itself apart: their scale, the other scales and tensors.
+    """Checked pairs, those of `x` itself apart: their scale, the other scales and tensors (rows
+    contiguous).
 
     Backward has a pass that writes the gradient by `x` anyway; the share of `x` goes into it.
     """
@@ -27,7 +28,7 @@ def check_add(op: str, add: Any, x: Tensor) -> tuple[float, tuple[float, ...], l
         sizes = (x.shape[0], x.shape[1])
         check_tensor(op, "add", y, letters="[N, d]", sizes=sizes, like=x)
         scales.append(float(scale))
-        others.append(y)
+        others.append(inner_contiguous(y))
     return of_x, tuple(scales), others
 
 

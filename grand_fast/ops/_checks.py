@@ -42,15 +42,15 @@ def check_tensor(
         raise TypeError(message(op, name, "must be a Tensor", type(value).__name__))
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(message(op, name, "must be floating", str(value.dtype), "Try .float()."))
-    shape = tuple(value.shape)
-    fits = len(shape) == len(sizes) and all(
-        got >= 1 if want is None else got == want for got, want in zip(shape, sizes, strict=True)
-    )
+    shape = value.shape
+    fits = len(shape) == len(sizes)
+    for got, want in zip(shape, sizes, strict=False):
+        if got != want and (want is not None or got < 1):
+            fits = False
     if not fits:
-        want = f"[{', '.join('≥1' if s is None else str(s) for s in sizes)}]"
-        raise ValueError(
-            message(op, name, f"must have shape {letters} = {want}", str(list(shape)), remedy)
-        )
+        want_shape = f"[{', '.join('≥1' if s is None else str(s) for s in sizes)}]"
+        expected = f"must have shape {letters} = {want_shape}"
+        raise ValueError(message(op, name, expected, str(list(shape)), remedy))
     if like is not None and value.dtype != like.dtype:
         remedy = f"Convert it with .to({like.dtype})."
         raise TypeError(message(op, name, f"must be {like.dtype}", str(value.dtype), remedy))
@@ -78,7 +78,8 @@ def channel_vector(op: str, name: str, value: Any, x: Tensor) -> Tensor:
     d = x.shape[1]
     wide = torch.promote_types(x.dtype, torch.float32)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _constant_vector(float(value), d, wide, x.device)
+        make = torch.full if torch.compiler.is_compiling() else _constant_vector
+        return make((d,), float(value), dtype=wide, device=x.device)
     if not isinstance(value, Tensor):
         got = type(value).__name__
         raise TypeError(message(op, name, "must be a float or a Tensor", got))
@@ -94,9 +95,11 @@ def channel_vector(op: str, name: str, value: Any, x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _constant_vector(value: float, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _constant_vector(
+    shape: tuple[int], value: float, *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor could not be saved for backward
-        return torch.full((d,), value, dtype=dtype, device=device)
+        return torch.full(shape, value, dtype=dtype, device=device)
 
 
 def check_source(
@@ -110,7 +113,7 @@ def check_source(
         raise ValueError(message(op, missing, f"must come with `{given}`", "None"))
     sizes = (x.shape[0], x.shape[1])
     check_tensor(op, "x0", x0, letters="[N, d]", sizes=sizes, like=x)
-    return channel_vector(op, "beta", beta, x), x0
+    return channel_vector(op, "beta", beta, x), inner_contiguous(x0)
 
 
 def inner_contiguous(t: Tensor) -> Tensor:
@@ -118,9 +121,11 @@ def inner_contiguous(t: Tensor) -> Tensor:
 
     Or if it is a view that begins in the middle of 32 bits: kernels may read half types in pairs.
     """
-    expected = 1
     if t.element_size() == 2 and t.shape[-1] % 2 == 0 and t.storage_offset() % 2:
         return t.clone(memory_format=torch.contiguous_format)
+    if t.is_contiguous():
+        return t
+    expected = 1
     for size, stride in zip(reversed(t.shape[1:]), reversed(t.stride()[1:]), strict=True):
         if size != 1 and stride != expected:
             return t.contiguous()

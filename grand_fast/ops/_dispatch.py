@@ -53,10 +53,14 @@ def backend(name: Backend) -> Iterator[None]:
 def choose(op: str, name: str, x: Tensor) -> str:
     """The backend that runs `op` on tensors like `x`.
 
+    A compiler gets the name as it is: a program chooses where and when it runs.
+
     Raises:
         ValueError: unknown name. RuntimeError: the one asked for cannot run; all its reasons.
     """
     _check_name(op, name)
+    if torch.compiler.is_compiling():
+        return name
     if name == "auto":
         name = _block.get() or os.environ.get("GRAND_FAST_BACKEND") or "auto"
         _check_name("GRAND_FAST_BACKEND", name)
@@ -72,6 +76,20 @@ def choose(op: str, name: str, x: Tensor) -> str:
         raise RuntimeError(f"{op}: {cannot_run(name, x.device, x.dtype)}")
     _warn_once(op, name, "; ".join(reasons))
     return "reference"
+
+
+def transforms_active() -> bool:
+    """Whether a transform of torch.func is at work, which kernels cannot follow."""
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active
+
+
+def is_reference(op: str, name: str) -> bool:
+    """Whether the reference computes `op`: as backend, or because torch.func transforms it."""
+    if transforms_active():
+        _warn_once(op, name, "it is differentiated or mapped by torch.func")
+        return True
+    return name == "reference"
 
 
 def cannot_run(name: str, device: torch.device, dtype: torch.dtype) -> str | None:

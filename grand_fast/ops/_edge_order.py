@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from grand_fast.graph import Graph
+from grand_fast.ops._dispatch import transforms_active
 
 EdgeOrder = Literal["user", "csr"]
 EDGE_ORDERS = ("user", "csr")
@@ -13,14 +14,24 @@ EDGE_ORDERS = ("user", "csr")
 
 def to_slots(a: Tensor, graph: Graph) -> Tensor:
     """`a [E, …]` in the user's order → slot order."""
+    if transforms_active():
+        return _reordered(a, graph.perm, False)
     slots: Tensor = _Reorder.apply(a, graph.perm, False)
     return slots
 
 
 def to_user(a: Tensor, graph: Graph) -> Tensor:
     """`a [E, …]` in slot order → the user's order."""
+    if transforms_active():
+        return _reordered(a, graph.perm, True)
     user: Tensor = _Reorder.apply(a, graph.perm, True)
     return user
+
+
+def _reordered(a: Tensor, perm: Tensor, scatter: bool) -> Tensor:
+    if not scatter:
+        return a.index_select(0, perm)
+    return a.new_zeros(a.shape).index_copy(0, perm.long(), a)
 
 
 class _Reorder(Function):
@@ -29,11 +40,7 @@ class _Reorder(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, perm: Tensor, scatter: bool) -> Tensor:
         ctx.perm, ctx.scatter = perm, scatter
-        if not scatter:
-            return a.index_select(0, perm)
-        user = a.new_empty(a.shape)
-        user[perm.long()] = a
-        return user
+        return _reordered(a, perm, scatter)
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:

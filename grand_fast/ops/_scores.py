@@ -5,7 +5,7 @@ node once, in plain PyTorch and so differentiable, such that their dot product i
 """
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from dataclasses import replace
 from math import isfinite, sqrt
 from typing import Any
 
@@ -35,6 +35,11 @@ def _scalar(name: str, value: Any) -> float | Tensor:
     return float(value)
 
 
+Pair = tuple[Tensor, Tensor]
+# By q, k, σ and ℓ
+ScoreGradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
 class AbstractScore(ABC):
     """`s_ij` of an edge `j → i`, for each head, from `q_i` and `k_j`."""
 
@@ -48,6 +53,18 @@ class AbstractScore(ABC):
     def weighting(self, d_k: int) -> Weighting:
         """Scale of the dot product, and `s` as a function of `u`."""
 
+    def parameters(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """σ and ℓ, where it has them, on the device of `like`, in its dtype or a wider one."""
+        return None, None
+
+    @abstractmethod
+    def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
+        """Backward of `prepare`: `given` q and k, what it `made` of them and the gradients by that.
+
+        The latter may be written over. Plain tensor arithmetic without a graph: a graph of
+        `prepare` would hold some ten tensors like q.
+        """
+
 
 class ScaledDot(AbstractScore):
     """`s_ij = <q_i, k_j> / √d_k`; GRAND (Chamberlain et al. 2021), equation 10."""
@@ -57,6 +74,10 @@ class ScaledDot(AbstractScore):
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """As they are."""
         return q, k
+
+    def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
+        """As they are."""
+        return *of_made, None, None
 
     def weighting(self, d_k: int) -> Weighting:
         """The identity."""
@@ -72,6 +93,14 @@ class Cosine(AbstractScore):
         """Of length 1, or shorter where they are shorter than eps."""
         return functional.normalize(q, dim=2, eps=_EPS), functional.normalize(k, dim=2, eps=_EPS)
 
+    def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
+        """Across the vector, over its length; along it too where it is shorter than eps."""
+        for v, unit, g in zip(given, made, of_made, strict=True):
+            length = torch.linalg.vector_norm(v, dim=2, keepdim=True)
+            along = (unit * g).sum(2, keepdim=True).masked_fill_(length < _EPS, 0.0)
+            g.addcmul_(unit, along, value=-1.0).div_(length.clamp_min_(_EPS))
+        return *of_made, None, None
+
     def weighting(self, d_k: int) -> Weighting:
         """The identity."""
         return Weighting(scale=1.0)
@@ -84,7 +113,17 @@ class Pearson(Cosine):
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Centred, then of length 1."""
-        return super().prepare(q - q.mean(2, keepdim=True), k - k.mean(2, keepdim=True))
+        return super().prepare(*_centred(q, k))
+
+    def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
+        """That of the cosine, centred too."""
+        super().gradients(_centred(*given), made, of_made)
+        dq, dk = _centred(*of_made)
+        return dq, dk, None, None
+
+
+def _centred(q: Tensor, k: Tensor) -> Pair:
+    return q - q.mean(2, keepdim=True), k - k.mean(2, keepdim=True)
 
 
 class ExpKernel(AbstractScore):
@@ -106,10 +145,8 @@ class ExpKernel(AbstractScore):
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """With two more columns: −|q|²/2 + log σ² and 1, 1 and −|k|²/2; in float32 or wider."""
-        wide = torch.promote_types(q.dtype, torch.float32)
-        sigma, length = (
-            torch.as_tensor(v, device=q.device).to(wide) for v in (self.sigma, self.lengthscale)
-        )
+        sigma, length = self.parameters(q)
+        wide = sigma.dtype
         # Distances do not change with the origin, and are exact to more digits near it.
         origin = k.detach().to(wide).sum(0) / max(1, k.shape[0])
         q, k = (q.to(wide) - origin) / length, (k.to(wide) - origin) / length
@@ -118,6 +155,31 @@ class ExpKernel(AbstractScore):
         own_k = -k.square().sum(2, keepdim=True) / 2
         one = torch.ones_like(own_k)
         return torch.cat([q, own_q, one], 2), torch.cat([k, one, own_k], 2)
+
+    def parameters(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, in float32 or wider."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return (
+            torch.as_tensor(self.sigma, dtype=wide, device=like.device),
+            torch.as_tensor(self.lengthscale, dtype=wide, device=like.device),
+        )
+
+    def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
+        """Through both columns of a node's own."""
+        d_k, dtype = given[0].shape[2], given[0].dtype
+        sigma, length = self.parameters(given[0])
+        dlength = torch.zeros_like(length)
+        own_q, own_k = of_made[0][:, :, d_k : d_k + 1], of_made[1][:, :, d_k + 1 :]
+        found = []
+        for v, g, own in zip(made, of_made, (own_q, own_k), strict=True):
+            v, g = v[:, :, :d_k], g[:, :, :d_k]
+            g.addcmul_(v, own, value=-1.0)
+            dlength -= (g * v).sum() / length
+            found.append((g / length).to(dtype))
+        dq, dk = found
+        dsigma = 2 / sigma * own_q.sum()
+        dsigma = dsigma.masked_fill(sigma.square() < torch.finfo(sigma.dtype).tiny, 0.0)
+        return dq, dk, dsigma, dlength
 
     def weighting(self, d_k: int) -> Weighting:
         """eᵘ."""
@@ -150,6 +212,10 @@ class GAT(AbstractScore):
         one = torch.ones_like(q)
         return torch.cat([q, one], 2), torch.cat([one, k], 2)
 
+    def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
+        """Of one column each."""
+        return of_made[0][:, :, :1], of_made[1][:, :, 1:], None, None
+
     def weighting(self, d_k: int) -> Weighting:
         """LeakyReLU."""
         return Weighting(scale=1.0, function="leaky_relu", slope=self.negative_slope)
@@ -177,15 +243,7 @@ def check_attention(
         raise ValueError(
             message(op, "q", "must have shape [N, H, 1] for score 'gat'", f"d_k = {d_k}", remedy)
         )
-    return score, _normalised(score.weighting(d_k), normalizer, normalize)
-
-
-@lru_cache(maxsize=256)
-def _normalised(weighting: Weighting, normalizer: Any, normalize: Any) -> Weighting:
-    return Weighting(
-        scale=weighting.scale,
-        function=weighting.function,
-        slope=weighting.slope,
-        normalizer=normalizer,
-        normalize=normalize,
-    )
+    weighting = score.weighting(d_k)
+    if normalizer != "softmax" or normalize != "receiver":
+        weighting = replace(weighting, normalizer=normalizer, normalize=normalize)
+    return score, weighting

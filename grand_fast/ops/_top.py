@@ -1,17 +1,18 @@
 """The largest score of all edges and heads, which squareplus counts from, and its gradient."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.edge_attention.reference import edge_scores
-from grand_fast.ops._checks import inner_contiguous
+from grand_fast.ops._call import Call
 from grand_fast.ops._dispatch import launchers, plan
+from grand_fast.ops._operator import Gradients, Operator
 
 _CHUNK = 1 << 20  # edges whose scores are computed at a time, should that many be equally large
 
@@ -30,80 +31,126 @@ def score_top(
     Differentiable by `q`, `k` and `edge_weight` (slot order): the gradient goes to the edge and
     head that have it, in equal parts to several, as that of `Tensor.max`.
     """
-    top: Tensor = _ScoreTopFunction.apply(q, k, edge_weight, weighting, graph, name)
-    return top
+    call = Call(graph, name, weighting)
+    return _operator(call, q, k, edge_weight)
 
 
-class _ScoreTopFunction(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        edge_weight: Tensor | None,
-        weighting: Weighting,
-        graph: Graph,
-        name: str,
-    ) -> Tensor:
-        if graph.num_edges == 0:
-            top_of_row = q.new_zeros((0, q.shape[1]), dtype=torch.float32)
-            top = torch.zeros(
-                (), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device
-            )
-        else:
-            top_of_row = launchers("edge_attention", name).edge_attention_top(
-                inner_contiguous(q),
-                inner_contiguous(k),
-                weighting=weighting,
+def find_top(
+    call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The largest score, and that of each row and head, `[N, H]`."""
+    if call.graph.num_edges == 0:
+        top, top_of_row = _fake(call, q)
+        return top.zero_(), (top_of_row.fill_(-math.inf),)
+    top_of_row = launchers("edge_attention", call.backend).edge_attention_top(
+        q,
+        k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        csr=call.graph.csr(plan(call.backend)),
+    )
+    return top_of_row.max(), (top_of_row,)
+
+
+def _backward(
+    call: Call, dtop: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
+) -> Gradients:
+    grads = [None if t is None else torch.zeros_like(t) for t in inputs]
+    add_top_gradients(call, dtop, inputs, saved[0], grads)
+    return grads
+
+
+def add_top_gradients(
+    call: Call, dtop: Tensor, inputs: Any, top_of_row: Tensor, grads: Gradients
+) -> None:
+    """Add to the gradients by `q`, `k` and `edge_weight`, in place, those through `dtop`.
+
+    They have a few rows only, those of the edges with the largest score.
+    """
+    graph = call.graph
+    if graph.num_edges == 0:
+        return
+    ties = list(_ties(graph, inputs, call.weighting, top_of_row))
+    largest = max(float(s) for s, _, _ in ties)
+    ties = [tie for tie in ties if float(tie[0]) == largest]
+    count = sum(head.numel() for _, _, head in ties)
+    for _, slots, head in ties:
+        index = (*_ends(graph, slots), slots)
+        rows = [t[i] for t, i in zip(inputs, index, strict=True) if t is not None]
+        own = torch.arange(slots.numel(), device=slots.device)
+
+        def tied(
+            q: Tensor,
+            k: Tensor,
+            edge_weight: Tensor | None = None,
+            head: Tensor = head,
+            own: Tensor = own,
+        ) -> Tensor:
+            s = edge_scores(
+                q,
+                k,
+                weighting=call.weighting,  # type: ignore[arg-type]
                 edge_weight=edge_weight,
-                csr=graph.csr(plan(name)),
+                receiver=own,
+                sender=own,
             )
-            top = top_of_row.max()
-        ctx.save_for_backward(q, k, edge_weight, top_of_row)
-        ctx.weighting, ctx.graph = weighting, graph
-        return top
+            return s.gather(1, head[:, None]).sum()
 
-    @staticmethod
-    def backward(ctx: Any, dtop: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, edge_weight, top_of_row = ctx.saved_tensors
-        twice = torch.is_grad_enabled()
-        inputs = [t for t in (q, k, edge_weight) if t is not None]
-        if not twice:
-            inputs = [t.detach().requires_grad_() for t in inputs]
-        given = (*inputs, None)[:3]
-        grads: list[Tensor | None] = [None] * len(inputs)
-        if ctx.graph.num_edges:
-            ties = list(_ties(ctx.graph, given, ctx.weighting, top_of_row))
-            largest = max(float(s) for s, _, _ in ties)
-            ties = [tie for tie in ties if float(tie[0]) == largest]
-            count = sum(head.numel() for _, _, head in ties)
-            for _, slots, head in ties:
-                with torch.enable_grad():
-                    s = _scores(ctx.graph, given, ctx.weighting, slots)
-                    share = s.gather(1, head[:, None]).sum() * (dtop / count)
-                    of_chunk = torch.autograd.grad(
-                        share, inputs, create_graph=twice, allow_unused=True
-                    )
-                grads = [b if a is None else a + b for a, b in zip(grads, of_chunk, strict=True)]
-        return (*grads, None, None)[:3] + (None, None, None)
+        pull_back: Any = torch.func.vjp(tied, *rows)[1]
+        of_rows = iter(pull_back((dtop / count).to(top_of_row.dtype)))
+        for grad, t, i in zip(grads, inputs, index, strict=True):
+            of_input = None if t is None else next(of_rows)
+            if grad is not None and of_input is not None:
+                grad.index_put_((i,), of_input.to(grad.dtype), accumulate=True)
 
 
-def _scores(graph: Graph, given: Any, weighting: Weighting, slots: Tensor) -> Tensor:
+def reference_top(call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None) -> Tensor:
+    """The largest score in differentiable operations of torch."""
+    if call.graph.num_edges == 0:
+        return _fake(call, q)[0].zero_()
+    slots = torch.arange(call.graph.num_edges, device=q.device)
+    return _scores(call.graph, (q, k, edge_weight), call.weighting, slots).amax()
+
+
+def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty((), dtype=wide), q.new_empty(q.shape[:2], dtype=wide)
+
+
+_operator = Operator(
+    "score_top",
+    inputs=("q", "k", "edge_weight?"),
+    options=("weighting",),
+    saves=1,
+    forward=find_top,
+    backward=_backward,
+    reference=reference_top,
+    fake=_fake,
+)
+
+
+def _scores(graph: Graph, given: Any, weighting: Any, slots: Tensor) -> Tensor:
     """Scores of some slots, `[len(slots), H]`."""
     q, k, edge_weight = given
-    receiver = torch.searchsorted(graph.rowptr, slots.to(graph.rowptr.dtype), right=True) - 1
+    receiver, sender = _ends(graph, slots)
     return edge_scores(
         q,
         k,
         weighting=weighting,
         edge_weight=None if edge_weight is None else edge_weight[slots],
         receiver=receiver,
-        sender=graph.col[slots].long(),
+        sender=sender,
     )
 
 
+def _ends(graph: Graph, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Receivers and senders of some slots."""
+    receiver = torch.searchsorted(graph.rowptr, slots.to(graph.rowptr.dtype), right=True) - 1
+    return receiver, graph.col[slots].long()
+
+
 def _ties(
-    graph: Graph, given: Any, weighting: Weighting, top_of_row: Tensor
+    graph: Graph, given: Any, weighting: Any, top_of_row: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Per chunk of the rows that reach the largest score: it, and the slots and heads that have it.
 

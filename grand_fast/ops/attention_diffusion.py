@@ -2,15 +2,16 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
-from grand_fast.ops._add import check_add, gradients, pairs
+from grand_fast.ops._add import check_add, pairs
+from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -19,13 +20,14 @@ from grand_fast.ops._checks import (
     inner_contiguous,
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
+from grand_fast.ops._operator import Gradients, Operator
 from grand_fast.ops._scores import AbstractScore, check_attention
-from grand_fast.ops._source import source_gradients
 from grand_fast.ops.edge_attention import check_edge_weight, check_query_key, edge_inputs
 
 _OP = "attention_diffusion"
 
 
+@autocast_inputs
 def attention_diffusion(
     x: Float[Tensor, "N d"],
     q: Float[Tensor, "N H d_k"],
@@ -77,99 +79,121 @@ def attention_diffusion(
     name = choose(_OP, backend, x)
     q, k = of_score.prepare(q, k)
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
-    if name == "reference":
-        f, _ = launchers(_OP, name).attention_diffusion_fwd(
-            x,
-            q,
-            k,
-            weighting=weighting,
-            edge_weight=w,
-            top=top,
-            alpha=alpha,
-            beta=beta,
-            x0=x0,
-            add=pairs(x, of_x, scales, others),
-            csr=graph.csr(),
-        )
-    else:
-        f = _AttentionDiffusionFunction.apply(
-            x, q, k, alpha, beta, x0, w, top, weighting, graph, name, of_x, scales, *others
-        )
-    return f  # type: ignore[no-any-return]
+    return prepared_diffusion(
+        x,
+        q,
+        k,
+        graph,
+        weighting=weighting,
+        edge_weight=w,
+        top=top,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        add=(of_x, scales, others),
+        name=name,
+    )
 
 
-class _AttentionDiffusionFunction(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        q: Tensor,
-        k: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        x0: Tensor | None,
-        edge_weight: Tensor | None,
-        top: Tensor | None,
-        weighting: Weighting,
-        graph: Graph,
-        name: str,
-        of_x: float,
-        scales: tuple[float, ...],
-        *others: Tensor,
-    ) -> Tensor:
-        x, q, k = inner_contiguous(x), inner_contiguous(q), inner_contiguous(k)
-        if x0 is not None:
-            x0 = inner_contiguous(x0)
-        add = pairs(x, of_x, scales, [inner_contiguous(y) for y in others])
-        f, lse = launchers(_OP, name).attention_diffusion_fwd(
-            x,
-            q,
-            k,
-            weighting=weighting,
-            edge_weight=edge_weight,
-            top=top,
-            alpha=alpha,
-            beta=beta,
-            x0=x0,
-            add=add,
-            csr=graph.csr(plan(name)),
-            csr_t=graph.csr(plan(name), transposed=True),
-        )
-        needed_x0 = x0 if ctx.needs_input_grad[4] else None
-        ctx.save_for_backward(x, q, k, lse, alpha, beta, needed_x0, edge_weight, top)
-        ctx.weighting, ctx.graph, ctx.name = weighting, graph, name
-        ctx.of_x, ctx.scales = of_x, scales
-        return f  # type: ignore[no-any-return]
+def prepared_diffusion(
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    graph: Graph,
+    *,
+    weighting: Weighting,
+    edge_weight: Tensor | None,
+    top: Tensor | None,
+    alpha: Tensor,
+    beta: Tensor | None = None,
+    x0: Tensor | None = None,
+    add: tuple[float, tuple[float, ...], list[Tensor]],
+    name: str,
+) -> Tensor:
+    """`attention_diffusion` from what the score made of q and k, all arguments checked.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:
-        x, q, k, lse, alpha, beta, x0, edge_weight, top = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dbeta, needs_dx0 = needs[:6]
-        needs_dedge_weight, needs_dtop = needs[6:8]
-        df = inner_contiguous(df)
-        grads = AttentionGradients()
-        needs_dqk = needs_dq or needs_dk or needs_dedge_weight or needs_dtop
-        if needs_dx or needs_dqk or needs_dalpha:
-            grads = launchers(_OP, ctx.name).attention_diffusion_bwd(
-                df,
-                x,
-                q,
-                k=k,
-                weighting=ctx.weighting,
-                edge_weight=edge_weight,
-                top=top,
-                lse=lse,
-                alpha=alpha,
-                df_scale=ctx.of_x,
-                csr=ctx.graph.csr(plan(ctx.name)),
-                csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
-                needs_dqk=needs_dqk,
-                needs_dalpha=needs_dalpha,
-                needs_dedge_weight=needs_dedge_weight,
-            )
-        dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
-        dothers = gradients(df, ctx.scales, needs[13:])
-        of_field = (grads.dx, grads.dq, grads.dk, grads.dalpha, dbeta, dx0)
-        return (*of_field, grads.dedge_weight, grads.dtop) + (None,) * 5 + (*dothers,)
+    `edge_weight` in slot order; `alpha`, `beta` `[d]`; `add` as `check_add` returns it.
+    """
+    of_x, scales, others = add
+    call = Call(graph, name, weighting, of_x=of_x, scales=scales)
+    q, k = inner_contiguous(q), inner_contiguous(k)
+    tensors = (inner_contiguous(x), q, k, alpha, edge_weight, top, beta, x0, *others)
+    return _operator(call, *tensors)
+
+
+def _forward(
+    call: Call,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    alpha: Tensor,
+    edge_weight: Tensor | None,
+    top: Tensor | None,
+    beta: Tensor | None,
+    x0: Tensor | None,
+    *others: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    of_backend = plan(call.backend)
+    f, lse = launchers(_OP, call.backend).attention_diffusion_fwd(
+        x,
+        q,
+        k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        top=top,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        add=pairs(x, call.of_x, call.scales, others),
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
+    )
+    return f, (lse,)
+
+
+def _backward(
+    call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
+) -> Gradients:
+    x, q, k, alpha, edge_weight, top = inputs
+    needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dedge_weight, needs_dtop = needs
+    of_backend = plan(call.backend)
+    grads: AttentionGradients = launchers(_OP, call.backend).attention_diffusion_bwd(
+        df,
+        x,
+        q,
+        k=k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        top=top,
+        lse=saved[0],
+        alpha=alpha,
+        df_scale=call.of_x,
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
+        needs_dqk=needs_dq or needs_dk or needs_dedge_weight or needs_dtop,
+        needs_dalpha=needs_dalpha,
+        needs_dedge_weight=needs_dedge_weight,
+    )
+    return grads.dx, grads.dq, grads.dk, grads.dalpha, grads.dedge_weight, grads.dtop
+
+
+def _reference(call: Call, *tensors: Any) -> Tensor:
+    return _forward(call._replace(backend="reference"), *tensors)[0]
+
+
+def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape), q.new_empty(q.shape[:2], dtype=wide)
+
+
+_operator = Operator(
+    _OP,
+    inputs=("x", "q", "k", "alpha", "edge_weight?", "top?"),
+    options=("weighting", "of_x", "scales"),
+    has_source=True,
+    saves=1,
+    forward=_forward,
+    backward=_backward,
+    reference=_reference,
+    fake=_fake,
+)

@@ -4,12 +4,12 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
-from grand_fast.ops._add import check_add, gradients, pairs
+from grand_fast.ops._add import check_add, pairs
+from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     channel_vector,
     check_choice,
@@ -20,11 +20,12 @@ from grand_fast.ops._checks import (
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots
-from grand_fast.ops._source import source_gradients
+from grand_fast.ops._operator import Gradients, Operator
 
 _OP = "csr_diffusion"
 
 
+@autocast_inputs
 def csr_diffusion(
     x: Float[Tensor, "N d"],
     a: Float[Tensor, " E"],
@@ -70,68 +71,68 @@ def csr_diffusion(
     name = choose(_OP, backend, x)
     if edge_order == "user":
         a = to_slots(a, graph)
-    if name == "reference":
-        f = launchers(_OP, name).csr_diffusion_fwd(
-            x,
-            a,
-            alpha=alpha,
-            beta=beta,
-            x0=x0,
-            add=pairs(x, of_x, scales, others),
-            csr=graph.csr(),
-        )
-    else:
-        f = _CsrDiffusionFunction.apply(x, a, alpha, beta, x0, graph, name, of_x, scales, *others)
-    return f  # type: ignore[no-any-return]
+    call = Call(graph, name, of_x=of_x, scales=scales)
+    tensors = (inner_contiguous(x), inner_contiguous(a), alpha, beta, x0, *others)
+    return _operator(call, *tensors)
 
 
-class _CsrDiffusionFunction(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        a: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        x0: Tensor | None,
-        graph: Graph,
-        name: str,
-        of_x: float,
-        scales: tuple[float, ...],
-        *others: Tensor,
-    ) -> Tensor:
-        x, a = inner_contiguous(x), a.contiguous()
-        if x0 is not None:
-            x0 = inner_contiguous(x0)
-        add = pairs(x, of_x, scales, [inner_contiguous(y) for y in others])
-        f: Tensor = launchers(_OP, name).csr_diffusion_fwd(
-            x, a, alpha=alpha, beta=beta, x0=x0, add=add, csr=graph.csr(plan(name))
-        )
-        needs_beta = ctx.needs_input_grad[3]
-        ctx.save_for_backward(x, a, alpha, beta, x0 if needs_beta else None)
-        ctx.graph, ctx.name, ctx.of_x, ctx.scales = graph, name, of_x, scales
-        return f
+def _forward(
+    call: Call,
+    x: Tensor,
+    a: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    x0: Tensor | None,
+    *others: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    f = launchers(_OP, call.backend).csr_diffusion_fwd(
+        x,
+        a,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        add=pairs(x, call.of_x, call.scales, others),
+        csr=call.graph.csr(plan(call.backend)),
+    )
+    return f, ()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, alpha, beta, x0 = ctx.saved_tensors
-        needs_dx, needs_da, needs_dalpha, needs_dbeta, needs_dx0 = ctx.needs_input_grad[:5]
-        df = inner_contiguous(df)
-        dx = da = dalpha = None
-        if needs_dx or needs_da or needs_dalpha:
-            dx, da, dalpha = launchers(_OP, ctx.name).csr_diffusion_bwd(
-                df,
-                x,
-                a,
-                alpha=alpha,
-                df_scale=ctx.of_x,
-                csr=ctx.graph.csr(plan(ctx.name)),
-                csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
-                needs_dx=needs_dx,
-                needs_da=needs_da,
-                needs_dalpha=needs_dalpha,
-            )
-        dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
-        dothers = gradients(df, ctx.scales, ctx.needs_input_grad[9:])
-        return dx, da, dalpha, dbeta, dx0, None, None, None, None, *dothers
+
+def _backward(
+    call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
+) -> Gradients:
+    x, a, alpha = inputs
+    needs_dx, needs_da, needs_dalpha = needs
+    of_backend = plan(call.backend)
+    return launchers(_OP, call.backend).csr_diffusion_bwd(  # type: ignore[no-any-return]
+        df,
+        x,
+        a,
+        alpha=alpha,
+        df_scale=call.of_x,
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
+        needs_dx=needs_dx,
+        needs_da=needs_da,
+        needs_dalpha=needs_dalpha,
+    )
+
+
+def _reference(call: Call, *tensors: Any) -> Tensor:
+    return _forward(call._replace(backend="reference"), *tensors)[0]
+
+
+def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
+    return (x.new_empty(x.shape),)
+
+
+_operator = Operator(
+    _OP,
+    inputs=("x", "a", "alpha"),
+    options=("of_x", "scales"),
+    has_source=True,
+    saves=0,
+    forward=_forward,
+    backward=_backward,
+    reference=_reference,
+    fake=_fake,
+)

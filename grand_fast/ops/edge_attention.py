@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
+from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     check_choice,
     check_graph,
@@ -17,12 +18,14 @@ from grand_fast.ops._checks import (
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots, to_user
+from grand_fast.ops._operator import Gradients, Operator
 from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops._top import score_top
 
 _OP = "edge_attention"
 
 
+@autocast_inputs
 def edge_attention(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
@@ -69,21 +72,10 @@ def edge_attention(
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)
     name = choose(_OP, backend, q)
     dtype = q.dtype
-    q, k = of_score.prepare(q, k)
+    q, k = (inner_contiguous(t) for t in of_score.prepare(q, k))
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
-    if name == "reference":
-        a, _ = launchers(_OP, name).edge_attention_fwd(
-            q,
-            k,
-            weighting=weighting,
-            edge_weight=w,
-            top=top,
-            mean_heads=mean_heads,
-            csr=graph.csr(),
-        )
-    else:
-        a = _EdgeAttentionFunction.apply(q, k, w, top, mean_heads, weighting, graph, name)
-    a = a.to(dtype)
+    call = Call(graph, name, weighting, mean_heads=mean_heads)
+    a = _operator(call, q, k, w, top).to(dtype)
     return to_user(a, graph) if edge_order == "user" else a
 
 
@@ -119,48 +111,61 @@ def edge_inputs(
     return w, score_top(q, k, w, weighting=weighting, graph=graph, name=name)
 
 
-class _EdgeAttentionFunction(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        edge_weight: Tensor | None,
-        top: Tensor | None,
-        mean_heads: bool,
-        weighting: Weighting,
-        graph: Graph,
-        name: str,
-    ) -> Tensor:
-        q, k = inner_contiguous(q), inner_contiguous(k)
-        a, lse = launchers(_OP, name).edge_attention_fwd(
-            q,
-            k,
-            weighting=weighting,
-            edge_weight=edge_weight,
-            top=top,
-            mean_heads=mean_heads,
-            csr=graph.csr(plan(name)),
-            csr_t=graph.csr(plan(name), transposed=True),
-        )
-        ctx.save_for_backward(q, k, edge_weight, top, lse)
-        ctx.weighting, ctx.graph, ctx.name = weighting, graph, name
-        return a  # type: ignore[no-any-return]
+def _forward(
+    call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None, top: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    of_backend = plan(call.backend)
+    a, lse = launchers(_OP, call.backend).edge_attention_fwd(
+        q,
+        k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        top=top,
+        mean_heads=call.mean_heads,
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
+    )
+    return a, (lse,)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, da: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, edge_weight, top, lse = ctx.saved_tensors
-        grads: AttentionGradients = launchers(_OP, ctx.name).edge_attention_bwd(
-            da.contiguous(),
-            q,
-            k,
-            weighting=ctx.weighting,
-            edge_weight=edge_weight,
-            top=top,
-            lse=lse,
-            csr=ctx.graph.csr(plan(ctx.name)),
-            csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
-            needs_dedge_weight=ctx.needs_input_grad[2],
-        )
-        return (grads.dq, grads.dk, grads.dedge_weight, grads.dtop) + (None,) * 4
+
+def _backward(
+    call: Call, da: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
+) -> Gradients:
+    q, k, edge_weight, top = inputs
+    of_backend = plan(call.backend)
+    grads: AttentionGradients = launchers(_OP, call.backend).edge_attention_bwd(
+        da,
+        q,
+        k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        top=top,
+        lse=saved[0],
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
+        needs_dedge_weight=needs[2],
+    )
+    return grads.dq, grads.dk, grads.dedge_weight, grads.dtop
+
+
+def _reference(call: Call, *inputs: Any) -> Tensor:
+    return _forward(call._replace(backend="reference"), *inputs)[0]
+
+
+def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
+    edges, heads = call.graph.num_edges, q.shape[1]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    a = q.new_empty([edges] if call.mean_heads else [edges, heads])
+    return a, q.new_empty(q.shape[:2], dtype=wide)
+
+
+_operator = Operator(
+    _OP,
+    inputs=("q", "k", "edge_weight?", "top?"),
+    options=("weighting", "mean_heads"),
+    saves=1,
+    forward=_forward,
+    backward=_backward,
+    reference=_reference,
+    fake=_fake,
+)

@@ -2,24 +2,25 @@
 
 It runs on the kernels of `attention_diffusion`. Knowing the projections saves memory and passes:
 one product for q and k together, its backward added to `dx` in place, q and k kept for backward
-only while memory is plentiful, and dk written over k.
+only while memory is plentiful, what a score makes of them computed again, and dk written over k.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from grand_fast.graph import Graph
 from grand_fast.kernels._csr import Add
-from grand_fast.kernels._weighting import AttentionGradients, scaled_dot
-from grand_fast.ops._add import check_add, gradients, pairs
+from grand_fast.kernels._weighting import AttentionGradients
+from grand_fast.ops._add import check_add, pairs
+from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (
     channel_vector,
     check_graph,
@@ -28,10 +29,12 @@ from grand_fast.ops._checks import (
     inner_contiguous,
     message,
 )
-from grand_fast.ops._dispatch import Backend, choose, launchers, plan, projection
-from grand_fast.ops._scores import AbstractScore, check_attention
-from grand_fast.ops._source import source_gradients
-from grand_fast.ops.attention_diffusion import attention_diffusion
+from grand_fast.ops._dispatch import Backend, choose, launchers, plan
+from grand_fast.ops._edge_order import to_slots
+from grand_fast.ops._operator import Gradients, Operator
+from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
+from grand_fast.ops._scores import SCORES, AbstractScore, ExpKernel, ScaledDot, check_attention
+from grand_fast.ops._top import add_top_gradients, find_top, reference_top
 from grand_fast.ops.edge_attention import check_edge_weight
 
 _OP = "projected_attention_diffusion"
@@ -44,6 +47,7 @@ _ALWAYS_KEPT = 16 << 20  # bytes
 _SHARE_KEPT = 1 / 32
 
 
+@autocast_inputs
 def projected_attention_diffusion(
     x: Float[Tensor, "N d"],
     weight: Float[Tensor, "2*d_att d"],
@@ -72,15 +76,15 @@ def projected_attention_diffusion(
         graph: the edges.
         heads: `H`; must divide `d_att`.
         alpha, beta, x0, score, normalizer, normalize, edge_weight, add, backend: as in
-            `attention_diffusion`. Only the paper's choices, the defaults, make one operator of it;
-            with others the projections are operators of their own, whose results are kept.
+            `attention_diffusion`.
 
     Returns:
         `f` `[N, d]`, in the dtype of `x`.
 
-    Differentiable by `x`, `weight`, `bias`, `alpha`, `beta`, `x0` and each tensor of `add`. Saves
-    its inputs, `lse [N, H]` and, while memory is plentiful, q and k.
-    Reference: GRAND (Chamberlain et al. 2021), equations 2 and 10.
+    Differentiable by `x`, `weight`, `bias`, `alpha`, `beta`, `x0`, each tensor of `add`,
+    `edge_weight` and the parameters of `score`. Saves its inputs, `lse [N, H]` and, while memory is
+    plentiful, q and k.
+    Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
     check_graph(_OP, graph)
     check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
@@ -97,130 +101,198 @@ def projected_attention_diffusion(
     beta, x0 = check_source(_OP, beta, x0, x)
     of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    if name != "reference" and weighting == scaled_dot(d_k) and edge_weight is None:
-        f: Tensor = _ProjectedAttentionDiffusionFunction.apply(
-            x, weight, bias, alpha, beta, x0, graph, name, heads, of_x, scales, *others
-        )
-        return f
-    q, k = _split(functional.linear(x, weight, bias), heads)
-    return attention_diffusion(
+    w = None if edge_weight is None else to_slots(edge_weight, graph)
+    call = Call(graph, name, weighting, heads, of_score.name, of_x=of_x, scales=scales)
+    tensors = (inner_contiguous(x), weight, bias, alpha, w, *of_score.parameters(x))
+    return _operator(call, *tensors, beta, x0, *others)
+
+
+def _forward(
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    alpha: Tensor,
+    edge_weight: Tensor | None,
+    sigma: Tensor | None,
+    lengthscale: Tensor | None,
+    beta: Tensor | None,
+    x0: Tensor | None,
+    *others: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    absorbed = _is_absorbed(x, weight, edge_weight, call)
+    if absorbed:
+        qk = x.new_empty(0, weight.shape[0])
+        q, k = _absorbed(x, weight, bias)
+    else:
+        qk = project(x, weight, bias, call.backend)
+        q, k = _prepared(_score(call, sigma, lengthscale), _split(qk, call.heads))
+    top, *of_rows = _top(call, q, k, edge_weight)
+    of_backend = plan(call.backend)
+    f, lse = launchers(_KERNELS, call.backend).attention_diffusion_fwd(
         x,
         q,
         k,
-        graph,
+        weighting=None if absorbed else call.weighting,
+        edge_weight=edge_weight,
+        top=top,
         alpha=alpha,
         beta=beta,
         x0=x0,
-        score=of_score,
-        normalizer=normalizer,
-        normalize=normalize,
-        edge_weight=edge_weight,
-        add=add,
-        backend=name,  # type: ignore[arg-type]
+        add=pairs(x, call.of_x, call.scales, others),
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
     )
+    # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
+    if absorbed or not _is_kept(qk):
+        qk = qk.new_empty(1).expand(x.shape[0], weight.shape[0])
+    return f, (lse, qk) if top is None else (lse, qk, top, *of_rows)
 
 
-class _ProjectedAttentionDiffusionFunction(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        x0: Tensor | None,
-        graph: Graph,
-        name: str,
-        heads: int,
-        of_x: float,
-        scales: tuple[float, ...],
-        *others: Tensor,
-    ) -> Tensor:
-        x = inner_contiguous(x)
-        if x0 is not None:
-            x0 = inner_contiguous(x0)
-        ctx.absorbed = name == "gpu" and _is_absorbed(x, weight, heads)
-        if ctx.absorbed:
-            qk = x.new_empty(0, weight.shape[0])
-            q, k = _absorbed(x, weight, bias)
-        else:
-            qk = _project(x, weight, bias, name)
-            q, k = _split(qk, heads)
-        f, lse = launchers(_KERNELS, name).attention_diffusion_fwd(
-            x,
-            q,
-            k,
-            alpha=alpha,
-            beta=beta,
-            x0=x0,
-            add=pairs(x, of_x, scales, [inner_contiguous(y) for y in others]),
-            csr=graph.csr(plan(name)),
-        )
-        # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
-        ctx.kept = not ctx.absorbed and _is_kept(qk)
-        kept = qk if ctx.kept else qk.new_empty(1).expand(x.shape[0], weight.shape[0])
-        ctx.save_for_backward(
-            x, weight, bias, kept, lse, alpha, beta, x0 if ctx.needs_input_grad[4] else None
-        )
-        ctx.graph, ctx.name, ctx.heads, ctx.of_x, ctx.scales = graph, name, heads, of_x, scales
-        return f  # type: ignore[no-any-return]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, df: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, qk, lse, alpha, beta, x0 = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        needs_dx, needs_dweight, needs_dbias, needs_dalpha, needs_dbeta, needs_dx0 = needs[:6]
-        df = inner_contiguous(df)
-        grads = AttentionGradients()
-        dweight = dbias = None
-        if needs_dx or needs_dweight or needs_dbias or needs_dalpha:
-            needs_dqk = needs_dx or needs_dweight or needs_dbias
-            if not ctx.kept or qk.stride(1) == 0:  # another run's placeholder
-                qk = _project(x, weight, bias, ctx.name)
-            # They are nobody else's, so dk may take the place of k; a second backward through a
-            # retained graph computes them again.
-            ctx.kept &= not needs_dqk
-            q, k = _split(qk.data, ctx.heads)  # .data: a saved tensor that changes is an error
-            if ctx.absorbed:  # its scores leave out what the keys' bias adds to a row
-                lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
-            grads = launchers(_KERNELS, ctx.name).attention_diffusion_bwd(
-                df,
-                x,
-                q,
-                k=k,
-                lse=lse,
-                alpha=alpha,
-                df_scale=ctx.of_x,
-                csr=ctx.graph.csr(plan(ctx.name)),
-                csr_t=ctx.graph.csr(plan(ctx.name), transposed=True),
-                needs_dqk=needs_dqk,
-                needs_dalpha=needs_dalpha,
-                may_overwrite_k=True,
-            )
-            if grads.dq is not None and grads.dk is not None:
-                dqk = (grads.dq.flatten(1), grads.dk.flatten(1))
-                if needs_dx and grads.dx is not None:
-                    for dy, part in zip(dqk, weight.chunk(2), strict=True):
-                        _add_input_gradient(grads.dx, dy, part, ctx.name)
-                if needs_dweight or needs_dbias:
-                    shares = [_parameter_gradients(dy, x, ctx.name) for dy in dqk]
-                    dweight, dbias = map(torch.cat, zip(*shares, strict=True))
-        dbeta, dx0 = source_gradients(df, beta, x0, needs_dbeta, needs_dx0)
-        dothers = gradients(df, ctx.scales, needs[11:])
-        none = (None,) * 5  # graph, name, heads, of_x, scales
-        return grads.dx, dweight, dbias, grads.dalpha, dbeta, dx0, *none, *dothers
+def _backward(
+    call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
+) -> Gradients:
+    x, weight, bias, alpha, edge_weight, *parameters = inputs
+    needs_dx, needs_dweight, needs_dbias, needs_dalpha, needs_dedge_weight = needs[:5]
+    needs_dqk = needs_dx or needs_dweight or needs_dbias or any(needs[5:])
+    lse, *kept = saved
+    # dk may take the place of k, so that q and k that were kept serve once.
+    if first and kept and kept[0].stride(1) != 0:  # 0: the placeholder
+        qk = kept[0]
+    else:
+        qk = project(x, weight, bias, call.backend)
+    qk = qk.data  # a saved tensor that changes is an error
+    score = _score(call, *parameters)
+    given = _split(qk, call.heads)
+    q, k = made = _prepared(score, given)
+    top, *of_rows = kept[1:] or _top(call, q, k, edge_weight)
+    if _is_absorbed(x, weight, edge_weight, call):  # leaves out what the keys' bias adds to a row
+        lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
+    of_backend = plan(call.backend)
+    grads: AttentionGradients = launchers(_KERNELS, call.backend).attention_diffusion_bwd(
+        df,
+        x,
+        q,
+        k=k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        top=top,
+        lse=lse,
+        alpha=alpha,
+        df_scale=call.of_x,
+        csr=call.graph.csr(of_backend),
+        csr_t=call.graph.csr(of_backend, transposed=True),
+        needs_dqk=needs_dqk or needs_dedge_weight,
+        needs_dalpha=needs_dalpha,
+        needs_dedge_weight=needs_dedge_weight,
+        may_overwrite_k=top is None and call.score == ScaledDot.name,  # else it is needed after
+    )
+    if grads.dtop is not None:
+        (top_of_row,) = of_rows
+        assert top_of_row is not None
+        of_edges = (grads.dq, grads.dk, grads.dedge_weight)
+        add_top_gradients(call, grads.dtop, (q, k, edge_weight), top_of_row, of_edges)
+    dweight = dbias = None
+    dsigma = dlengthscale = None
+    if grads.dq is not None and grads.dk is not None:
+        *dqk, dsigma, dlengthscale = score.gradients(given, made, (grads.dq, grads.dk))
+        dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk]
+        if needs_dx and grads.dx is not None:
+            for dy, part in zip(dqk, weight.chunk(2), strict=True):
+                add_input_gradient(grads.dx, dy, part, call.backend)
+        if needs_dweight or needs_dbias:
+            shares = [parameter_gradients(dy, x, call.backend) for dy in dqk]
+            dweight, dbias = map(torch.cat, zip(*shares, strict=True))
+    of_field = (grads.dx, dweight, dbias, grads.dalpha, grads.dedge_weight)
+    return *of_field, dsigma, dlengthscale
 
 
-def _is_absorbed(x: Tensor, weight: Tensor, heads: int) -> bool:
+def _reference(
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    alpha: Tensor,
+    edge_weight: Tensor | None,
+    sigma: Tensor | None,
+    lengthscale: Tensor | None,
+    beta: Tensor | None,
+    x0: Tensor | None,
+    *others: Tensor,
+) -> Tensor:
+    qk = functional.linear(x, weight, bias)
+    q, k = _score(call, sigma, lengthscale).prepare(*_split(qk, call.heads))
+    f, _ = launchers(_KERNELS, "reference").attention_diffusion_fwd(
+        x,
+        q,
+        k,
+        weighting=call.weighting,
+        edge_weight=edge_weight,
+        top=reference_top(call, q, k, edge_weight) if _has_top(call) else None,
+        alpha=alpha,
+        beta=beta,
+        x0=x0,
+        add=pairs(x, call.of_x, call.scales, others),
+        csr=call.graph.csr(),
+    )
+    return f  # type: ignore[no-any-return]
+
+
+def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(x.shape), x.new_empty((x.shape[0], call.heads), dtype=wide)
+
+
+_operator = Operator(
+    _OP,
+    inputs=("x", "weight", "bias", "alpha", "edge_weight?", "sigma?", "lengthscale?"),
+    options=("weighting", "heads", "score", "of_x", "scales"),
+    has_source=True,
+    saves=1,  # lse; a compiled program projects again in backward rather than hold q and k
+    forward=_forward,
+    backward=_backward,
+    reference=_reference,
+    fake=_fake,
+)
+
+
+def _score(call: Call, sigma: Tensor | None, lengthscale: Tensor | None) -> AbstractScore:
+    if sigma is None or lengthscale is None:
+        return SCORES[call.score]
+    return ExpKernel(sigma, lengthscale)
+
+
+def _prepared(score: AbstractScore, qk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    q, k = score.prepare(*qk)
+    return inner_contiguous(q), inner_contiguous(k)
+
+
+def _has_top(call: Call) -> bool:
+    return call.weighting is not None and call.weighting.normalizer == "squareplus"
+
+
+def _top(call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None) -> Sequence[Tensor | None]:
+    """The largest score and that of each row and head, where the normaliser counts from it."""
+    if not _has_top(call):
+        return (None,)
+    top, (top_of_row,) = find_top(call, q, k, edge_weight)
+    return top, top_of_row
+
+
+def _is_absorbed(x: Tensor, weight: Tensor, edge_weight: Tensor | None, call: Call) -> bool:
     """Whether queries that hold the projection of the keys too save bytes and flops.
 
     With several heads they are H rows of d channels, and their product takes longer than half of
-    the gather saves. In half types they would be rounded twice.
+    the gather saves. In half types they would be rounded twice. Only a softmax over a row forgets
+    what is constant there.
     """
+    if call.score != ScaledDot.name or edge_weight is not None:
+        return False
+    if _has_top(call) or (call.weighting and call.weighting.normalize == "sender"):
+        return False
     d_att = weight.shape[0] // 2
-    return heads == 1 and x.shape[1] <= 2 * d_att and x.dtype == torch.float32
+    of_gpu = call.backend == "gpu" and x.dtype == torch.float32
+    return of_gpu and call.heads == 1 and x.shape[1] <= 2 * d_att
 
 
 def _absorbed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,31 +306,10 @@ def _absorbed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return q.unsqueeze(1), x.unsqueeze(1)
 
 
-def _project(x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
-    """q and k, side by side, `[N, 2·d_att]`."""
-    if name == "cpu":
-        return projection().project(x, weight, bias)  # type: ignore[no-any-return]
-    return functional.linear(x, weight, bias)
-
-
-def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor, name: str) -> None:
-    if name == "cpu":
-        projection().add_input_gradient(dx, dy, weight)
-    else:
-        dx.addmm_(dy, weight)
-
-
-def _parameter_gradients(dy: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Gradients by weight and bias."""
-    if name == "cpu":
-        return projection().parameter_gradients(dy, x)  # type: ignore[no-any-return]
-    return dy.t() @ x, dy.sum(0)
-
-
 def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """q and k `[N, H, d_k]` as views."""
-    view = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads))
-    return view[:, 0], view[:, 1]
+    q, k = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads)).unbind(1)
+    return q, k
 
 
 def _is_kept(qk: Tensor) -> bool:

@@ -1,36 +1,39 @@
-"""edge_attention: a[e,h] = exp(s[e,h] − lse[i,h]), s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
+"""edge_attention: a[e,h] = p(s[e,h]) / Σ p(s[e',h]) over the edges e' of e's receiver or sender,
+s[e,h] = φ(scale · <q[i,h,:], k[col[e],h,:]>) · w[e], as a `Weighting` says
 
 Work:     one task per 4096 edges; scores of as many edges at a time as fill a register with
-          edges × heads.
+          edges × heads. Over the edges of a sender: a pass on the CSR of Aᵀ first, for lse.
 Bytes:    4(N+1) + 4E + 4NH + b(EH + 2N·d_att), b bytes per element, if each k row is read once;
-          4(N+1) + 4E + 4NH + b(EH + (N + E)·d_att) if none is reused. EH is E for the mean.
+          4(N+1) + 4E + 4NH + b(EH + (N + E)·d_att) if none is reused. EH is E for the mean; bE more
+          with edge weights; squareplus reads q and k once more before, for the largest score.
 Backward: two passes that recompute the weights (`_attention_backward.py`). Saves q, k and lse.
 Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
           piece: bitwise repeatable for any number of threads.
 """
 
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._column_pass import column_pass
+from grand_fast.kernels._attention_backward import attention_bwd
 from grand_fast.kernels._cpu import Compiled, Row, each_row
 from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._edge_scores import (
-    HeadGroup,
-    RowBuffer,
-    buffer_size,
-    combine_lse,
-    head_groups,
-    softmax,
-)
+from grand_fast.kernels._edge_scores import HeadGroup, RowBuffer, buffer_size
+from grand_fast.kernels._edge_view import EdgeInputs, EdgeView
 from grand_fast.kernels._memory import empty
-from grand_fast.kernels._row_pass import row_pass
+from grand_fast.kernels._normalizer import (
+    find_hub_lse,
+    find_lse,
+    find_top,
+    forward_rows,
+    row_weights,
+)
 from grand_fast.kernels._simd import Int, Kernel, Vec
-from grand_fast.kernels._weighting import AttentionGradients, Weighting, only_default
+from grand_fast.kernels._weight_gradient import Upstream
+from grand_fast.kernels._weighting import AttentionGradients, Weighting, scaled_dot
 
 
 @lru_cache(maxsize=256)
@@ -40,46 +43,51 @@ def _edge_attention_fwd_kernel(
     dtype: torch.dtype,
     index: torch.dtype,
     *,
+    weighting: Weighting,
+    weighted: bool,
     mean_heads: bool,
-    step: Literal["whole", "lse", "weights"],
+    known: bool,
+    pieces: bool,
 ) -> Compiled:
-    """`whole` rows; or for pieces of long rows first `lse`, then, lse known, their `weights`."""
-    k = Kernel(f"edge_attention_fwd_{step}", dtype, index)
-    q, key, col, lse = k.matrix("q"), k.matrix("k"), k.indices("col"), k.matrix("lse")
+    """`known`: what normalises the weights is, and not found for whole rows on the way."""
+    k = Kernel("edge_attention_fwd", dtype, index)
+    view = EdgeView(k, "receiver", h, d_k, weighting, weighted)
     scratch = k.matrix("scratch").row(k.thread)
-    with each_row(k, pieces=step != "whole", own_rows=[(q, h * d_k), (lse, h)]) as row:
-        for group in head_groups(k, h, d_k):
+    own_rows = forward_rows(view, known=known)
+    with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=view.own_edges) as row:
+        for group in view.groups:
             buffer = RowBuffer(scratch, group, row)
-            normaliser = softmax(
-                group, row, q, key, col, lse, buffer, [(key, h * d_k)], known=step == "weights"
-            )
-            if step == "lse":
-                continue
+            normaliser = row_weights(view, group, row, buffer, known=known)
             with k.loop(row.begin, row.end, group.edges) as e:
-                p = buffer.at(e).load() * normaliser
+                a = buffer.at(e).load() * normaliser
                 if mean_heads:
-                    _store_mean(group, row, e, group.over_heads(p * group.of_heads(1.0 / h)))
+                    n = (row.end - e).minimum(group.edges)
+                    mean = group.over_heads(a * group.of_heads(1.0 / h))
+                    group.add_edges(k.vector("a").at(e + row.shift), mean, n)
                 else:
-                    _store_heads(group, row, e, p, h)
+                    _store_heads(group, row, e, a, h)
     return Compiled(k)
 
 
-def _store_mean(group: HeadGroup, row: Row, e: Int, w: Vec) -> None:
-    """The block's weights, one lane an edge, added to those of earlier groups → `a [E]`."""
-    k = group.kernel
-    n = (row.end - e).minimum(group.edges)
-    place = k.vector("a").at(e + row.shift)
-    w = w.shuffle([z * group.width % k.lanes for z in range(k.lanes)])
-    place.store_first(w + place.load_first(n) if group.first else w, n)
-
-
-def _store_heads(group: HeadGroup, row: Row, e: Int, p: Vec, h: int) -> None:
+def _store_heads(group: HeadGroup, row: Row, e: Int, a: Vec, h: int) -> None:
     """The block's weights, without the lanes that only fill up the width → `a [E, H]`."""
     k = group.kernel
     n = (row.end - e).minimum(group.edges)
     used = [z * group.width + i for z in range(group.edges) for i in range(group.count)]
-    packed = p.shuffle(used + [0] * (k.lanes - len(used)))
+    packed = a.shuffle(used + [0] * (k.lanes - len(used)))
     k.vector("a").at((e + row.shift) * h + group.first).store_first(packed, n * group.count)
+
+
+def edge_attention_top(
+    q: Float[Tensor, "N H d_k"],
+    k: Float[Tensor, "N H d_k"],
+    *,
+    weighting: Weighting,
+    edge_weight: Float[Tensor, " E"] | None,
+    csr: Csr,
+) -> Float[Tensor, "N H"]:
+    """The largest score of each receiver and head; −inf where there is no edge."""
+    return find_top(EdgeInputs(q, k, weighting, edge_weight, None), csr)
 
 
 def edge_attention_fwd(
@@ -94,25 +102,28 @@ def edge_attention_fwd(
     csr_t: Csr | None = None,
 ) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N H"]]:
     """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `lse`."""
-    only_default(weighting, q.shape[2], edge_weight)
     n, h, d_k = q.shape
+    inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
     e, work = csr.col.numel(), csr.work
     a = empty(*((e,) if mean_heads else (e, h)), dtype=q.dtype)
-    lse = empty(n, h, dtype=q.dtype)
-    shape = (h, d_k, q.dtype, csr.col.dtype)
-    buffer = buffer_size(work.longest)
-    arguments: dict[str, Any] = {"q": q, "k": k, "a": a}
-    arguments |= {"col": csr.col, "rowptr": csr.rowptr, "last_edge": e - 1}
-    _edge_attention_fwd_kernel(*shape, mean_heads=mean_heads, step="whole")(
-        work, pieces=False, scratch=buffer, lse=lse, **arguments
+    options = inputs.options | {"mean_heads": mean_heads}
+    arguments: dict[str, Any] = inputs.arguments(csr) | {"a": a}
+    scratch = buffer_size(work.longest)
+    known = inputs.weighting.normalize == "sender"
+    lse = find_lse(inputs, csr_t) if known else empty(n, h, dtype=q.dtype)
+    norm = inputs.norm(lse) if known else lse
+    kernel = _edge_attention_fwd_kernel(
+        *inputs.shape, csr.col.dtype, **options, known=known, pieces=False
     )
+    kernel(work, pieces=False, scratch=scratch, lse=lse, norm=norm, **arguments)
     if work.hub_rows.numel():
-        partial_lse = empty(work.piece_begin.numel(), h, dtype=q.dtype)
-        kernel = _edge_attention_fwd_kernel(*shape, mean_heads=mean_heads, step="lse")
-        kernel(work, pieces=True, scratch=buffer, lse=partial_lse, **arguments)
-        lse[work.hub_rows] = combine_lse(partial_lse, work)
-        kernel = _edge_attention_fwd_kernel(*shape, mean_heads=mean_heads, step="weights")
-        kernel(work, pieces=True, scratch=buffer, lse=lse, **arguments)
+        if not known:
+            find_hub_lse(inputs, csr, lse)
+            norm = inputs.norm(lse)
+        kernel = _edge_attention_fwd_kernel(
+            *inputs.shape, csr.col.dtype, **options, known=True, pieces=True
+        )
+        kernel(work, pieces=True, scratch=scratch, norm=norm, **arguments)
     return a, lse
 
 
@@ -129,8 +140,13 @@ def edge_attention_bwd(
     csr_t: Csr,
     needs_dedge_weight: bool = False,
 ) -> AttentionGradients:
-    """`dq` and `dk`, from the gradient by the weights or by their mean over heads."""
-    dq, dk = (empty(*q.shape, dtype=q.dtype) for _ in range(2))
-    lse, delta = row_pass(q, k, lse=lse, csr=csr, da=da, dq=dq)
-    column_pass(q, k, lse=lse, delta=delta, csr_t=csr_t, da=da, dk=dk)
-    return AttentionGradients(dq=dq, dk=dk)
+    """From the gradient by the weights or by their mean over heads."""
+    return attention_bwd(
+        EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
+        Upstream(da=da),
+        lse=lse,
+        csr=csr,
+        csr_t=csr_t,
+        needs_dqk=True,
+        needs_dedge_weight=needs_dedge_weight,
+    )

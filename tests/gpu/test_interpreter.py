@@ -195,7 +195,7 @@ def test_strided_rows_and_long_indices(operator):
     """q and k as two halves of one projection, x as columns of a wider table; int64 indices."""
     graph = _graph("hub", n=8)
     names = ("rowptr", "col", "rowptr_t", "col_t", "perm", "perm_t")
-    graph = replace(graph, **{name: getattr(graph, name).long() for name in names}, _views={})
+    graph = replace(graph, **{name: getattr(graph, name).long() for name in names})
     n, (d, h, d_k) = graph.num_nodes, (5, 2, 3)
     inputs = _inputs(operator, graph, d, h, d_k)
     if "q" in inputs:

@@ -7,44 +7,128 @@ import torch
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
-from grand_fast.testing import assert_close, random_graph
+from grand_fast.testing import assert_close, random_edge_index, random_graph
 
 
-def dense(layer, x, graph, x0=None):
-    """The layer's formula on an N×N matrix per head."""
-    n, heads = graph.num_nodes, layer.heads
+def dense_scores(layer, x):
+    """`s [H, N, N]` of every pair of nodes, receivers in rows."""
+    n, heads = x.shape[0], layer.heads
+    if layer.score == "gat" or isinstance(layer.score, gf.ops.GAT):
+        w = layer.shared(x).view(n, heads, -1)
+        own_q, own_k = (torch.einsum("hc,nhc->hn", a, w) for a in (layer.a_query, layer.a_key))
+        slope = 0.2 if layer.score == "gat" else layer.score.negative_slope
+        return torch.nn.functional.leaky_relu(own_q[:, :, None] + own_k[:, None], slope)
+    q = layer.query(x).view(n, heads, -1).transpose(0, 1)[:, :, None]
+    k = layer.key(x).view(n, heads, -1).transpose(0, 1)[:, None]
+    if layer.score == "scaled_dot":
+        return (q * k).sum(3) / math.sqrt(q.shape[3])
+    if layer.score == "cosine":
+        return torch.cosine_similarity(q, k, dim=3)
+    if layer.score == "pearson":
+        q, k = (t - t.mean(3, keepdim=True) for t in (q, k))
+        return torch.cosine_similarity(q, k, dim=3)
+    of = layer if layer.score == "exp_kernel" else layer.score
+    distance = (q - k).square().sum(3)
+    return of.sigma**2 * torch.exp(-distance / (2 * of.lengthscale**2))
+
+
+def dense_attention(layer, x, graph, weight):
+    """`A [H, N, N]`, repeated edges added up; `weight [N, N]` of the edges if they have any."""
+    n = graph.num_nodes
     count = torch.zeros(n, n, dtype=x.dtype)
     sender, receiver = graph.edge_index()
     count.index_put_((receiver, sender), torch.ones(graph.num_edges, dtype=x.dtype), True)
-    q = layer.query(x).view(n, heads, -1)
-    k = layer.key(x).view(n, heads, -1)
-    s = torch.einsum("ihc,jhc->hij", q, k) / math.sqrt(q.shape[2])
-    p = torch.exp(s) * count
-    a = p / p.sum(2, keepdim=True).clamp_min(1e-300)
-    alpha = layer.scale.alpha
-    f = alpha * (a.mean(0) @ x - x)
+    s = dense_scores(layer, x)
+    s = s if weight is None else s * weight
+    if layer.normalizer == "softmax":
+        p = torch.exp(s) * count
+    else:
+        v = s - s[:, count > 0].max()
+        p = (v + torch.sqrt(v * v + 4)) / 2 * count
+    group = 2 if layer.normalize == "receiver" else 1
+    return p / p.sum(group, keepdim=True).clamp_min(1e-300)
+
+
+def dense(layer, x, graph, x0=None, weight=None):
+    """The layer's formula on an N×N matrix per head."""
+    a = dense_attention(layer, x, graph, weight)
+    if layer.mix_features:
+        v = layer.value(x).view(x.shape[0], layer.heads, -1)
+        ax = layer.out(torch.einsum("hij,jhc->ihc", a, v).mean(1))
+    else:
+        ax = a.mean(0) @ x
+    f = layer.scale.alpha * (ax - x)
     return f if x0 is None else f + layer.scale.beta * x0
 
 
-@pytest.mark.parametrize("source", [False, True])
-def test_against_dense(backend, source):
-    graph = random_graph("repeated")
-    layer = AttentionDiffusion(6, 8, heads=2, source=source).double()
-    if source:
-        torch.nn.init.constant_(layer.scale.beta, 0.7)
-    x = torch.randn(graph.num_nodes, 6, dtype=torch.float64)
-    x0 = torch.randn_like(x) if source else None
+LAYERS = {
+    "paper": {},
+    "source": {"source": True},
+    "per_channel": {"source": True, "per_channel": True},
+    "cosine": {"score": "cosine", "normalizer": "squareplus"},
+    "pearson": {"score": "pearson", "normalize": "sender"},
+    "exp_kernel": {"score": "exp_kernel", "normalizer": "squareplus", "normalize": "sender"},
+    "fixed_exp_kernel": {"score": gf.ops.ExpKernel(1.3, 0.7)},
+    "gat": {"score": "gat"},
+    "gat_object": {"score": gf.ops.GAT(0.1), "normalizer": "squareplus"},
+    "weights": {"reweight": True},
+    "weights_squareplus": {"reweight": True, "normalizer": "squareplus", "normalize": "sender"},
+    "mix": {"mix_features": True, "source": True},
+    "mix_exp_kernel": {"mix_features": True, "score": "exp_kernel", "normalize": "sender"},
+    "mix_gat_squareplus": {"mix_features": True, "score": "gat", "normalizer": "squareplus"},
+    "mix_weights": {"mix_features": True, "reweight": True, "normalizer": "squareplus",
+                    "normalize": "sender", "per_channel": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["repeated", "empty_rows"])
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+def test_against_dense(backend, options, kind):
+    edges, n = random_edge_index(kind)
+    weight = 0.5 + torch.rand(n, n, dtype=torch.float64)
+    graph = gf.Graph.from_edge_index(edges, n, weight[edges[1], edges[0]])
+    layer = AttentionDiffusion(6, 8, heads=2, **options).double()
+    for parameter in (p for p in layer.parameters() if p.dim() < 2):
+        torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    x = torch.randn(n, 6, dtype=torch.float64, requires_grad=True)
+    x0 = torch.randn_like(x, requires_grad=True) if options.get("source") else None
+    leaves = [t for t in (x, x0) if t is not None] + list(layer.parameters())
     with gf.backend(backend):
         f = layer(x, graph, x0)
-        got = torch.autograd.grad(f.square().sum(), list(layer.parameters()))
-    want_f = dense(layer, x, graph, x0)
-    want = torch.autograd.grad(want_f.square().sum(), list(layer.parameters()))
+        got = torch.autograd.grad(f.square().sum(), leaves)
+    want_f = dense(layer, x, graph, x0, weight if layer.reweight else None)
+    want = torch.autograd.grad(want_f.square().sum(), leaves)
     assert_close("f", f, want_f)
-    for (name, _), a, b in zip(layer.named_parameters(), got, want, strict=True):
-        if name == "key.bias":  # the same for every sender of a row: it cancels
-            assert a.abs().max() < 1e-12 and b.abs().max() < 1e-12
-        else:
-            assert_close(name, a, b, tolerance=1e-11)
+    # Together: a bias that cancels in the softmax has a gradient of rounding errors alone
+    got, want = (torch.cat([g.flatten() for g in grads]) for grads in (got, want))
+    assert_close("gradients", got, want, tolerance=1e-11)
+
+
+@pytest.mark.parametrize("mix_features", [False, True])
+def test_added_in_the_same_call(backend, mix_features):
+    graph = random_graph("random")
+    layer = AttentionDiffusion(4, heads=2, mix_features=mix_features, source=True).double()
+    torch.nn.init.constant_(layer.scale.beta, 0.7)
+    x, x0, y = torch.randn(3, 40, 4, dtype=torch.float64)
+    with gf.backend(backend):
+        got = layer(x, graph, x0, scale=0.5, add=[(2.0, y), (1.0, x)])
+        assert_close("sum", got, 0.5 * layer(x, graph, x0) + 2 * y + x)
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+def test_saves_nothing_of_edge_size(options):
+    graph = random_graph("hub")
+    layer = AttentionDiffusion(6, 8, heads=2, **{**options, "reweight": False})
+    x = torch.randn(graph.num_nodes, 6, requires_grad=True)
+    sizes = []
+
+    def pack(t):
+        sizes.append(t.numel())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x, graph, x if layer.scale.beta is not None else None)
+    assert sizes and max(sizes) < graph.num_edges / 2
 
 
 def test_attention_is_in_the_users_order():
@@ -63,28 +147,45 @@ def test_alpha():
     assert float(layer.scale.alpha) == 0.5
     assert AttentionDiffusion(4, alpha=0.25).scale.alpha == 0.25
     assert len(list(AttentionDiffusion(4, alpha=0.25).parameters())) == 4
+    assert AttentionDiffusion(4, per_channel=True).scale.alpha.tolist() == [0.5] * 4
 
 
-def test_state_dict_copy_and_repr():
-    layer = AttentionDiffusion(4, 6, heads=3, source=True)
+def test_exp_kernel_learns_its_values_unless_it_is_given_as_an_object():
+    learned = dict(AttentionDiffusion(4, score="exp_kernel").named_parameters())
+    assert learned["sigma"].tolist() == learned["lengthscale"].tolist() == [1.0]
+    fixed = dict(AttentionDiffusion(4, score=gf.ops.ExpKernel(2.0)).named_parameters())
+    assert set(fixed) == set(learned) - {"sigma", "lengthscale"}
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+def test_state_dict_copy_and_repr(options):
+    layer = AttentionDiffusion(4, 6, heads=3, **options)
     assert "heads=3" in repr(layer) and "alpha=learned" in repr(layer)
-    twin = AttentionDiffusion(4, 6, heads=3, source=True)
+    twin = AttentionDiffusion(4, 6, heads=3, **options)
     twin.load_state_dict(layer.state_dict())
     buffer = io.BytesIO()
     torch.save(layer, buffer)
     buffer.seek(0)
     loaded = torch.load(buffer, weights_only=False)
     graph, x = random_graph("random"), torch.randn(40, 4)
-    want = layer(x, graph, x)
+    x0 = x if layer.scale.beta is not None else None
+    want = layer(x, graph, x0)
     for other in (twin, copy.deepcopy(layer), loaded):
-        assert torch.equal(other(x, graph, x), want)
+        assert torch.equal(other(x, graph, x0), want)
     twin.reset_parameters()
-    assert not torch.equal(twin.query.weight, layer.query.weight)
+    start = {"sigma", "lengthscale", "scale.alpha_logit", "scale.beta"}
+    for name, parameter in twin.named_parameters():
+        assert torch.equal(parameter, layer.get_parameter(name)) == (name in start), name
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="`heads` must divide attention_channels=6, got 4"):
         AttentionDiffusion(6, heads=4)
+    for name, choice in (("score", "dot"), ("normalizer", "l1"), ("normalize", "rows")):
+        with pytest.raises(ValueError, match=f"AttentionDiffusion: `{name}` must be one of"):
+            AttentionDiffusion(6, **{name: choice})
+    with pytest.raises(TypeError, match="AttentionDiffusion: `score` must be one of"):
+        AttentionDiffusion(6, score=torch.exp)
     with pytest.raises(TypeError, match="alpha"):
         AttentionDiffusion(6, alpha="fixed")
     graph, x = random_graph("random"), torch.randn(40, 6)

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 import grand_fast as gf
 from grand_fast.nn import GRAND
@@ -64,6 +65,55 @@ def test_laplacian_variant_averages_neighbours():
     assert_close("logits", model(x, graph), model.decoder(torch.relu(want)))
 
 
+def test_laplacian_variant_symmetric():
+    graph = random_graph("loops")
+    model = GRAND(2, 3, 2, variant="laplacian", laplacian="symmetric", T=1.0, alpha=1.0,
+                  method="euler").double()  # fmt: skip
+    x = torch.randn(graph.num_nodes, 2, dtype=torch.float64)
+    edges, a = gcn_norm(graph.edge_index(), None, graph.num_nodes, add_self_loops=False,
+                        dtype=torch.float64)  # fmt: skip
+    h = model.encoder(x)
+    want = torch.zeros_like(h).index_add(0, edges[1], a[:, None] * h[edges[0]])
+    assert_close("logits", model(x, graph), model.decoder(torch.relu(want)))
+
+
+OPTIONS = {
+    "exp_kernel": {"score": "exp_kernel", "normalizer": "squareplus", "normalize": "sender"},
+    "weights": {"reweight": True, "per_channel": True, "source": True},
+    "mix": {"score": "gat", "mix_features": True, "source": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("variant", ["l", "nl"])
+def test_options_reach_the_field(backend, variant, options):
+    """Two Euler steps by hand, with the attention as the layer writes it out."""
+    edges, n = random_edge_index("empty_rows")
+    weight = 0.5 + torch.rand(edges.shape[1], dtype=torch.float64)
+    graph = gf.Graph.from_edge_index(edges, n, weight)
+    model = GRAND(3, 4, 2, variant=variant, heads=2, T=2.0, method="euler", **options).double()
+    field = model.field
+    if field.scale.beta is not None:
+        torch.nn.init.constant_(field.scale.beta, 0.3)
+    x = torch.randn(n, 3, dtype=torch.float64)
+    with gf.backend(backend):
+        got = model(x, graph)
+        grads = torch.autograd.grad(got.square().sum(), list(model.parameters()))
+    h = h0 = model.encoder(x)
+    with gf.backend("reference"):
+        for _ in range(2):
+            a = field.attention(h if variant == "nl" else h0, graph)
+            v = field.values(h) if field.mix_features else [h, h]
+            ah = sum(gf.ops.csr_diffusion(v[i], a[:, i], graph) + v[i] for i in range(2)) / 2
+            f = field.scale.alpha * ((field.out(ah) if field.mix_features else ah) - h)
+            h = h + (f if field.scale.beta is None else f + field.scale.beta * h0)
+    want = model.decoder(torch.relu(h))
+    assert_close("logits", got, want)
+    wanted = torch.autograd.grad(want.square().sum(), list(model.parameters()))
+    got, want = (torch.cat([g.flatten() for g in gs]) for gs in (grads, wanted))
+    assert_close("gradients", got, want, tolerance=1e-11)
+
+
 def test_accepts_an_edge_index():
     edges, n = random_edge_index("random")
     model = GRAND(4, 8, 3, heads=2)
@@ -112,6 +162,8 @@ def test_copy_pickle_and_repr():
 def test_bad_input():
     with pytest.raises(ValueError, match="`variant` must be one of l, nl, laplacian, got 'rw'"):
         GRAND(4, 8, 3, variant="rw")
+    with pytest.raises(ValueError, match="`laplacian` must be one of random_walk, symmetric"):
+        GRAND(4, 8, 3, variant="laplacian", laplacian="gcn")
     with pytest.raises(NotImplementedError, match="nl-rw"):
         GRAND(4, 8, 3, variant="nl-rw")
     model = GRAND(4, 8, 3, method="rk9")

@@ -329,8 +329,12 @@ def test_projected_bad_input():
         projected_attention_diffusion(x, weight, bias, graph, heads=5)
     with pytest.raises(ValueError, match="`bias` must have shape"):
         projected_attention_diffusion(x, weight, bias[1:], graph, heads=2)
-    with pytest.raises(NotImplementedError, match="score"):
+    with pytest.raises(
+        ValueError, match=r"projected_attention_diffusion: `q` .* 'gat', got d_k = 3"
+    ):
         projected_attention_diffusion(x, weight, bias, graph, heads=2, score="gat")
+    with pytest.raises(ValueError, match="projected_attention_diffusion: `edge_weight` must have"):
+        projected_attention_diffusion(x, weight, bias, graph, heads=2, edge_weight=x[:, 0])
 
 
 def bad_calls():
@@ -350,7 +354,13 @@ def bad_calls():
     yield "add", TypeError, "pairs", lambda g: (x, q, k, g, {"add": [x]})
     yield "add", ValueError, "shape", lambda g: (x, q, k, g, {"add": [(1.0, x0[1:])]})
     yield "score", ValueError, "scaled_dot, cosine", lambda g: (x, q, k, g, {"score": "dot"})
-    yield "score", NotImplementedError, "scaled_dot", lambda g: (x, q, k, g, {"score": "cosine"})
+    yield "score", TypeError, r"ops\.ExpKernel\(\), got int", lambda g: (x, q, k, g, {"score": 1})
+    yield "q", ValueError, r"\[N, H, 1\] .*'gat', got d_k = 3\. Project", lambda g: (
+        x, q, k, g, {"score": "gat"},
+    )  # fmt: skip
+    yield "edge_weight", ValueError, r"\[E\] = \[200\], got \[40\]", lambda g: (
+        x, q, k, g, {"edge_weight": x[:, 0]},
+    )  # fmt: skip
     yield "normalizer", ValueError, "softmax", lambda g: (x, q, k, g, {"normalizer": "max"})
     yield "normalize", ValueError, "receiver", lambda g: (x, q, k, g, {"normalize": "row"})
     yield "backend", ValueError, "reference", lambda g: (x, q, k, g, {"backend": "tpu"})

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from grand_fast import ops
 from grand_fast.ops import edge_attention
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
 from tests.ops._problems import compare, normal
@@ -88,5 +89,60 @@ def test_bad_input():
     p = problem(graph, 2, 3)
     with pytest.raises(ValueError, match=r"edge_attention: `q` .*\[N, H, d_k\].*view"):
         edge_attention(p["q"].flatten(1), p["k"].flatten(1), graph)
-    with pytest.raises(NotImplementedError, match="edge_weight"):
-        edge_attention(**p, graph=graph, edge_weight=torch.ones(graph.num_edges))
+
+
+WEIGHT = torch.ones(200, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"score": "dot"}, ValueError, "`score` must be one of scaled_dot, cosine, .*got 'dot'"),
+        ({"score": None}, TypeError, r"`score` must be .*, or an object .*\(\), got NoneType"),
+        ({"score": ops.GAT}, TypeError, "`score` must be .*, or an object"),
+        ({"score": ops.GAT()}, ValueError, r"`q` .*\[N, H, 1\] for score 'gat', got d_k = 3\. Pro"),
+        ({"normalizer": "sum"}, ValueError, "`normalizer` must be one of softmax, squareplus, got"),
+        ({"normalizer": None}, ValueError, "`normalizer` must be one of softmax, squareplus, got"),
+        ({"normalize": "both"}, ValueError, "`normalize` must be one of receiver, sender, got 'bo"),
+        ({"edge_weight": WEIGHT[1:]}, ValueError, r"`edge_weight` .* \[200\], got \[199\]"),
+        ({"edge_weight": WEIGHT[:, None]}, ValueError, r"`edge_weight` .*\[E\].*got \[200, 1\]"),
+        ({"edge_weight": 1.0}, TypeError, "`edge_weight` must be a Tensor, got float"),
+        ({"edge_weight": WEIGHT.long()}, TypeError, "`edge_weight` must be floating"),
+        (
+            {"edge_weight": WEIGHT.float()},
+            TypeError,
+            r"must be torch\.float64, .*\.to\(torch.float64",
+        ),
+        ({"edge_weight": WEIGHT.to("meta")}, ValueError, "`edge_weight` must be on cpu, got meta"),
+    ],
+)
+def test_bad_options(options, error, match):
+    graph = random_graph("random")
+    assert graph.num_edges == len(WEIGHT)
+    with pytest.raises(error, match=f"^edge_attention: .*{match}") as caught:
+        edge_attention(**problem(graph, 2, 3), graph=graph, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: ops.ExpKernel(sigma=0), ValueError, "`sigma` must be finite and not 0, got 0"),
+        (lambda: ops.ExpKernel(1.0, 0.0), ValueError, "`lengthscale` must be finite and not 0"),
+        (lambda: ops.ExpKernel(1.0, float("nan")), ValueError, "`lengthscale` must be .*, got nan"),
+        (
+            lambda: ops.ExpKernel("1"),
+            TypeError,
+            "`sigma` must be a float or a scalar Tensor, got s",
+        ),
+        (lambda: ops.ExpKernel(True), TypeError, "`sigma` must be a float .*, got bool"),
+        (lambda: ops.ExpKernel(torch.ones(2)), ValueError, r"`sigma` .*, got .*shape \[2\]"),
+        (lambda: ops.ExpKernel(torch.tensor(1)), ValueError, "`sigma` .* floating .*int64"),
+        (lambda: ops.GAT("0.2"), TypeError, "`negative_slope` must be a float, got str"),
+        (lambda: ops.GAT(float("inf")), ValueError, "`negative_slope` must be finite, got inf"),
+    ],
+)
+def test_bad_scores(make, error, match):
+    with pytest.raises(error, match=match) as caught:
+        make()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,1 @@
+"""The suite `tuned`: the paper's tuned configurations at their own sizes."""

@@ -1,0 +1,72 @@
+"""`torch.autocast`: operators bring their inputs to one type, as matrix products do."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+# Kept as they are: operators take them in float32 or wider.
+_WIDE = ("alpha", "beta")
+
+
+def autocast_inputs(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """In a region of autocast, run `function` on inputs of one type, and autocast off.
+
+    That type is autocast's own on a GPU, and float32 on a CPU, whose kernels know no half types.
+    As everywhere in autocast, float64 stays.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        first: Any = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, list | tuple) and first:
+            first = first[0]
+        device = first.device.type if isinstance(first, Tensor) else "cpu"
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        cast = _Cast(torch.float32 if device == "cpu" else torch.get_autocast_dtype(device))
+        given = {name: v if name in _WIDE else cast(v) for name, v in kwargs.items()}
+        with torch.autocast(device, enabled=False):
+            return function(*map(cast, args), **given)  # type: ignore[arg-type]
+
+    return call
+
+
+def widest_terms(terms: Any) -> Any:
+    """In a region of autocast, the pairs `(c, y)` with each `y` in the widest of their types."""
+    first = terms[0][1] if _are_pairs(terms) else None
+    if first is None or not torch.is_autocast_enabled(first.device.type):
+        return terms
+    types = [y.dtype for _, y in terms] + [torch.float32] * (first.device.type == "cpu")
+    dtype = functools.reduce(torch.promote_types, types)
+    return [(c, y.to(dtype)) for c, y in terms]
+
+
+def _are_pairs(terms: Any) -> bool:
+    return (
+        isinstance(terms, list | tuple)
+        and len(terms) > 0
+        and all(isinstance(t, tuple) and len(t) == 2 and isinstance(t[1], Tensor) for t in terms)
+    )
+
+
+class _Cast:
+    """To one type; a tensor that is given twice remains one tensor."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._known: dict[int, Tensor] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [self(v) for v in value]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        if value.dtype == torch.float64:
+            return value
+        if id(value) not in self._known:
+            self._known[id(value)] = value.to(self._dtype)
+        return self._known[id(value)]

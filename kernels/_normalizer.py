@@ -1,0 +1,184 @@
+"""The passes of forward that know no normaliser yet: they find it, or the largest score."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grand_fast.kernels._cpu import Compiled, Row, Work, each_row, sum_pieces
+from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._diffusion import stretches
+from grand_fast.kernels._edge_scores import HeadGroup, RowBuffer, buffer_size, load_heads
+from grand_fast.kernels._edge_view import EdgeInputs, EdgeView, Side
+from grand_fast.kernels._memory import empty
+from grand_fast.kernels._simd import Kernel, Matrix, Vec
+from grand_fast.kernels._simd_math import log, maximum
+from grand_fast.kernels._weighting import Weighting
+
+_SUM_EDGES = 512  # summed on their own first, as SUM_EDGES in `_diffusion.py`
+
+
+def forward_rows(view: EdgeView, *, known: bool) -> list[tuple[Matrix, int]]:
+    """Tables of which `row_weights` reads or writes a row's own row."""
+    if known:
+        return view.own_rows
+    return [(view.own, view.h * view.d_k), (view.kernel.matrix("lse"), view.h)]
+
+
+def row_weights(
+    view: EdgeView, group: HeadGroup, row: Row, buffer: RowBuffer, *, known: bool
+) -> Vec:
+    """Weights of the row's edges → buffer, up to a factor for each head, which is returned.
+
+    `known`: what normalises them is; else it is found, and `lse` written.
+    """
+    if not known:
+        return _normalise(view, group, row, buffer)
+    own = load_heads(group, view.own.row(row.node))
+    own_norm = view.own_norm(group, row)
+    with view.kernel.loop(row.begin, row.end, group.edges) as e:
+        block = view.block(group, row, e, view.weight_tables)
+        s = view.scores(group, own, block).s
+        buffer.at(e).store(view.weights(group, block, s, own_norm)[0])
+    return view.kernel.splat(1.0)
+
+
+def _normalise(view: EdgeView, group: HeadGroup, row: Row, buffer: RowBuffer) -> Vec:
+    """`p` of the row's edges → buffer, the logarithm of their sum → `lse`; returns 1 / that sum."""
+    k = view.kernel
+    largest = _largest_score(view, group, row, buffer)
+    total = _unnormalised(view, group, row, largest, buffer)
+    lse = log(total)
+    if view.weighting.normalizer == "softmax":
+        lse = largest + lse  # −inf + anything in a row without edges
+    else:
+        lse = lse.first((row.end - row.begin) * k.lanes, k.splat(-math.inf))
+    group.store(k.matrix("lse").row(row.out), lse)
+    return k.splat(1.0) / total
+
+
+def _largest_score(view: EdgeView, group: HeadGroup, row: Row, buffer: RowBuffer | None) -> Vec:
+    """Scores of the row's edges → buffer; returns each head's largest, in all its lanes."""
+    k = view.kernel
+    lowest = k.splat(-math.inf)
+    top = k.variable(lowest)
+    own = load_heads(group, view.own.row(row.node))
+    with k.loop(row.begin, row.end, group.edges) as e:
+        block = view.block(group, row, e, view.score_tables)
+        s = view.scores(group, own, block).s
+        s = s.first((row.end - e) * group.width, lowest)
+        if buffer is not None:
+            buffer.at(e).store(s)
+        top.value = maximum(s, top.value)
+    return group.over_edges(top.value, maximum)
+
+
+def _unnormalised(
+    view: EdgeView, group: HeadGroup, row: Row, largest: Vec, buffer: RowBuffer
+) -> Vec:
+    """Scores in the buffer → `p`; returns each head's sum, in all its lanes."""
+    k = view.kernel
+    total = k.variable(k.splat(0.0))
+    with stretches(k, row, _SUM_EDGES) as part:
+        partial = k.variable(k.splat(0.0))
+        with k.loop(part.begin, part.end, group.edges) as e:
+            p = view.unnormalised(buffer.at(e).load(), largest)
+            buffer.at(e).store(p)
+            partial.value = partial.value + p
+        total.value = total.value + partial.value
+    return group.over_edges(total.value)
+
+
+@lru_cache(maxsize=256)
+def _lse_kernel(
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
+    *,
+    weighting: Weighting,
+    weighted: bool,
+    rows: Side,
+    pieces: bool,
+) -> Compiled:
+    k = Kernel("edge_attention_lse", dtype, index)
+    view = EdgeView(k, rows, h, d_k, weighting, weighted)
+    scratch, own_rows = k.matrix("scratch").row(k.thread), forward_rows(view, known=False)
+    with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=view.own_edges) as row:
+        for group in view.groups:
+            _normalise(view, group, row, RowBuffer(scratch, group, row))
+    return Compiled(k)
+
+
+def find_lse(inputs: EdgeInputs, csr_t: Csr | None) -> Tensor:
+    """`lse` of all senders, `[N, H]`."""
+    assert csr_t is not None
+    n, h, _ = inputs.q.shape
+    lse = empty(n, h, dtype=inputs.q.dtype)
+    kernel = _lse_kernel(
+        *inputs.shape, csr_t.col.dtype, **inputs.options, rows="sender", pieces=False
+    )
+    arguments = inputs.arguments(csr_t)
+    kernel(csr_t.work, pieces=False, scratch=buffer_size(csr_t.work.longest), lse=lse, **arguments)
+    find_hub_lse(inputs, csr_t, lse)
+    return lse
+
+
+def find_hub_lse(inputs: EdgeInputs, csr: Csr, lse: Tensor) -> None:
+    """Write `lse` of those rows of the view that are cut into pieces."""
+    work = csr.work
+    if work.hub_rows.numel() == 0:
+        return
+    rows: Side = "receiver" if csr.slot is None else "sender"
+    kernel = _lse_kernel(*inputs.shape, csr.col.dtype, **inputs.options, rows=rows, pieces=True)
+    partial = empty(work.piece_begin.numel(), lse.shape[1], dtype=lse.dtype)
+    arguments: dict[str, Any] = inputs.arguments(csr)
+    kernel(work, pieces=True, scratch=buffer_size(work.longest), lse=partial, **arguments)
+    largest = _largest_of_hubs(partial, work)
+    hub = torch.repeat_interleave(work.hub_pieces.diff())
+    total = sum_pieces(torch.exp(partial - largest[hub]), work)
+    lse[work.hub_rows] = largest + torch.log(total)
+
+
+@lru_cache(maxsize=256)
+def _top_kernel(
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
+    *,
+    weighting: Weighting,
+    weighted: bool,
+    pieces: bool,
+) -> Compiled:
+    k = Kernel("edge_attention_top", dtype, index)
+    view = EdgeView(k, "receiver", h, d_k, weighting, weighted)
+    largest = k.matrix("largest")
+    own_rows = [(view.own, h * d_k), (largest, h)]
+    with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=view.own_edges) as row:
+        for group in view.groups:
+            group.store(largest.row(row.out), _largest_score(view, group, row, None))
+    return Compiled(k)
+
+
+def find_top(inputs: EdgeInputs, csr: Csr) -> Tensor:
+    """The largest score of each receiver and head, `[N, H]`; −inf where there is no edge."""
+    n, h, _ = inputs.q.shape
+    work, arguments = csr.work, inputs.arguments(csr)
+    largest = empty(n, h, dtype=inputs.q.dtype)
+    kernel = _top_kernel(*inputs.shape, csr.col.dtype, **inputs.options, pieces=False)
+    kernel(work, pieces=False, largest=largest, **arguments)
+    if work.hub_rows.numel():
+        partial = empty(work.piece_begin.numel(), h, dtype=inputs.q.dtype)
+        kernel = _top_kernel(*inputs.shape, csr.col.dtype, **inputs.options, pieces=True)
+        kernel(work, pieces=True, largest=partial, **arguments)
+        largest[work.hub_rows] = _largest_of_hubs(partial, work)
+    return largest
+
+
+def _largest_of_hubs(partial: Tensor, work: Work) -> Tensor:
+    return torch.segment_reduce(partial, "max", offsets=work.hub_pieces, axis=0, unsafe=True)

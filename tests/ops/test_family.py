@@ -1,0 +1,180 @@
+"""Every member of the family against its formulas on dense arrays, forward and every gradient."""
+
+import pytest
+import torch
+
+import grand_fast as gf
+from grand_fast.kernels import _cpu
+from grand_fast.testing import assert_close
+from tests.ops._family import (
+    EVERY,
+    FAMILY,
+    attention,
+    dense_attention,
+    dense_diffusion,
+    diffusion,
+    edges_of,
+    problem,
+    without_state,
+)
+from tests.ops._problems import compare, normal
+
+pytestmark = pytest.mark.usefixtures("nan_filled", "one_thread")
+
+REFERENCE, F64, F32 = (
+    ("reference", torch.float64),
+    ("cpu", torch.float64),
+    ("cpu", torch.float32),
+)
+GRAPHS = ("random", "empty_rows", "repeated", "loops")
+# d, H, d_k: odd, prime, wider than a register, one of each, more heads than lanes
+SHAPES = [(1, 1, 2), (3, 1, 5), (7, 5, 3), (33, 2, 16), (16, 8, 4), (130, 1, 64), (20, 20, 2)]
+
+
+# Scores of up to 10 are subtracted from another, and their gradients cancel in turn.
+TOLERANCES = {torch.float64: 5e-12, torch.float32: 5e-5}
+
+
+@pytest.fixture(params=[REFERENCE, F64, F32], ids=["reference", "cpu-float64", "cpu-float32"])
+def run(request):
+    return request.param
+
+
+@pytest.mark.parametrize("source", [True, False], ids=["source", "no source"])
+@pytest.mark.parametrize("weights", [True, False], ids=["weights", "no weights"])
+@pytest.mark.parametrize("run", [REFERENCE, F64], ids=["reference", "cpu"])
+@pytest.mark.parametrize("member", **EVERY)
+def test_diffusion(member, run, weights, source):
+    edges, n = edges_of("hub")
+    inputs = problem(member, edges, n, weights=weights, source=source)
+    check_diffusion(member, edges, n, inputs, run)
+
+
+@pytest.mark.parametrize("member", **EVERY)
+def test_diffusion_in_float32(member):
+    edges, n = edges_of("hub")
+    check_diffusion(member, edges, n, problem(member, edges, n), F32)
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize("member", **EVERY)
+def test_diffusion_on_other_graphs(member, kind, run):
+    edges, n = edges_of(kind)
+    check_diffusion(member, edges, n, problem(member, edges, n), run)
+
+
+@pytest.mark.parametrize("member", **EVERY)
+def test_long_rows_are_cut_and_joined(member, monkeypatch):
+    monkeypatch.setattr(_cpu, "CUT_FROM", 64)
+    edges, n = edges_of("hub")
+    assert edges[0].bincount().max() > 3 * 64 and edges[1].bincount().max() > 3 * 64
+    check_diffusion(member, edges, n, problem(member, edges, n), F64)
+    check_attention(member, edges, n, F64, mean_heads=False)
+
+
+@pytest.mark.parametrize(
+    ("member", "shape", "run"),
+    [(m, SHAPES[i % 7], (F32, F64)[i % 2]) for i, m in enumerate(FAMILY)],
+    ids=["{}-d{}-H{}-k{}".format(m, *SHAPES[i % 7]) for i, m in enumerate(FAMILY)],
+)
+def test_diffusion_of_other_shapes(member, shape, run):
+    """Every shape in both types; every member once."""
+    edges, n = edges_of("hub")
+    d, heads, d_k = shape
+    check_diffusion(member, edges, n, problem(member, edges, n, d=d, heads=heads, d_k=d_k), run)
+
+
+def check_diffusion(member, edges, n, inputs, run):
+    compare(
+        diffusion(member, gf.Graph.from_edge_index(edges, n)),
+        inputs,
+        backend=run[0],
+        dtype=run[1],
+        tolerance=TOLERANCES[run[1]],
+        specification=dense_diffusion(member, edges),
+    )
+
+
+@pytest.mark.parametrize("mean_heads", [True, False], ids=["mean", "heads"])
+@pytest.mark.parametrize("run", [REFERENCE, F64], ids=["reference", "cpu"])
+@pytest.mark.parametrize("member", **EVERY)
+def test_attention(member, run, mean_heads):
+    edges, n = edges_of("hub")
+    check_attention(member, edges, n, run, mean_heads=mean_heads)
+
+
+@pytest.mark.parametrize("kind", ["empty_rows", "repeated"])
+@pytest.mark.parametrize("member", **EVERY)
+def test_attention_on_other_graphs(member, kind, run):
+    edges, n = edges_of(kind)
+    check_attention(member, edges, n, run, mean_heads=False)
+
+
+def check_attention(member, edges, n, run, *, mean_heads):
+    compare(
+        attention(member, gf.Graph.from_edge_index(edges, n), mean_heads=mean_heads),
+        without_state(problem(member, edges, n)),
+        backend=run[0],
+        dtype=run[1],
+        tolerance=TOLERANCES[run[1]],
+        specification=dense_attention(member, edges, mean_heads=mean_heads),
+    )
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.5, -0.3])
+@pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
+def test_slope_of_gat(normalizer, slope, backend):
+    edges, n = edges_of("random")
+    graph = gf.Graph.from_edge_index(edges, n)
+    inputs = {"q": normal(n, 2, 1, seed=1), "k": normal(n, 2, 1, seed=2)}
+    member = FAMILY[-4]._replace(normalizer=normalizer)
+    assert member.score == "gat"
+
+    def call(q, k, backend):
+        options = member._asdict() | {"score": gf.ops.GAT(negative_slope=slope)}
+        return gf.ops.edge_attention(q, k, graph, backend=backend, **options)
+
+    def dense(q, k):
+        return dense_attention(member, edges)(q=q, k=k, negative_slope=slope)
+
+    compare(call, inputs, backend=backend, dtype=torch.float64, specification=dense)
+
+
+@pytest.mark.parametrize("score", ["cosine", "pearson"])
+def test_short_vectors_keep_their_length(score, run):
+    """Below eps = 1e-5 vectors are divided by eps, not by their length."""
+    member = next(m for m in FAMILY if m.score == score)
+    edges, n = edges_of("random")
+    inputs = problem(member, edges, n)
+    inputs["q"] *= torch.logspace(-9, 0, n, dtype=torch.float64)[:, None, None]
+    inputs["k"][::3] *= 1e-6
+    check_diffusion(member, edges, n, inputs, run)
+
+
+@pytest.mark.parametrize("member", **EVERY)
+def test_gradcheck(member, backend):
+    edges, n = edges_of("empty_rows", 8)
+    inputs = problem(member, edges, n)
+    call = diffusion(member, gf.Graph.from_edge_index(edges, n))
+
+    def of_tensors(*tensors):
+        return call(backend=backend, **dict(zip(inputs, tensors, strict=True)))
+
+    leaves = tuple(t.requires_grad_() for t in inputs.values())
+    assert torch.autograd.gradcheck(of_tensors, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("member", [m for m in FAMILY if m.score == "exp_kernel"], ids=str)
+def test_one_gradient_alone(member, backend):
+    """What a backward skips must not change what it computes."""
+    edges, n = edges_of("random", 12)
+    graph = gf.Graph.from_edge_index(edges, n)
+    inputs = problem(member, edges, n)
+    f = diffusion(member, graph)
+    leaves = {name: t.clone().requires_grad_() for name, t in inputs.items()}
+    want = torch.autograd.grad(f(backend, **leaves).square().sum(), list(leaves.values()))
+    for name, of_all in zip(inputs, want, strict=True):
+        leaf = inputs[name].clone().requires_grad_()
+        out = f(backend, **{**inputs, name: leaf})
+        (alone,) = torch.autograd.grad(out.square().sum(), leaf)
+        assert_close(f"d{name}", alone, of_all)

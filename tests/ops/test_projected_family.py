@@ -1,0 +1,122 @@
+"""`projected_attention_diffusion` with every score, as one operator."""
+
+import pytest
+import torch
+
+from grand_fast import ops
+from grand_fast.ops import projected_attention_diffusion
+from grand_fast.ops._scores import SCORES
+from grand_fast.testing import assert_close, random_graph
+
+from ._problems import compare, normal
+
+HEADS = 3
+
+
+def score_of(name, sigma, lengthscale):
+    return ops.ExpKernel(sigma, lengthscale) if name == "exp_kernel" else name
+
+
+def inputs(graph, name, *, d=7, d_k=5):
+    d_k = 1 if name == "gat" else d_k
+    n = graph.num_nodes
+    given = {
+        "x": normal(n, d), "weight": normal(2 * HEADS * d_k, d, seed=1, scale=d**-0.5),
+        "bias": normal(2 * HEADS * d_k, seed=2), "alpha": normal(d, seed=3),
+        "beta": normal(seed=4), "x0": normal(n, d, seed=5), "y": normal(n, d, seed=6),
+        "w": 1 + 0.3 * normal(graph.num_edges, seed=7),
+    }  # fmt: skip
+    if name == "exp_kernel":
+        given |= {"sigma": torch.tensor(1.3), "lengthscale": torch.tensor([0.7])}
+    return {key: value.double() for key, value in given.items()}
+
+
+def call_of(graph, name, normalizer, normalize):
+    def call(x, weight, bias, alpha, beta, x0, y, w, sigma=1.0, lengthscale=1.0, backend="cpu"):
+        return projected_attention_diffusion(
+            x, weight, bias, graph, heads=HEADS, alpha=alpha, beta=beta, x0=x0,
+            score=score_of(name, sigma, lengthscale), normalizer=normalizer, normalize=normalize,
+            edge_weight=w, add=[(0.5, x), (-2.0, y)], backend=backend,
+        )  # fmt: skip
+
+    return call
+
+
+@pytest.fixture(params=[True, False], ids=["kept", "recomputed"])
+def kept(request, monkeypatch):
+    """Whether q and k are kept for backward."""
+    monkeypatch.setitem(
+        projected_attention_diffusion.__globals__, "_is_kept", lambda qk: request.param
+    )
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("kind", ["hub", "empty_rows", "no_edges"])
+@pytest.mark.parametrize("normalize", ["receiver", "sender"])
+@pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
+@pytest.mark.parametrize("name", SCORES)
+def test_against_the_reference(name, normalizer, normalize, kind):
+    graph = random_graph(kind)
+    call = call_of(graph, name, normalizer, normalize)
+    # The gradients by σ and of the largest score are sums over all edges that cancel
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-11}
+    for dtype in (torch.float32, torch.float64):
+        given = inputs(graph, name)
+        compare(call, given, backend="cpu", dtype=dtype, tolerance=tolerance[dtype])
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
+@pytest.mark.parametrize("name", SCORES)
+def test_backward_twice(name, normalizer):
+    """What the first backward writes over, the second does not need."""
+    graph = random_graph("hub")
+    leaves = {key: t.requires_grad_() for key, t in inputs(graph, name).items()}
+    f = call_of(graph, name, normalizer, "receiver")(**leaves)
+    first, second = (
+        torch.autograd.grad(f, list(leaves.values()), torch.ones_like(f), retain_graph=True)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_second_derivatives(name):
+    graph = random_graph("path", n=4)
+    given = inputs(graph, name, d=2, d_k=2)
+    call = call_of(graph, name, "squareplus", "sender")
+    names, leaves = list(given), [t.requires_grad_() for t in given.values()]
+    assert torch.autograd.gradgradcheck(lambda *t: call(**dict(zip(names, t, strict=True))), leaves)
+
+
+@pytest.mark.parametrize("name", ["exp_kernel", "pearson"])
+def test_compiles_whole(name):
+    graph = random_graph("empty_rows")
+    given = {key: t.float() for key, t in inputs(graph, name).items()}
+    call = call_of(graph, name, "squareplus", "sender")
+    results = []
+    for function in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        leaves = {key: t.clone().requires_grad_() for key, t in given.items()}
+        f = function(**leaves)
+        results.append([f, *torch.autograd.grad(f.square().sum(), list(leaves.values()))])
+    for key, got, want in zip(["f", *given], results[1], results[0], strict=True):
+        assert_close(key, got, want, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_gradients_of_a_score_are_those_of_autograd(name):
+    """Also of vectors that are zero, or shorter than the cosine's eps."""
+    q, k = normal(2, 9, HEADS, 1 if name == "gat" else 5)
+    q[0], q[1], k[2] = 0, 1e-7 * q[1], 1e-7 * k[2]
+    sigma, length = torch.tensor(1.3).double(), torch.tensor([0.7]).double()
+    leaves = [t.requires_grad_() for t in (q, k, sigma, length)]
+    score = SCORES[name] if name != "exp_kernel" else ops.ExpKernel(sigma, length)
+    made = score.prepare(q, k)
+    of_made = tuple(normal(*t.shape, seed=seed) for seed, t in enumerate(made))
+    want = torch.autograd.grad(made, leaves, of_made, allow_unused=True)
+    with torch.no_grad():
+        got = score.gradients((q, k), made, tuple(t.clone() for t in of_made))
+    for key, a, b in zip(("dq", "dk", "dsigma", "dlengthscale"), got, want, strict=True):
+        assert (a is None) == (b is None), key
+        if a is not None:
+            assert_close(key, a, b, tolerance=1e-11)

@@ -1,0 +1,147 @@
+"""torch.compile and torch.export: operators, a layer and a solve, against eager."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import grand_fast as gf
+from grand_fast.testing import assert_close, random_graph
+
+from ._calls import CALLS, gradients, tensors
+
+GRAPH = random_graph("empty_rows", 12)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    torch._dynamo.reset()
+
+
+def compare(compiled, eager, inputs):
+    """Outputs and every gradient; the very kernels of eager mode run, in their order."""
+    got, want = compiled(), eager()
+    assert_close("output", got, want.double())
+    for a, b in zip(gradients(got, inputs), gradients(want, inputs), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert_close("gradient", a, b.double())
+
+
+@pytest.mark.parametrize("given", ["argument", "closure"])
+@pytest.mark.parametrize("name", CALLS)
+def test_operators(name, given):
+    call, t = CALLS[name], tensors(GRAPH)
+    if given == "argument":
+        function = torch.compile(call, fullgraph=True, backend="aot_eager")
+        compare(lambda: function(GRAPH, **t), lambda: call(GRAPH, **t), t.values())
+    else:
+        function = torch.compile(lambda: call(GRAPH, **t), fullgraph=True, backend="aot_eager")
+        compare(function, lambda: call(GRAPH, **t), t.values())
+
+
+@pytest.mark.parametrize("options", [
+    {"score": "cosine", "normalizer": "squareplus"},
+    {"score": "exp_kernel", "normalize": "sender"},
+], ids=["cosine", "exp_kernel"])  # fmt: skip
+def test_scores(options):
+    t = tensors(GRAPH)
+
+    def call():
+        q, k = t["q"], t["k"]
+        return gf.ops.attention_diffusion(t["x"], q, k, GRAPH, **options, backend="reference")
+
+    function = torch.compile(call, fullgraph=True, backend="aot_eager")
+    compare(function, call, [t["x"], t["q"], t["k"]])
+
+
+class OnGraph(nn.Module):
+    """A layer or model with its graph as an attribute."""
+
+    def __init__(self, model, graph):
+        super().__init__()
+        self.model, self.graph = model, graph
+
+    def forward(self, x):
+        return self.model(x, self.graph)
+
+
+def models():
+    options = {"heads": 2, "T": 2.0, "method": "rk4", "step_size": 1.0, "adjoint": "direct"}
+    return {
+        "layer": gf.nn.AttentionDiffusion(5, 4, 2),
+        "nl": gf.nn.GRAND(5, 4, 3, **options, source=True),
+        "l": gf.nn.GRAND(5, 4, 3, **options, variant="l"),
+    }
+
+
+@pytest.mark.parametrize("name", ["layer", "nl", "l"])
+def test_models(name):
+    model, x = models()[name], tensors(GRAPH)["x"]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = [x, *model.parameters()]
+    compare(lambda: compiled(x, GRAPH), lambda: model(x, GRAPH), inputs)
+
+
+@pytest.mark.slow
+def test_inductor():
+    model, x = models()["nl"], tensors(GRAPH)["x"]
+    compiled = torch.compile(OnGraph(model, GRAPH), fullgraph=True)
+    compare(lambda: compiled(x), lambda: model(x, GRAPH), [x, *model.parameters()])
+
+
+def test_one_compilation_for_a_graph():
+    counter = torch._dynamo.testing.CompileCounter()
+    layer, t = gf.nn.AttentionDiffusion(5, 4, 2), tensors(GRAPH)
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for _ in range(3):
+        compiled(t["x"], GRAPH)
+        layer(t["x"], GRAPH)  # plans the graph, which is no reason to compile again
+    assert counter.frame_count == 1
+
+
+def test_the_backend_is_chosen_where_the_program_runs(monkeypatch):
+    t = tensors(GRAPH)
+    function = torch.compile(CALLS["bare"], fullgraph=True, backend="aot_eager")
+    want = function(GRAPH, **t)
+    reference = gf.kernels.attention_diffusion.reference
+    real, calls = reference.attention_diffusion_fwd, []
+    monkeypatch.setattr(
+        reference, "attention_diffusion_fwd", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+    with gf.backend("reference"):
+        assert_close("f", function(GRAPH, **t), want.double())
+    assert calls
+
+
+LOADED = """
+import sys, torch, grand_fast
+from grand_fast.testing import random_graph
+folder, graph = sys.argv[1], random_graph("empty_rows", 12)
+x = torch.load(f"{folder}/x.pt")
+by_argument = torch.export.load(f"{folder}/argument.pt2").module()(x, graph)
+by_attribute = torch.export.load(f"{folder}/attribute.pt2").module()(x)
+torch.save([by_argument, by_attribute], f"{folder}/out.pt")
+"""
+
+
+@pytest.mark.parametrize("name", ["nl"])
+def test_an_exported_program_runs_elsewhere(name, tmp_path):
+    model, x = models()[name], tensors(GRAPH)["x"].detach()
+    by_argument = torch.export.export(model, (x, GRAPH))
+    by_attribute = torch.export.export(OnGraph(model, GRAPH), (x,))
+    names = [n for n, _ in model.named_parameters()]
+    program = by_argument.module()
+    theirs = dict(program.named_parameters())
+    want = model(x, GRAPH)
+    for a, b in zip(gradients(program(x, GRAPH), [theirs[n] for n in names]),
+                    gradients(want, model.parameters()), strict=True):  # fmt: skip
+        assert_close("gradient", a, b.double())
+    torch.export.save(by_argument, tmp_path / "argument.pt2")
+    torch.export.save(by_attribute, tmp_path / "attribute.pt2")
+    torch.save(x, tmp_path / "x.pt")
+    subprocess.run([sys.executable, "-c", LOADED, str(tmp_path)], check=True)
+    for got in torch.load(tmp_path / "out.pt", weights_only=False):
+        assert_close("output", got, want.double())
