@@ -64,7 +64,9 @@ from grand_fast.kernels._triton_tiles import (
 )
 from grand_fast.kernels._triton_weighting import Scoring, load_top, scoring
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
-from grand_fast.kernels.attention_diffusion._triton_backward import LANE_COLUMNS, bwd_dk, bwd_dq
+from grand_fast.kernels.attention_diffusion._triton_backward import LANE_COLUMNS
+from grand_fast.kernels.attention_diffusion._triton_column_pass import bwd_dk
+from grand_fast.kernels.attention_diffusion._triton_row_pass import bwd_dq
 from grand_fast.kernels.attention_diffusion._triton_weighted_sum import sweep_once, weighted_sum
 
 _VALUES = 32  # of the gathered tiles, per lane
