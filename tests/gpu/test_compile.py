@@ -38,8 +38,9 @@ CASES = [
     *((arch, shape, torch.float32) for arch in MODELLED for shape in SHAPES),
     *((arch, SHAPES[i], torch.bfloat16) for arch in MODELLED for i in (0, 1, 3)),
     *((arch, SHAPES[i], torch.float16) for arch in MODELLED for i in (0, 4)),
-    *((arch, SHAPES[0], torch.float32) for arch in TARGETS if arch not in MODELLED),
-]
+    *((arch, SHAPES[0], dtype) for arch in TARGETS if arch not in MODELLED
+      for dtype in (torch.float32, torch.bfloat16)),
+]  # fmt: skip
 IDS = [f"{arch}-{shape}-{str(dtype)[6:]}" for arch, shape, dtype in CASES]
 SIZES = (16, 17)  # Triton compiles apart for sizes that 16 divides, where it is told to
 # Every kernel of the modules that the launchers have imported
