@@ -74,34 +74,38 @@ def add_top_gradients(
     largest = max(float(s) for s, _, _ in ties)
     ties = [tie for tie in ties if float(tie[0]) == largest]
     count = sum(head.numel() for _, _, head in ties)
+    q, k, edge_weight = inputs
+    dq, dk, dedge_weight = grads
+    weighting = call.weighting
+    assert weighting is not None
     for _, slots, head in ties:
-        index = (*_ends(graph, slots), slots)
-        rows = [t[i] for t, i in zip(inputs, index, strict=True) if t is not None]
-        own = torch.arange(slots.numel(), device=slots.device)
+        receiver, sender = _ends(graph, slots)
+        own_q, own_k = q[receiver, head].to(dtop.dtype), k[sender, head].to(dtop.dtype)
+        u = weighting.scale * (own_q * own_k).sum(1)
+        phi, derivative = _function(weighting, u)
+        ds = dtop / count
+        du = ds * weighting.scale * derivative
+        if edge_weight is not None:
+            du = du * edge_weight[slots]
+        _add(dq, (receiver, head), du[:, None] * own_k)
+        _add(dk, (sender, head), du[:, None] * own_q)
+        _add(dedge_weight, (slots,), ds * phi)
 
-        def tied(
-            q: Tensor,
-            k: Tensor,
-            edge_weight: Tensor | None = None,
-            head: Tensor = head,
-            own: Tensor = own,
-        ) -> Tensor:
-            s = edge_scores(
-                q,
-                k,
-                weighting=call.weighting,  # type: ignore[arg-type]
-                edge_weight=edge_weight,
-                receiver=own,
-                sender=own,
-            )
-            return s.gather(1, head[:, None]).sum()
 
-        pull_back: Any = torch.func.vjp(tied, *rows)[1]
-        of_rows = iter(pull_back((dtop / count).to(top_of_row.dtype)))
-        for grad, t, i in zip(grads, inputs, index, strict=True):
-            of_input = None if t is None else next(of_rows)
-            if grad is not None and of_input is not None:
-                grad.index_put_((i,), of_input.to(grad.dtype), accumulate=True)
+def _function(weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
+    """φ(u) and φ'(u)."""
+    if weighting.function == "exp":
+        phi = torch.exp(u)
+        return phi, phi
+    if weighting.function == "leaky_relu":
+        derivative = torch.ones_like(u).masked_fill(u <= 0, weighting.slope)
+        return derivative * u, derivative
+    return u, torch.ones_like(u)
+
+
+def _add(grad: Tensor | None, index: tuple[Tensor, ...], values: Tensor) -> None:
+    if grad is not None:
+        grad.index_put_(index, values.to(grad.dtype), accumulate=True)
 
 
 def reference_top(call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None) -> Tensor:
