@@ -11,6 +11,7 @@ from grand_fast.graph import Graph
 from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.edge_attention.reference import edge_scores
 from grand_fast.ops._call import Call
+from grand_fast.ops._checks import inner_contiguous
 from grand_fast.ops._dispatch import launchers, plan
 from grand_fast.ops._operator import Gradients, Operator
 
@@ -32,7 +33,7 @@ def score_top(
     head that have it, in equal parts to several, as that of `Tensor.max`.
     """
     call = Call(graph, name, weighting)
-    return _operator(call, q, k, edge_weight)
+    return _operator(call, inner_contiguous(q), inner_contiguous(k), edge_weight)
 
 
 def find_top(

@@ -91,6 +91,8 @@ def projected_attention_diffusion(
     sizes = (None, x.shape[1])
     check_tensor(_OP, "weight", weight, letters="[2·d_att, d]", sizes=sizes, like=x)
     check_tensor(_OP, "bias", bias, letters="[2·d_att]", sizes=(weight.shape[0],), like=x)
+    if not isinstance(heads, int):
+        raise TypeError(message(_OP, "heads", "must be an int", type(heads).__name__))
     if heads < 1 or weight.shape[0] % (2 * heads):
         got = f"{heads} for 2·d_att = {weight.shape[0]}"
         raise ValueError(message(_OP, "heads", "must divide d_att", got))
