@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from grand_fast.graph import Graph
 from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.edge_attention.reference import edge_scores
 from grand_fast.ops._call import Call
+from grand_fast.ops._checks import inner_contiguous
 from grand_fast.ops._dispatch import launchers, plan
 from grand_fast.ops._operator import Gradients, Operator
 
@@ -32,7 +34,7 @@ def score_top(
     head that have it, in equal parts to several, as that of `Tensor.max`.
     """
     call = Call(graph, name, weighting)
-    return _operator(call, q, k, edge_weight)
+    return _operator(call, inner_contiguous(q), inner_contiguous(k), edge_weight)
 
 
 def find_top(
@@ -49,7 +51,19 @@ def find_top(
         edge_weight=edge_weight,
         csr=call.graph.csr(plan(call.backend)),
     )
-    return top_of_row.max(), (top_of_row,)
+    return _largest(top_of_row), (top_of_row,)
+
+
+def _largest(scores: Tensor) -> Tensor:
+    if scores.is_cpu:  # in NumPy, as `Shares` in kernels/_cpu.py
+        return torch.from_numpy(np.asarray(scores.numpy().max()))
+    return scores.max()
+
+
+def _rows_with(top_of_row: Tensor, top: Tensor) -> Tensor:
+    if top_of_row.is_cpu:
+        return torch.from_numpy(np.flatnonzero((top_of_row.numpy() == top.numpy()).any(1)))
+    return (top_of_row == top).any(1).nonzero().flatten()
 
 
 def _backward(
@@ -161,8 +175,8 @@ def _ties(
     The scores are computed again, in another order than a kernel's: those of the chunk are compared
     with one another, where equal vectors give equal scores.
     """
-    rows = (top_of_row == top_of_row.max()).any(1).nonzero().flatten()
-    degree = graph.rowptr.diff()[rows].long()
+    rows = _rows_with(top_of_row, _largest(top_of_row))
+    degree = (graph.rowptr[rows + 1] - graph.rowptr[rows]).long()
     ends = degree.cumsum(0)
     for begin in range(0, int(ends[-1]), _CHUNK):
         position = torch.arange(begin, min(begin + _CHUNK, int(ends[-1])), device=graph.device)
