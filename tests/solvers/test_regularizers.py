@@ -73,7 +73,8 @@ def test_constant_rates_are_integrated_exactly(method):
     f, m = linear_field()
     x0 = torch.randn(3, 2, dtype=torch.float64)
     eps = probe_of(x0).flatten()
-    got = solve(f, x0, T=1.7, method=method, step_size=0.2).penalties
+    options = {"method": method, "step_size": 0.2, "rtol": 1e-2, "atol": 1e-3}
+    got = solve(f, x0, T=1.7, **options).penalties
     want = 1.7 * (m.T @ eps).square().view(3, 2).sum(1)
     assert_close("jacobian", got["jacobian"], want, tolerance=1e-12)
     want = 1.7 * (eps * (m.T @ eps)).view(3, 2).sum(1)
@@ -140,7 +141,7 @@ def test_checkpoint_equals_direct_at_the_same_number_of_evaluations(method):
     for adjoint in ("direct", "checkpoint"):
         x = x0.clone().requires_grad_()
         solution = solve(nonlinear_term(field, graph, x), x, T=2.3, method=method, step_size=0.5,
-                         rtol=1e-4, atol=1e-6, adjoint=adjoint)  # fmt: skip
+                         rtol=1e-2, atol=1e-3, adjoint=adjoint)  # fmt: skip
         loss = (values(solution) * torch.linspace(0.5, 1.5, values(solution).numel())).sum()
         grads.append(torch.autograd.grad(loss, [x, *field.parameters()]))
         work.append((solution.stats, solution.nfe_backward))
@@ -340,3 +341,19 @@ def test_within_a_memory_limit_kinetic_remains():
                          names=("kinetic",), **options)  # fmt: skip
         grads.append(torch.autograd.grad(values(solution).sum(), x)[0])
     assert_close("dx0", grads[1], grads[0], tolerance=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["l", "nl", "laplacian"])
+def test_the_model_offers_its_penalties_while_training(variant):
+    _, graph, _ = nonlinear()
+    model = gf.nn.GRAND(3, 4, 2, variant=variant, regularizers=("kinetic", "jacobian")).double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    model(x, graph)
+    assert {name: p.shape for name, p in model.penalties.items()} == {
+        "kinetic": (6,),
+        "jacobian": (6,),
+    }
+    (0.1 * model.penalties["kinetic"].mean()).backward()
+    assert float(model.encoder.weight.grad.abs().max()) > 0
+    model.eval()(x, graph)
+    assert model.penalties == {}
