@@ -1,5 +1,6 @@
 """`GRAND`: encoder → diffusion → decoder."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.ops._scores import AbstractScore
 from grand_fast.solvers import AbstractTerm, Adjoint, Method, Stats, Status, integrate
 from grand_fast.solvers._solution import checksum, status_of
+from grand_fast.solvers.regularizers import Regularizer
 
 VARIANTS = ("l", "nl", "laplacian")
 LAPLACIANS = ("random_walk", "symmetric")
@@ -31,10 +33,13 @@ class GRAND(nn.Module):
         heads, attention_channels: `H` and `H · d_k` (by default `hidden_channels`).
         score, normalizer, normalize, reweight, mix_features: as in `AttentionDiffusion`.
         T, method, step_size, adjoint: as in `grand_fast.integrate`; `T` in units of diffusion time.
+        regularizers: as in `grand_fast.integrate`, while training.
         dropout, input_dropout: before the decoder, before the encoder.
         alpha, source, per_channel: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
 
-    After a forward pass `.stats` holds the solver's work and `.status` whether it succeeded.
+    After a forward pass `.stats` holds the solver's work and `.status` whether it succeeded; after
+    one in training `.penalties` the regularisers by node, `[N]` each, to add their means to the
+    loss.
     Reference: GRAND (Chamberlain et al. 2021), section 4.
     """
 
@@ -57,6 +62,7 @@ class GRAND(nn.Module):
         method: Method = "rk4",
         step_size: float | None = 1.0,
         adjoint: Adjoint = "checkpoint",
+        regularizers: Sequence[Regularizer] = (),
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         alpha: float | Literal["learned"] = "learned",
@@ -79,6 +85,7 @@ class GRAND(nn.Module):
             )
         self.variant, self.laplacian = variant, laplacian
         self.T, self.method, self.step_size, self.adjoint = T, method, step_size, adjoint
+        self.regularizers = regularizers
         self.dropout, self.input_dropout = dropout, input_dropout
         self.encoder = nn.Linear(in_channels, hidden_channels)
         self.field: AttentionDiffusion | DiffusionScale
@@ -101,6 +108,7 @@ class GRAND(nn.Module):
             )
         self.decoder = nn.Linear(hidden_channels, out_channels)
         self.stats: Stats | None = None
+        self.penalties: dict[str, Tensor] = {}
         self._total: Tensor | None = None  # the sum of x(T), not finite if the solve failed
 
     def reset_parameters(self) -> None:
@@ -126,9 +134,11 @@ class GRAND(nn.Module):
             method=self.method,
             step_size=self.step_size,
             adjoint=self.adjoint,
+            regularizers=self.regularizers if self.training else (),
         )
         if not torch.compiler.is_exporting():  # a program keeps nothing between calls
             self.stats, self._total = solution.stats, checksum(solution.x)
+            self.penalties = solution.penalties
         x = functional.dropout(torch.relu(solution.x), self.dropout, self.training)
         logits: Tensor = self.decoder(x)
         return logits
