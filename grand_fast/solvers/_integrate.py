@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -82,7 +82,11 @@ def integrate(
     Differentiable by `x0` and by whatever the term holds.
     Reference: GRAND (Chamberlain et al. 2021), section 3.3 and appendix F.
     """
-    check_choice("adjoint", adjoint, (*ADJOINTS, "continuous"))
+    check_choice("adjoint", adjoint, get_args(Adjoint))
+    if memory_limit is not None and adjoint != "checkpoint":
+        raise ValueError(
+            f"integrate: `memory_limit` must come with adjoint 'checkpoint', got {adjoint!r}."
+        )
     check_choice("end", end, _ENDS)
     check_number("T", T, positive=False)
     for name, value in (("step_size", step_size), ("first_step", first_step)):
@@ -122,4 +126,4 @@ def integrate(
     at = dict(zip(problem.stops, result.found, strict=False))
     xs = torch.stack([at.get(t, torch.full_like(x0, math.nan)) for t in wanted]) if wanted else None
     x, t = (result.x, result.t) if failed else (at[T], T)
-    return Solution(x, result.stats, t, xs, result.status, counted, counted.nfe)
+    return Solution(x, result.stats, t, xs, result.status, counted.counter, counted.nfe)
