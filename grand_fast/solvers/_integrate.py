@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grand_fast.solvers._adjoint import ADJOINTS, Adjoint
 from grand_fast.solvers._binomial import limited
-from grand_fast.solvers._checks import check_choice, check_number, check_times
+from grand_fast.solvers._checks import check_choice, check_number, check_times, check_traceable
 from grand_fast.solvers._continuous import ContinuousOptions, continuous
 from grand_fast.solvers._methods import METHODS, Method, solver_of
 from grand_fast.solvers._problem import Problem
@@ -79,6 +79,8 @@ def integrate(
         `Solution` with `.x` (like `x0`), `.t`, `.stats`, `.status` and `.xs`. Numerical failure is
         a status, not an error.
 
+    `torch.compile` and `torch.export` make one program of a solve by the explicit methods with
+    fixed steps, with `"direct"` or `"checkpoint"`; others choose what to do by values they read.
     Differentiable by `x0` and by whatever the term holds.
     Reference: GRAND (Chamberlain et al. 2021), section 3.3 and appendix F.
     """
@@ -100,6 +102,8 @@ def integrate(
     rtol, atol = tolerances(x0.dtype, rtol, atol, tol_scale, tol_convention)
     if isinstance(method, str):
         check_choice("method", method, tuple(METHODS))
+    if torch.compiler.is_compiling():
+        check_traceable(method, adjoint, memory_limit)
     solver = solver_of(method, rtol, atol, x0)
 
     counted = CountedTerm(term if isinstance(term, AbstractTerm) else FunctionTerm(term))
