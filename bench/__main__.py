@@ -23,12 +23,17 @@ SUITES = {
     "memory": ("bench.memory", "peak memory of attention_diffusion against its peers"),
     "scaling": ("bench.scaling", "time per edge against the size of the graph"),
     "tuned": ("bench.tuned.suite", "seven tuned configurations of the paper on their graphs"),
+    "solvers": (
+        "bench.solvers.suite",
+        "error, time and memory of the solvers against torchdiffeq",
+    ),
     "gpu": (
         "bench.gpu.suite",
         "GPU kernels on a GPU: right, how fast, how lean",
     ),
     "gpu-report": ("bench.gpu_report.suite", "machine code of the GPU kernels, without a GPU"),
 }
+SOLVER_PARTS = ["step", "solve", "kept", "precision"]
 FAILED, INTERRUPTED = 1, 130
 
 
@@ -96,6 +101,13 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         if name == "ops":
             text = "then the suites memory and scaling too, into the same files"
             added.add_argument("--all", action="store_true", help=text)
+        if name == "solvers":
+            added.add_argument(
+                "--part",
+                type=one_of(SOLVER_PARTS),
+                metavar="|".join(SOLVER_PARTS),
+                help="one of the four (default: all)",
+            )
         if name == "gpu":
             added.add_argument(
                 "--minutes", type=number(float, low=0), default=8.0, metavar="M",

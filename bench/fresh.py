@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import graphs
 from bench.harness import timed
 from bench.problem import MODES, Competitor, Mode, Problem, Shape, runner
@@ -84,6 +86,38 @@ def tuned_peak_memory(dataset: str, competitor: str, mode: Mode) -> dict[str, fl
     return _peak(runner(make(problem), problem, mode))
 
 
+def solve_peak_memory(
+    solver: str, steps: int, shape: Shape, graph: str, nodes: int | None,
+    memory_limit: int | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """The same of a solve, forward+backward; `memory_limit` as in `integrate`."""
+    solves = import_module("bench.solvers.problem")
+    make = solves.SOLVERS[solver].make
+    if memory_limit is not None:
+        make = solves.ours("checkpoint", memory_limit)
+    tiny = solves.setup(graphs.load("random", nodes=TINY_NODES), shape)
+    runner(solves.SOLVERS[solver].make(tiny, steps), tiny, "forward+backward")()
+    problem = solves.setup(graphs.load(graph, nodes=nodes), shape)
+    return _peak(runner(make(problem, steps), problem, "forward+backward"))
+
+
+def step_peak_memory(
+    solver: str, method: str, size: list[int], differentiated: bool
+) -> dict[str, float]:
+    """The same of a solve in which f is a copy of the state, of this size."""
+    step = import_module("bench.solvers.step")
+
+    def call(x: torch.Tensor) -> None:
+        with torch.set_grad_enabled(differentiated):
+            y = step.solve(solver, method, x, step.Copies())
+        if differentiated:
+            torch.autograd.grad(y, x, torch.ones_like(y))
+
+    call(torch.randn(size[0], 1, requires_grad=differentiated))
+    x = torch.randn(size, requires_grad=differentiated)
+    return _peak(lambda: call(x))
+
+
 def _peak(call: Callable[[], object]) -> dict[str, float]:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # pages freed by `make` would be reused, and not be counted
@@ -104,6 +138,8 @@ TASKS = {
     "first_call": first_call,
     "peak_memory": peak_memory,
     "tuned_peak_memory": tuned_peak_memory,
+    "solve_peak_memory": solve_peak_memory,
+    "step_peak_memory": step_peak_memory,
 }
 
 

@@ -93,6 +93,52 @@ def plot_tuned(rows: list[Row], path: Path) -> None:
     _finish(figure, axes, path)
 
 
+def plot_work_precision(rows: list[Row], path: Path) -> None:
+    """Lines of error, one per method, over evaluations of f and over seconds.
+
+    A row of panels per graph and variant.
+    """
+    rows = [row for row in rows if row["op"] == "precision"]
+    kinds = list(dict.fromkeys((row["graph"], row["variant"]) for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure, grid = plt.subplots(
+        len(kinds), 2, figsize=(13.0, 4.5 * len(kinds)), squeeze=False, layout="constrained"
+    )
+    for axes, kind in zip(grid, kinds, strict=True):
+        here = [row for row in rows if (row["graph"], row["variant"]) == kind]
+        for axis, key, label in zip(
+            axes, ("nfe", "median_s"), ("evaluations of f", "seconds"), strict=True
+        ):
+            for i, method in enumerate(methods):
+                line = [row for row in here if row["method"] == method]
+                style = "s--" if method.startswith("torchdiffeq") else "o-"
+                work, error = ([row[k] for row in line] for k in (key, "error"))
+                # more methods than the cycle has colours
+                axis.plot(work, error, style, color=plt.cm.tab20(i), label=method, markersize=4)
+            axis.set(title=f"{kind[1]} on {kind[0]}", xlabel=label, ylabel="relative error of x(T)")
+            axis.set(xscale="log", yscale="log")
+            _plain_numbers(axis.xaxis)
+    _finish(figure, list(grid.flat), path)
+
+
+def plot_solve(rows: list[Row], path: Path) -> None:
+    """Bars of a solve, forward+backward: time and peak memory, per number of steps."""
+    rows = [
+        row | {"group": f"{row['steps']} step{'s' if row['steps'] > 1 else ''} of RK4"}
+        for row in rows
+        if row["op"] == "solve"
+    ]
+    figure, axes = _panels(2)
+    for axis, (key, label, scale) in zip(
+        axes,
+        (("median_s", "seconds", 1.0), ("peak_bytes", "peak above inputs, MB", 1e-6)),
+        strict=True,
+    ):
+        _grouped_bars(axis, [row for row in rows if key in row], "group", key, scale)
+        axis.set(title="GRAND-nl, forward+backward", ylabel=label)
+    _finish(figure, axes, path)
+
+
 def _grouped_bars(axis: Axes, rows: list[Row], group: str, key: str, scale: float) -> None:
     """A group of bars for each value of `group`, a bar for each competitor, on a logarithm."""
     groups = list(dict.fromkeys(row[group] for row in rows))

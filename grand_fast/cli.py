@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -22,9 +22,10 @@ from grand_fast.arguments import BAD_ARGUMENTS, OneLineParser, device, number, o
 from grand_fast.data import DATASETS, SPLITS
 from grand_fast.nn.grand import VARIANTS
 from grand_fast.ops._dispatch import BACKENDS, cannot_run
-from grand_fast.presets import PRESETS, preset
+from grand_fast.presets import PRESETS, Preset, preset
 from grand_fast.raw_files import DataError
-from grand_fast.solvers import METHODS
+from grand_fast.solvers import ADAPTIVE, METHODS, Adjoint
+from grand_fast.train import OPTIMIZERS
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -116,13 +117,20 @@ def _add_train(commands: Any) -> None:
     add("--attention-channels", count, "of all heads together")
     choose("--method", tuple(METHODS), "solver (default: rk4)")
     add("--T", number(float, low=0), "diffusion time")
-    add("--step-size", positive, "of the solver")
+    add("--step-size", positive, "of methods with fixed steps")
+    add("--rtol", positive, "relative tolerance of methods that choose their steps")
+    add("--atol", positive, "absolute tolerance of these")
+    add("--tol-scale", positive, "instead of both: atol = 1e-7 X, rtol = 1e-9 X")
+    choose("--adjoint", get_args(Adjoint), "gradient of the solve (default: checkpoint)")
+    add("--tol-scale-adjoint", positive, "tolerance scale of --adjoint continuous")
+    add("--memory-limit", count, "bytes that --adjoint checkpoint may keep", metavar="BYTES")
     add("--dropout", share, "before the decoder")
     add("--input-dropout", share, "before the encoder")
     add("--seeds", count, "runs, with seeds 0 to N-1 (default: 1)", default=1, metavar="N")
     add("--epochs", count, "training steps", metavar="N")
     add("--lr", positive, "learning rate")
     add("--weight-decay", number(float, low=0), "weight decay")
+    choose("--optimizer", tuple(OPTIMIZERS), "of the weights")
     choose("--backend", BACKENDS, "of the operators (default: auto)", default="auto")
     add("--device", device, "cpu, cuda or cuda:N (default: cuda if there is one, else cpu)",
         metavar="DEVICE")  # fmt: skip
@@ -156,11 +164,18 @@ def _train(options: argparse.Namespace) -> int:
         attention_channels=options.attention_channels,
         T=options.T,
         step_size=options.step_size,
+        rtol=options.rtol,
+        atol=options.atol,
+        tol_scale=options.tol_scale,
+        adjoint=options.adjoint,
+        tol_scale_adjoint=options.tol_scale_adjoint,
+        memory_limit=options.memory_limit,
         dropout=options.dropout,
         input_dropout=options.input_dropout,
         epochs=options.epochs,
         lr=options.lr,
         weight_decay=options.weight_decay,
+        optimizer=options.optimizer,
     )
     device = options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out = options.out or Path("runs") / f"{options.dataset}-{chosen.variant}"
@@ -170,7 +185,7 @@ def _train(options: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr if to_stdout else sys.stdout, flush=True)
 
-    if unused := _unused_option(options, chosen.split):
+    if unused := _unused_option(options, chosen):
         return _fail(unused, BAD_ARGUMENTS)
     if reasons := _cannot_run(options.backend, device):
         return _fail(reasons, FAILED)
@@ -221,14 +236,32 @@ def _report(say: Callable[[str], None], content: dict[str, Any]) -> None:
     say(line)
 
 
-def _unused_option(options: argparse.Namespace, split: str) -> str | None:
+def _unused_option(options: argparse.Namespace, chosen: Preset) -> str | None:
     """An option that would be silently ignored."""
     if options.neighbours is not None and options.dataset != "digits":
         return f"--neighbours builds the graph of digits; {options.dataset} has a graph of its own."
-    if options.labels_per_class is not None and split == "planetoid":
+    if options.labels_per_class is not None and chosen.split == "planetoid":
         return "--labels-per-class needs --split random, got --split planetoid."
     if options.root is not None and options.dataset == "digits":
         return "--root is not used by digits, which is built in. Did you forget --dataset?"
+    return _unused_solver_option(options, chosen)
+
+
+def _unused_solver_option(options: argparse.Namespace, chosen: Preset) -> str | None:
+    adaptive = chosen.method in ADAPTIVE
+    if options.step_size is not None and adaptive:
+        return f"--step-size is not used by {chosen.method}, which chooses its steps. Use --rtol."
+    if not adaptive and chosen.method != "implicit_adams":
+        for name in ("rtol", "atol", "tol_scale"):
+            if getattr(options, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                return f"{flag} is not used by {chosen.method}, whose steps are --step-size."
+    if options.tol_scale is not None and (options.rtol or options.atol):
+        return "--tol-scale stands for --rtol and --atol: give it alone."
+    if options.tol_scale_adjoint is not None and chosen.adjoint != "continuous":
+        return "--tol-scale-adjoint needs --adjoint continuous."
+    if options.memory_limit is not None and chosen.adjoint != "checkpoint":
+        return f"--memory-limit needs --adjoint checkpoint, got --adjoint {chosen.adjoint}."
     return None
 
 

@@ -26,6 +26,7 @@ from grand_fast.graph import Graph
 from grand_fast.info import peak_memory_bytes, versions
 from grand_fast.nn import GRAND
 from grand_fast.presets import Preset
+from grand_fast.solvers import ADAPTIVE
 from grand_fast.train import Fit, fit, save_checkpoint
 
 CURVES_FILE = "curves.png"
@@ -99,17 +100,22 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
         if seed == 0:
             results.parameters = sum(p.numel() for p in model.parameters())
             say(_describe_model(preset, results.parameters, experiment.device))
-        run = fit(
-            model,
-            on_device,
-            graph,
-            split,
-            epochs=preset.epochs,
-            lr=preset.lr,
-            weight_decay=preset.weight_decay,
-            optimizer=preset.optimizer,
-            label=f"seed {seed}",
-        )
+        try:
+            run = fit(
+                model,
+                on_device,
+                graph,
+                split,
+                epochs=preset.epochs,
+                lr=preset.lr,
+                weight_decay=preset.weight_decay,
+                optimizer=preset.optimizer,
+                label=f"seed {seed}",
+            )
+        except (TypeError, ValueError) as error:
+            if str(error).startswith("integrate: "):  # all it was given are options
+                raise BadOptionError(str(error)) from error
+            raise
         _keep_if_best(results, run, seed, config, experiment)
         if run.stopped is not None:
             results.stopped = run.stopped
@@ -137,6 +143,7 @@ def summary(experiment: Experiment, results: Results) -> dict[str, Any]:
         **_mean_std([run.test_accuracy for run in runs]),
         "seconds_per_epoch": float(np.median([run.seconds_per_epoch for run in runs])),
         "nfe_forward": runs[-1].best.nfe,
+        "nfe_backward": runs[-1].best.nfe_backward,
         "peak_memory_bytes": peak_memory_bytes(experiment.device),
         "parameters": results.parameters,
         "versions": versions(),
@@ -187,6 +194,12 @@ def model_config(data: NodeData, preset: Preset) -> dict[str, Any]:
         "T": preset.T,
         "method": preset.method,
         "step_size": preset.step_size,
+        "rtol": preset.rtol,
+        "atol": preset.atol,
+        "tol_scale": preset.tol_scale,
+        "adjoint": preset.adjoint,
+        "tol_scale_adjoint": preset.tol_scale_adjoint,
+        "memory_limit": preset.memory_limit,
         "dropout": preset.dropout,
         "input_dropout": preset.input_dropout,
         "source": preset.source,
@@ -273,10 +286,18 @@ def _describe_model(preset: Preset, parameters: int, device: torch.device) -> st
     backend = os.environ.get("GRAND_FAST_BACKEND")
     chosen = f", GRAND_FAST_BACKEND={backend}" if backend else ""
     return (
-        f"GRAND-{preset.variant}: {parameters:,} parameters, {preset.method} with steps of "
-        f"{preset.step_size:g} to T = {preset.T:g}; on {device}, "
+        f"GRAND-{preset.variant}: {parameters:,} parameters, {preset.method} {_steps(preset)} "
+        f"to T = {preset.T:g}; on {device}, "
         f"{torch.get_num_threads()} threads{chosen}"
     )
+
+
+def _steps(preset: Preset) -> str:
+    if preset.method not in ADAPTIVE:
+        return f"with steps of {preset.step_size:g}"
+    given = {"rtol": preset.rtol, "atol": preset.atol, "tol_scale": preset.tol_scale}
+    named = [f"{name} = {value:g}" for name, value in given.items() if value is not None]
+    return f"with {' and '.join(named) or 'default tolerances'}"
 
 
 def _mean_std(values: list[float]) -> dict[str, Any]:

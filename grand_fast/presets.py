@@ -23,7 +23,11 @@ class Preset:
         neighbours: of each image in the graph of `digits`.
         self_loops: weight of the loop appended to each node, or None for no loops.
         hidden, heads, attention_channels: sizes of the state and of its attention.
-        T, step_size: diffusion time and step of the solver.
+        T, step_size: diffusion time, and step of methods with fixed steps.
+        rtol, atol, tol_scale: tolerances of methods that choose their steps, see
+            `grand_fast.integrate`.
+        adjoint, tol_scale_adjoint, memory_limit: how the solve is differentiated, see
+            `grand_fast.nn.GRAND`.
         source: whether `x(0)` feeds the diffusion.
         epochs, lr, weight_decay, optimizer: of the training.
     """
@@ -41,6 +45,12 @@ class Preset:
     attention_channels: int = 64
     T: float = 4.0
     step_size: float = 1.0
+    rtol: float | None = None
+    atol: float | None = None
+    tol_scale: float | None = None
+    adjoint: str = "checkpoint"
+    tol_scale_adjoint: float | None = None
+    memory_limit: int | None = None
     source: bool = True
     dropout: float = 0.1
     input_dropout: float = 0.5

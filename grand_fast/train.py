@@ -18,7 +18,7 @@ from torch.nn import functional
 from grand_fast.data import NodeData, Split, accuracy
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
-from grand_fast.solvers import Status
+from grand_fast.solvers import SolveError
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -31,14 +31,15 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass: training loss, validation loss and accuracy, evaluations of f in the forward
-    pass, and seconds for training and evaluation together.
+    """One pass: training loss, validation loss and accuracy, evaluations of f in the forward and in
+    the backward pass of training, and seconds for training and evaluation together.
     """
 
     loss: float
     val_loss: float
     val_accuracy: float
     nfe: int
+    nfe_backward: int
     seconds: float
 
 
@@ -140,9 +141,12 @@ def _epoch(
     loss = functional.cross_entropy(model(data.x, graph)[split.train], data.y[split.train])
     if problem := _problem(model, loss):
         return problem
-    assert model.stats is not None
-    nfe = model.stats.nfe
-    torch.autograd.backward(loss)
+    try:
+        torch.autograd.backward(loss)
+    except SolveError as error:  # of the continuous adjoint
+        return str(error)
+    assert model.stats is not None and model.nfe_backward is not None
+    nfe, nfe_backward = model.stats.nfe, model.nfe_backward
     steps.step()
 
     model.eval()
@@ -154,7 +158,7 @@ def _epoch(
     guess = logits.argmax(dim=1)
     val_accuracy = accuracy(guess, data.y, split.val)
     seconds = time.perf_counter() - start
-    epoch = Epoch(loss.item(), val_loss.item(), val_accuracy, nfe, seconds)
+    epoch = Epoch(loss.item(), val_loss.item(), val_accuracy, nfe, nfe_backward, seconds)
     if not result.weights or _rank(epoch) > _rank(result.best):
         weights = {name: w.detach().cpu().clone() for name, w in model.state_dict().items()}
         result.test_accuracy = accuracy(guess, data.y, split.test)
@@ -169,9 +173,8 @@ def _rank(epoch: Epoch) -> tuple[float, float]:
 
 
 def _problem(model: GRAND, loss: Tensor) -> str | None:
-    status = model.status
-    if status is not None and status is not Status.SUCCESS:
-        return f"{status.name}: {status.value}"
+    if failure := model.failure:
+        return failure
     if not bool(torch.isfinite(loss)):
         return f"the loss is {loss.item()}: try a smaller learning rate"
     return None

@@ -88,6 +88,29 @@ def test_json_alone_on_standard_output(capsys):
 
 
 @pytest.mark.parametrize(
+    ("options", "says", "nfe"),
+    [
+        (["--method", "dopri5", "--tol-scale", "1e4"], "dopri5 with tol_scale = 10000 to T = 1", 1),
+        (["--method", "bosh3", "--rtol", "0.1", "--atol", "0.1", "--adjoint", "continuous",
+          "--tol-scale-adjoint", "1e6"], "bosh3 with rtol = 0.1 and atol = 0.1 to T = 1", 1),
+        (["--method", "adaptive_heun"], "adaptive_heun with default tolerances", 1),
+        (["--step-size", "0.125", "--memory-limit", "17000000"], "rk4 with steps of 0.125", 32),
+        (["--method", "semi_implicit_euler"], "semi_implicit_euler with steps of 2", 1),
+        (["--method", "implicit_adams", "--step-size", "0.25", "--rtol", "0.01"], "implicit", 1),
+        (["--method", "uniformisation", "--variant", "l"], "uniformisation", 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_solver_options(capsys, options, says, nfe):
+    assert cli.main(["train", *QUICK, *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    content = json.loads(out)
+    assert says in err
+    assert content["nfe_forward"] >= nfe and content["nfe_backward"] >= 1
+    assert isinstance(load_checkpoint(f"runs/digits-{content['variant']}"), GRAND)
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (
@@ -114,6 +137,13 @@ def test_json_alone_on_standard_output(capsys):
         (["--root", "."], "--root is not used by digits"),
         (["--dataset", "Cora", "--neighbours", "5"], "--neighbours builds the graph of digits"),
         (["--dataset", "Cora", "--labels-per-class", "5"], "needs --split random"),
+        (["--method", "dopri5", "--step-size", "1"], "--step-size is not used by dopri5"),
+        (["--tol-scale", "10"], "--tol-scale is not used by rk4, whose steps are --step-size"),
+        (["--method", "bosh3", "--tol-scale", "10", "--rtol", "1e-3"], "give it alone"),
+        (["--tol-scale-adjoint", "10"], "--tol-scale-adjoint needs --adjoint continuous"),
+        (["--memory-limit", "1000", "--adjoint", "direct"], "needs --adjoint checkpoint, got"),
+        (["--memory-limit", "1000"], "`memory_limit` must be at least"),
+        (["--method", "uniformisation"], "`term` must be linear"),
         (["--hiden", "5"], "unrecognized arguments: --hiden 5"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -204,7 +234,7 @@ def test_interrupt_before_there_are_weights(capsys, monkeypatch):
 def test_failed_solve(capsys):
     arguments = ["train", *QUICK, "--method", "euler", "--T", "8000", "--step-size", "80"]
     line = fails(capsys, arguments, 1)
-    assert "seed 0, epoch 0: NON_FINITE" in line and "try a smaller step_size" in line
+    assert "seed 0, epoch 0: NON_FINITE at t = 8000" in line and "try a smaller step_size" in line
 
 
 def test_help_teaches(capsys):

@@ -121,8 +121,36 @@ def test_interrupt_before_the_first_epoch_ends(groups):
 def test_failed_solve_stops_with_advice(groups):
     model = GRAND(**(MODEL | {"T": 4000.0, "step_size": 40.0, "method": "euler"}))
     run = train(model, groups, label="seed 0")
-    assert run.stopped.startswith("seed 0, epoch 0: NON_FINITE: ")
+    assert run.stopped.startswith("seed 0, epoch 0: NON_FINITE at t = 4000: ")
     assert Status.NON_FINITE.value in run.stopped
+
+
+def test_a_solve_that_may_take_no_more_evaluations_stops_with_advice(groups):
+    run = train(GRAND(**(MODEL | {"method": "dopri5", "T": 20.0, "max_nfe": 20})), groups)
+    assert "MAX_STEPS at t = " in run.stopped and "max_nfe" in run.stopped
+    assert run.history == []
+
+
+def test_a_failed_continuous_adjoint_stops(groups, monkeypatch):
+    model = GRAND(**(MODEL | {"adjoint": "continuous", "adjoint_method": "dopri5"}))
+    real = GRAND.forward
+
+    def forward(self, *arguments):
+        logits = real(self, *arguments)
+        logits.register_hook(lambda grad: grad * float("nan"))  # backward starts from NaN
+        return logits
+
+    monkeypatch.setattr(GRAND, "forward", forward)
+    run = train(model, groups)
+    assert "adjoint 'continuous': NON_FINITE" in run.stopped
+    assert "adjoint='checkpoint'" in run.stopped
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", "continuous"])
+def test_evaluations_of_backward_are_noted(groups, adjoint):
+    run = train(GRAND(**(MODEL | {"adjoint": adjoint})), groups, epochs=1)
+    backward = {"direct": 0, "checkpoint": 8, "continuous": 8}
+    assert run.history[0].nfe_backward == backward[adjoint]
 
 
 def test_loss_that_is_not_finite_stops(groups):

@@ -12,8 +12,18 @@ from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.ops._scores import AbstractScore
-from grand_fast.solvers import AbstractTerm, Adjoint, Method, Stats, Status, integrate
-from grand_fast.solvers._solution import checksum, status_of
+from grand_fast.solvers import (
+    AbstractTerm,
+    Adjoint,
+    ContinuousOptions,
+    Method,
+    Stats,
+    Status,
+    integrate,
+)
+from grand_fast.solvers._solution import Outcome
+from grand_fast.solvers._solver import AbstractSolver
+from grand_fast.solvers._tolerances import Convention
 from grand_fast.solvers.regularizers import Regularizer
 
 VARIANTS = ("l", "nl", "laplacian")
@@ -32,14 +42,20 @@ class GRAND(nn.Module):
         laplacian: of that variant, `"random_walk"` or `"symmetric"`, as `Graph` computes them.
         heads, attention_channels: `H` and `H · d_k` (by default `hidden_channels`).
         score, normalizer, normalize, reweight, mix_features: as in `AttentionDiffusion`.
-        T, method, step_size, adjoint: as in `grand_fast.integrate`; `T` in units of diffusion time.
+        T, method, step_size, rtol, atol, tol_scale, tol_convention, adjoint, memory_limit, max_nfe:
+            as in `grand_fast.integrate`; `T` in units of diffusion time. `step_size` does nothing
+            where the method chooses its steps.
+        tol_scale_adjoint, adjoint_method: tolerances and method of adjoint `"continuous"`; by
+            default those of the forward solve.
         regularizers: as in `grand_fast.integrate`, while training.
         dropout, input_dropout: before the decoder, before the encoder.
         alpha, source, per_channel: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
 
-    After a forward pass `.stats` holds the solver's work and `.status` whether it succeeded; after
-    one in training `.penalties` the regularisers by node, `[N]` each, to add their means to the
-    loss.
+    After a forward pass `.stats` holds the solver's work, `.status` whether it succeeded, `.t` the
+    time it reached, `.failure` what to try; after backward, `.nfe_backward` the evaluations there.
+    After one in training `.penalties` holds the regularisers by node, `[N]` each, to add their
+    means to the loss. A failed solve raises nothing: the logits are then those of the state it
+    reached.
     Reference: GRAND (Chamberlain et al. 2021), section 4.
     """
 
@@ -59,9 +75,17 @@ class GRAND(nn.Module):
         reweight: bool = False,
         mix_features: bool = False,
         T: float = 1.0,
-        method: Method = "rk4",
+        method: Method | AbstractSolver = "rk4",
         step_size: float | None = 1.0,
+        rtol: float | None = None,
+        atol: float | None = None,
+        tol_scale: float | None = None,
+        tol_convention: Convention = "released",
         adjoint: Adjoint = "checkpoint",
+        tol_scale_adjoint: float | None = None,
+        adjoint_method: Method | AbstractSolver | None = None,
+        memory_limit: int | None = None,
+        max_nfe: int | None = None,
         regularizers: Sequence[Regularizer] = (),
         dropout: float = 0.0,
         input_dropout: float = 0.0,
@@ -84,7 +108,11 @@ class GRAND(nn.Module):
                 f"GRAND: `laplacian` must be one of {', '.join(LAPLACIANS)}, got {laplacian!r}."
             )
         self.variant, self.laplacian = variant, laplacian
-        self.T, self.method, self.step_size, self.adjoint = T, method, step_size, adjoint
+        self.T, self.method, self.step_size = T, method, step_size
+        self.rtol, self.atol = rtol, atol
+        self.tol_scale, self.tol_convention = tol_scale, tol_convention
+        self.adjoint, self.memory_limit, self.max_nfe = adjoint, memory_limit, max_nfe
+        self.tol_scale_adjoint, self.adjoint_method = tol_scale_adjoint, adjoint_method
         self.regularizers = regularizers
         self.dropout, self.input_dropout = dropout, input_dropout
         self.encoder = nn.Linear(in_channels, hidden_channels)
@@ -107,9 +135,8 @@ class GRAND(nn.Module):
                 per_channel=per_channel,
             )
         self.decoder = nn.Linear(hidden_channels, out_channels)
-        self.stats: Stats | None = None
         self.penalties: dict[str, Tensor] = {}
-        self._total: Tensor | None = None  # the sum of x(T), not finite if the solve failed
+        self._outcome: Outcome | None = None  # of the last solve
 
     def reset_parameters(self) -> None:
         """Start again from random weights."""
@@ -133,20 +160,51 @@ class GRAND(nn.Module):
             self.T,
             method=self.method,
             step_size=self.step_size,
+            rtol=self.rtol,
+            atol=self.atol,
+            tol_scale=self.tol_scale,
+            tol_convention=self.tol_convention,
             adjoint=self.adjoint,
+            adjoint_options=ContinuousOptions(
+                method=self.adjoint_method,
+                tol_scale=self.tol_scale_adjoint,
+                tol_convention=self.tol_convention,
+            ),
+            memory_limit=self.memory_limit,
+            max_nfe=self.max_nfe,
             regularizers=self.regularizers if self.training else (),
         )
         if not torch.compiler.is_exporting():  # a program keeps nothing between calls
-            self.stats, self._total = solution.stats, checksum(solution.x)
+            self._outcome = solution.outcome
             self.penalties = solution.penalties
         x = functional.dropout(torch.relu(solution.x), self.dropout, self.training)
         logits: Tensor = self.decoder(x)
         return logits
 
     @property
+    def stats(self) -> Stats | None:
+        """Work of the last solve; None before the first."""
+        return None if self._outcome is None else self._outcome.stats
+
+    @property
     def status(self) -> Status | None:
         """How the last solve ended (reads one value from the device); None before the first."""
-        return None if self._total is None else status_of(self._total)
+        return None if self._outcome is None else self._outcome.status
+
+    @property
+    def t(self) -> float | None:
+        """Time that the last solve reached: `T`, or where it failed; None before the first."""
+        return None if self._outcome is None else self._outcome.t
+
+    @property
+    def failure(self) -> str | None:
+        """Status, time reached and what to try if the last solve failed; else None."""
+        return None if self._outcome is None else self._outcome.failure
+
+    @property
+    def nfe_backward(self) -> int | None:
+        """Evaluations of f in the backward pass of the last solve; None before the first."""
+        return None if self._outcome is None else self._outcome.nfe_backward
 
     def _term(self, x0: Tensor, graph: Graph) -> AbstractTerm:
         field = self.field

@@ -216,7 +216,9 @@ class _OperatorFunction(Function):
 
         with torch.autocast(grad.device.type, enabled=False):
             needs = ctx.needs_input_grad[2:]
-            return None, None, *_gradients(ctx, grad, needs, run, scales=call.scales)
+            by_kernel = call.backend == "cpu" and not torch.is_grad_enabled()
+            found = _gradients(ctx, grad, needs, run, scales=call.scales, by_kernel=by_kernel)
+            return None, None, *found
 
 
 def _save(
@@ -241,6 +243,7 @@ def _gradients(
     run: Callable[[Sequence[bool], Any, Any], Gradients],
     *,
     scales: tuple[float, ...],
+    by_kernel: bool = False,
 ) -> list[Tensor | None]:
     """By the inputs with `run`, and by `beta`, `x0` and the others."""
     op, tensors = ctx.op, ctx.saved_tensors
@@ -250,7 +253,8 @@ def _gradients(
     if any(needs[: op.count]):
         found = list(run(needs[: op.count], inputs, tensors[2 * op.has_source :]))
     if op.has_source:
-        found += source_gradients(grad, beta, x0, *needs[op.count : op.count + 2])
+        needs_source = needs[op.count : op.count + 2]
+        found += source_gradients(grad, beta, x0, *needs_source, by_kernel=by_kernel)
         found += gradients(grad, scales, needs[op.count + 2 :])
     return found
 

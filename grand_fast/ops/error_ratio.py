@@ -47,7 +47,8 @@ def error_ratio(
         raise ValueError(message(_OP, "rtol, atol", "must be at least 0 and not both 0", got))
     if x.numel() == 0:
         return x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
-    name = choose(_OP, backend, x)
+    # A compiler merges plain operations; there is no operator for it to call
+    name = "reference" if torch.compiler.is_compiling() else choose(_OP, backend, x)
     ratio: Tensor = launchers(_OP, name).error_ratio_fwd(
         [t.detach().contiguous() for t in tensors],
         scales,

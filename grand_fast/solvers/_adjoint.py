@@ -1,31 +1,30 @@
 """How a solve is differentiated."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
-from grand_fast.solvers._solver import Carry, Step
+from grand_fast.solvers._solver import Carry
 
 Adjoint = Literal["direct", "checkpoint", "continuous"]
-Take = Callable[[Tensor, Carry], Step]
-Differentiate = Callable[[Take, Tensor, Carry], Step]
+Take = Callable[[Tensor, Carry], Any]  # a step, or tensors and numbers that hold one
+Differentiate = Callable[[Take, Tensor, Carry], Any]
 
 
-def _direct(step: Take, x: Tensor, carry: Carry) -> Step:
+def _direct(step: Take, x: Tensor, carry: Carry) -> Any:
     """Autograd keeps what each stage saves."""
     return step(x, carry)
 
 
-def _checkpoint(step: Take, x: Tensor, carry: Carry) -> Step:
+def _checkpoint(step: Take, x: Tensor, carry: Carry) -> Any:
     """Keep the state before the step alone; run the step again in backward."""
     if not torch.is_grad_enabled():
         return step(x, carry)
-    taken: Step = checkpoint(step, x, carry, use_reentrant=False)
-    return taken
+    return checkpoint(step, x, carry, use_reentrant=False)
 
 
 ADJOINTS: dict[str, Differentiate] = {
@@ -93,7 +92,7 @@ def _cut(t: Tensor) -> Tensor:
     return t.detach().requires_grad_(t.requires_grad)
 
 
-def checkpoint_differentiating(step: Take, x: Tensor, carry: Carry) -> Step:
+def checkpoint_differentiating(step: Take, x: Tensor, carry: Carry) -> Any:
     """As "checkpoint", for a step that computes gradients within itself.
 
     For each of which torch's own checkpoint would run the step again, during the forward pass.

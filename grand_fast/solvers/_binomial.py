@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from grand_fast.solvers._adjoint import ADJOINTS
+from grand_fast.solvers._loop import Callbacks
 from grand_fast.solvers._problem import Problem, Result
 from grand_fast.solvers._solution import Status
 from grand_fast.solvers._solver import Carry
@@ -103,7 +105,7 @@ def limited(problem: Problem, limit: int) -> Result:
     Every output time must end a step.
     """
     stops, x = problem.stops, problem.x0
-    result, ends, _ = problem.record(x)
+    result, ends = _ends(problem)
     if result.status is not Status.SUCCESS:
         return result
     if not set(stops) <= set(ends):
@@ -123,6 +125,18 @@ def limited(problem: Problem, limit: int) -> Result:
             x, carry = run(part, (x, carry), max(1, places // (len(stops) - 1)))
             found.append(x)
     return result._replace(found=found, x=x)
+
+
+def _ends(problem: Problem) -> tuple[Result, list[float]]:
+    """A solve without a graph that keeps no state; the ends of its steps."""
+    ends: list[float] = []
+
+    def keep(t: float, x: Tensor, tau: float) -> None:
+        ends.append(t)
+
+    with torch.no_grad():
+        result = problem.march(ADJOINTS["direct"], callbacks=Callbacks(accept=keep))
+    return result, [*ends, result.t]
 
 
 def _advance(problem: Problem, t: float, tau: float) -> Advance:

@@ -21,7 +21,7 @@ from grand_fast.solvers._embedded import EmbeddedRungeKutta
 from grand_fast.solvers._first_step import rms_norm
 from grand_fast.solvers._methods import solver_of
 from grand_fast.solvers._problem import Problem, Result
-from grand_fast.solvers._solution import Status
+from grand_fast.solvers._solution import SolveError, Status
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._term import AbstractTerm, CountedTerm
 from grand_fast.solvers._tolerances import Convention, tolerances
@@ -166,7 +166,7 @@ def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
             first_step=tau,
         ).march(ADJOINTS["direct"])  # fmt: skip
         if result.status is not Status.SUCCESS:
-            raise RuntimeError(
+            raise SolveError(
                 f"integrate: adjoint 'continuous': {result.status.name}: {result.status.value}. "
                 "Or use adjoint='checkpoint', which is exact."
             )

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from grand_fast.solvers._adjoint import ADJOINTS, Adjoint, checkpoint_differentiating
 from grand_fast.solvers._binomial import limited
-from grand_fast.solvers._checks import check_choice, check_number, check_times
+from grand_fast.solvers._checks import check_choice, check_number, check_times, check_traceable
 from grand_fast.solvers._continuous import ContinuousOptions, continuous
 from grand_fast.solvers._methods import METHODS, Method, solver_of
 from grand_fast.solvers._problem import Problem
@@ -89,10 +89,16 @@ def integrate(
         `Solution` with `.x` (like `x0`), `.t`, `.stats`, `.status`, `.xs` and `.penalties`.
         Numerical failure is a status, not an error.
 
+    `torch.compile` and `torch.export` make one program of a solve by the explicit methods with
+    fixed steps, with `"direct"` or `"checkpoint"`; others choose what to do by values they read.
     Differentiable by `x0` and by whatever the term holds.
     Reference: GRAND (Chamberlain et al. 2021), section 3.3 and appendix F.
     """
-    check_choice("adjoint", adjoint, (*ADJOINTS, "continuous"))
+    check_choice("adjoint", adjoint, get_args(Adjoint))
+    if memory_limit is not None and adjoint != "checkpoint":
+        raise ValueError(
+            f"integrate: `memory_limit` must come with adjoint 'checkpoint', got {adjoint!r}."
+        )
     check_choice("end", end, _ENDS)
     check_number("T", T, positive=False)
     for name, value in (("step_size", step_size), ("first_step", first_step)):
@@ -106,6 +112,8 @@ def integrate(
     rtol, atol = tolerances(x0.dtype, rtol, atol, tol_scale, tol_convention)
     if isinstance(method, str):
         check_choice("method", method, tuple(METHODS))
+    if torch.compiler.is_compiling():
+        check_traceable(method, adjoint, memory_limit)
     solver = solver_of(method, rtol, atol, x0)
 
     term = term if isinstance(term, AbstractTerm) else FunctionTerm(term)
@@ -144,4 +152,4 @@ def integrate(
     at = dict(zip(problem.stops, result.found, strict=False))
     xs = torch.stack([at.get(t, torch.full_like(x0, math.nan)) for t in wanted]) if wanted else None
     x, t = (result.x, result.t) if failed else (at[T], T)
-    return Solution(x, result.stats, t, xs, penalties, result.status, counted, counted.nfe)
+    return Solution(x, result.stats, t, xs, penalties, result.status, counted.counter, counted.nfe)

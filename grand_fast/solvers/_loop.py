@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from grand_fast.solvers._adjoint import Differentiate
 from grand_fast.solvers._solution import Status
 from grand_fast.solvers._solver import AbstractSolver, Carry, Step
 from grand_fast.solvers._step_control import AbstractStepControl
-from grand_fast.solvers._term import CountedTerm
+from grand_fast.solvers._term import AbstractTerm, CountedTerm
 
 # Called with (t, x, tau) before a step, and after one that counts, or does not.
 Callback = Callable[[float, Tensor, float], None]
@@ -60,7 +61,13 @@ def march(
                 return March(found, x)
             if on_step:
                 on_step(t, x, tau)
-            step: Step = differentiate(partial(_step, solver, term, t, tau), x, carry)
+            step: Step
+            if torch.compiler.is_compiling():
+                take = partial(_step_counted_apart, solver, term.term, t, tau)
+                step, nfe = differentiate(take, x, carry)
+                term.counter.nfe += nfe
+            else:
+                step = differentiate(partial(_step, solver, term, t, tau), x, carry)
             # The one value that is read from the device
             counts = control.judge(tau, 0.0 if step.ratio is None else float(step.ratio))
             heard = on_accept if counts else on_reject
@@ -81,3 +88,11 @@ def _step(
     solver: AbstractSolver, term: CountedTerm, t: float, tau: float, x: Tensor, carry: Carry
 ) -> Step:
     return solver.step(term, t, x, tau, carry)
+
+
+def _step_counted_apart(
+    solver: AbstractSolver, term: AbstractTerm, t: float, tau: float, x: Tensor, carry: Carry
+) -> tuple[Step, int]:
+    """A checkpointed part of a compiled program may change nothing that lies outside of it."""
+    counted = CountedTerm(term)
+    return solver.step(counted, t, x, tau, carry), counted.nfe

@@ -6,7 +6,11 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from grand_fast.solvers._term import CountedTerm
+from grand_fast.solvers._term import Counter
+
+
+class SolveError(RuntimeError):
+    """A solve failed where that cannot be a status: in `Solution.check`, or in backward."""
 
 
 class Status(Enum):
@@ -37,18 +41,40 @@ class Stats:
     rejected: int
 
 
-def checksum(x: Tensor) -> Tensor:
-    """A scalar that is not finite if an element of `x` is not.
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """How a solve went, without its states: it may be kept when they are gone.
 
-    One read of `x`; `isfinite(x).all()` would write a mask of its size first. In float32 or wider,
-    so that only values near its limit could be mistaken.
+    stats:  the work.
+    t:      the time reached: the end time, or where the solve failed.
     """
-    return x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
 
+    stats: Stats
+    t: float
+    _ended: Status
+    _checksum: Tensor
+    _counter: Counter
+    _nfe: int  # evaluations when the solve ended
 
-def status_of(total: Tensor) -> Status:
-    """The status of a solve whose final state has this `checksum`."""
-    return Status.SUCCESS if bool(torch.isfinite(total)) else Status.NON_FINITE
+    @property
+    def nfe_backward(self) -> int:
+        """Evaluations of f since the solve ended: those of backward, once it has run."""
+        return self._counter.nfe - self._nfe
+
+    @property
+    def status(self) -> Status:
+        """`SUCCESS`, or why the state cannot be used; reads one value from the device."""
+        if self._ended is Status.SUCCESS and not bool(torch.isfinite(self._checksum)):
+            return Status.NON_FINITE
+        return self._ended
+
+    @property
+    def failure(self) -> str | None:
+        """Status, time reached and what to try; None of a success. Reads like `status`."""
+        status = self.status
+        if status is Status.SUCCESS:
+            return None
+        return f"{status.name} at t = {self.t:g}: {status.value}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,26 +95,40 @@ class Solution:
     xs: Tensor | None = None
     penalties: dict[str, Tensor] = field(default_factory=dict)
     _ended: Status = field(default=Status.SUCCESS, repr=False)
-    _term: CountedTerm | None = field(default=None, repr=False)
-    _nfe: int = field(default=0, repr=False)  # the term's evaluations when the solve ended
+    _counter: Counter = field(default_factory=Counter, repr=False)
+    _nfe: int = field(default=0, repr=False)  # evaluations when the solve ended
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it went, without the states."""
+        total = _checksum(self.x)
+        return Outcome(self.stats, self.t, self._ended, total, self._counter, self._nfe)
 
     @property
     def nfe_backward(self) -> int:
         """Evaluations of f since the solve ended: those of backward, once it has run."""
-        return 0 if self._term is None else self._term.nfe - self._nfe
+        return self._counter.nfe - self._nfe
 
     @property
     def status(self) -> Status:
         """`SUCCESS`, or why the state cannot be used; reads one value from the device."""
-        return self._ended if self._ended is not Status.SUCCESS else status_of(checksum(self.x))
+        return self.outcome.status
 
     def check(self) -> "Solution":
         """Itself if the solve succeeded.
 
         Raises:
-            RuntimeError: the status, the time reached and what to try.
+            SolveError: the status, the time reached and what to try.
         """
-        status = self.status
-        if status is not Status.SUCCESS:
-            raise RuntimeError(f"integrate: {status.name} at t = {self.t:g}: {status.value}.")
+        if failure := self.outcome.failure:
+            raise SolveError(f"integrate: {failure}.")
         return self
+
+
+def _checksum(x: Tensor) -> Tensor:
+    """A scalar that is not finite if an element of `x` is not.
+
+    One read of `x`; `isfinite(x).all()` would write a mask of its size first. In float32 or wider,
+    so that only values near its limit could be mistaken.
+    """
+    return x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))

@@ -8,6 +8,10 @@ from grand_fast.solvers._solution import Status
 
 # A last step shorter than this share of the step size is rounding of T / step_size, not a step.
 _ROUNDING = 1e-9
+# Shorter steps, possible at t = 0 alone, times the coefficients of a method underflow to nothing.
+_LEAST_STEP = 1e-290
+# A state or slope that is not finite does not become so by steps this much shorter.
+_HOPELESS = 1e-12
 
 
 def fixed_grid(T: float, step_size: float | None) -> list[float]:
@@ -94,7 +98,8 @@ class AdaptiveSteps(AbstractStepControl):
         self.t, self._tau, self._order, self._ends = t, first_step, order, ends
         self._min, self._max, self.max_steps = min_step, max_step, max_steps
         self._safety, self._grow, self._shrink = safety, grow, shrink
-        self._stop, self._is_cut, self._is_finite = t, False, True
+        self._stop, self._is_cut = t, False
+        self._overflowed: float | None = None  # the first of the last steps if they all did
 
     def propose(self, stop: float) -> float | None:
         """As long as the last error allows."""
@@ -103,8 +108,12 @@ class AdaptiveSteps(AbstractStepControl):
         self._is_cut = self._ends and self.t + tau >= stop
         if self._is_cut:
             tau = stop - self.t
-        if not self.t + tau > self.t:
-            self.status = Status.STEP_TOO_SMALL if self._is_finite else Status.NON_FINITE
+        overflowed = self._overflowed
+        if overflowed is not None and tau < _HOPELESS * overflowed:
+            self.status = Status.NON_FINITE
+            return None
+        if not self.t + tau > self.t or tau < _LEAST_STEP:
+            self.status = Status.STEP_TOO_SMALL if overflowed is None else Status.NON_FINITE
             return None
         if self._is_spent():
             return None
@@ -114,8 +123,10 @@ class AdaptiveSteps(AbstractStepControl):
     def judge(self, tau: float, ratio: float) -> bool:
         """By the error, unless the step is as short as steps may be."""
         accept = ratio <= 1 or tau <= self._min
-        self._is_finite = math.isfinite(ratio)  # if not, shorter steps may stay in range
-        planned = tau * (self._factor(ratio) if self._is_finite else self._shrink)
+        if math.isfinite(ratio):
+            planned, self._overflowed = tau * self._factor(ratio), None
+        else:  # shorter steps may stay in range
+            planned, self._overflowed = tau * self._shrink, self._overflowed or tau
         if accept and self._is_cut:  # which says nothing against a step as long as was planned
             planned = max(planned, self._tau)
         self._tau = min(max(planned, self._min), self._max)

@@ -130,12 +130,24 @@ class FunctionTerm(AbstractTerm):
         return super().tensors()
 
 
+@dataclass(eq=False)
+class Counter:
+    """Evaluations of f, in an object that outlives the term without holding its tensors."""
+
+    nfe: int = 0
+
+
 class CountedTerm(AbstractTerm):
     """A term that counts its evaluations in `nfe`; a product with its matrix is one."""
 
     def __init__(self, term: AbstractTerm) -> None:
         self.term = term
-        self.nfe = 0
+        self.counter = Counter()
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far."""
+        return self.counter.nfe
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Those of the term."""
@@ -143,25 +155,25 @@ class CountedTerm(AbstractTerm):
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""
-        self.nfe += 1
+        self.counter.nfe += 1
         return self.term.vf(t, x)
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`, counted once."""
-        self.nfe += 1
+        self.counter.nfe += 1
         return self.term.axpy(t, x, base, tau)
 
     def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:
         """The frozen term, whose products count here."""
-        return _CountedLinearTerm(self.term.freeze(t, x), self)
+        return _CountedLinearTerm(self.term.freeze(t, x), self.counter)
 
     def linear(self) -> AbstractLinearTerm:
         """The linear term, whose products count here."""
-        return _CountedLinearTerm(self.term.linear(), self)
+        return _CountedLinearTerm(self.term.linear(), self.counter)
 
 
 class _CountedLinearTerm(AbstractLinearTerm):
-    def __init__(self, term: AbstractLinearTerm, counter: CountedTerm) -> None:
+    def __init__(self, term: AbstractLinearTerm, counter: Counter) -> None:
         self.a, self.alpha, self.beta, self.source = term.a, term.alpha, term.beta, term.source
         self.matrix = partial(_counted_product, counter, term.matrix)
         self._term, self._counter = term, counter
@@ -176,7 +188,7 @@ class _CountedLinearTerm(AbstractLinearTerm):
 
 
 def _counted_product(
-    counter: CountedTerm, matrix: Matrix, a: Tensor, y: Tensor, scale: Scale, add: Add
+    counter: Counter, matrix: Matrix, a: Tensor, y: Tensor, scale: Scale, add: Add
 ) -> Tensor:
     counter.nfe += 1
     return matrix(a, y, scale, add)

@@ -1,5 +1,6 @@
 """The adaptive pairs: Dormand–Prince 5(4), the paper's, Bogacki–Shampine 3(2), and Heun 2(1)."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 from grand_fast.solvers._embedded import EmbeddedPair
@@ -43,11 +44,14 @@ DORMAND_PRINCE = EmbeddedPair(
 )
 
 _B3 = _fractions("2/9", "1/3", "4/9")
+# The cubic through both ends and their slopes, at half a step
 BOGACKI_SHAMPINE = EmbeddedPair(
     ButcherTableau(order=3, a=(_fractions("1/2"), _fractions("0", "3/4")), b=_B3),
     error=_difference(_B3, _fractions("7/24", "1/4", "1/3", "1/8")),
-    middle=(0.0, 0.5, 0.0, 0.0),
+    middle=(17 / 72, 1 / 6, 2 / 9, -1 / 8),
 )
+# torchdiffeq's state at half a step: between the ends of steps of order 2
+BOGACKI_SHAMPINE_OF_TORCHDIFFEQ = replace(BOGACKI_SHAMPINE, middle=(0.0, 0.5, 0.0, 0.0))
 
 # Its last slope belongs to Euler's step, not to the state that is kept; the next step starts with
 # it all the same, as torchdiffeq's does, which costs no order.

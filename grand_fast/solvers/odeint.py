@@ -20,9 +20,13 @@ from grand_fast.solvers._solver import AbstractSolver, combine
 from grand_fast.solvers._step_control import AbstractStepControl, AdaptiveSteps, FixedSteps
 from grand_fast.solvers._term import CountedTerm
 from grand_fast.solvers.adams import ExplicitAdams, ImplicitAdams
-from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
+from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE_OF_TORCHDIFFEQ, DORMAND_PRINCE, HEUN
 
-_PAIRS = {"dopri5": DORMAND_PRINCE, "bosh3": BOGACKI_SHAMPINE, "adaptive_heun": HEUN}
+_PAIRS = {
+    "dopri5": DORMAND_PRINCE,
+    "bosh3": BOGACKI_SHAMPINE_OF_TORCHDIFFEQ,
+    "adaptive_heun": HEUN,
+}
 _RUNGE_KUTTA = ("euler", "midpoint", "rk4")
 _ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
 _ON_A_GRID = {"step_size", "grid_constructor", "interp", "norm"}

@@ -1,4 +1,5 @@
 import copy
+import gc
 import pickle
 
 import pytest
@@ -146,8 +147,76 @@ def test_status_and_stats():
     assert model.stats is None and model.status is None
     model(torch.randn(40, 4), graph)
     assert model.stats.nfe == 8 and model.status is gf.Status.SUCCESS
+    assert (model.t, model.failure, model.nfe_backward) == (2.0, None, 0)
     model(torch.full((40, 4), float("nan")), graph)
     assert model.status is gf.Status.NON_FINITE
+
+
+def test_status_of_a_solve_that_stops_early():
+    graph, x = random_graph("random"), torch.randn(40, 4)
+    model = GRAND(4, 8, 3, T=20.0, method="dopri5", rtol=1e-5, atol=1e-5, max_nfe=30)
+    model(x, graph).sum().backward()
+    assert model.status is gf.Status.MAX_STEPS and 0 < model.t < 20
+    assert model.failure.startswith(f"MAX_STEPS at t = {model.t:g}: ")
+    assert model.stats.nfe >= 30
+
+    model = GRAND(4, 8, 3, T=1e3, method="dopri5").double()
+    # dx/dt = x², which has no solution from t = 1 / x(0) on
+    model.field.forward = lambda x, graph, x0=None, *, scale=1.0, add=(): x.square()
+    model(x.double(), graph)
+    assert model.status is gf.Status.STEP_TOO_SMALL and 0 < model.t < 1e3
+    assert "larger tolerances" in model.failure
+
+
+def test_evaluations_of_backward_are_counted_without_keeping_the_states():
+    graph, x = random_graph("random"), torch.randn(40, 4)
+    model = GRAND(4, 8, 3, T=2.0)
+    logits = model(x, graph)
+    assert model.nfe_backward == 0
+    logits.sum().backward()
+    assert model.nfe_backward == 8
+    del logits
+    gc.collect()
+    held = [o for o in gc.get_objects() if type(o).__name__ == "NonlinearDiffusion"]
+    assert not held and model.nfe_backward == 8
+
+
+SOLVES = {
+    "dopri5": {"method": "dopri5"},
+    "bosh3": {"method": "bosh3", "tol_scale": 1e3, "tol_convention": "paper"},
+    "adaptive_heun": {"method": "adaptive_heun", "rtol": 1e-3, "atol": 1e-3},
+    "midpoint": {"method": "midpoint", "step_size": 0.5},
+    "explicit_adams": {"method": "explicit_adams", "step_size": 0.25},
+    "implicit_adams": {"method": gf.solvers.ImplicitAdams(max_order=5), "step_size": 0.25},
+    "semi_implicit_euler": {"method": gf.solvers.SemiImplicitEuler(tol=1e-12)},
+}
+
+
+@pytest.mark.parametrize("name", SOLVES)
+def test_every_method_and_adjoint(name):
+    graph = random_graph("random", 12)
+    x = torch.randn(12, 4, dtype=torch.float64)
+    torch.manual_seed(0)
+    model = GRAND(4, 6, 3, heads=2, T=2.0, source=True, **SOLVES[name]).double()
+    torch.nn.init.constant_(model.field.scale.beta, 0.3)
+    grads = []
+    for more in (
+        {"adjoint": "direct"},
+        {"adjoint": "checkpoint"},
+        {"adjoint": "checkpoint", "memory_limit": 10**6},
+        {"adjoint": "continuous", "adjoint_method": "dopri5", "tol_scale_adjoint": 1e-2},
+    ):
+        for option in ("adjoint", "memory_limit", "adjoint_method", "tol_scale_adjoint"):
+            setattr(model, option, more.get(option))
+        logits = model(x, graph)
+        assert model.status is gf.Status.SUCCESS
+        g = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
+        grads.append(torch.cat([p.flatten() for p in g]))
+    direct, checkpoint, limited, continuous = grads
+    assert_close("checkpoint", checkpoint, direct, tolerance=1e-12)
+    assert_close("memory_limit", limited, direct, tolerance=1e-12)
+    # That of the continuous problem, which coarse steps are not
+    assert_close("continuous", continuous, direct, tolerance=0.3 if name[:4] == "semi" else 2e-2)
 
 
 def test_copy_pickle_and_repr():

@@ -85,6 +85,69 @@ def test_models(name):
     compare(lambda: compiled(x, GRAPH), lambda: model(x, GRAPH), inputs)
 
 
+def solve(method, adjoint="checkpoint", **options):
+    options = {"T": 0.5, "step_size": 0.25, "source": True} | options
+    return gf.nn.GRAND(5, 4, 3, heads=2, method=method, adjoint=adjoint, **options)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+@pytest.mark.parametrize("method", ["euler", "rk4", "explicit_adams"])
+def test_solves_with_fixed_steps(method, adjoint):
+    T = 1.25 if method == "explicit_adams" else 0.5  # past the steps it starts with
+    model, x = solve(method, adjoint, T=T), tensors(GRAPH)["x"]
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compare(lambda: compiled(x, GRAPH), lambda: model(x, GRAPH), [x, *model.parameters()])
+    compiled(x, GRAPH)
+    stats = model.stats
+    model(x, GRAPH)
+    assert stats == model.stats and model.status is gf.Status.SUCCESS and model.t == T
+
+
+def test_a_compiled_checkpointed_solve_keeps_one_state_a_step():
+    kept = {}
+    for adjoint in ("direct", "checkpoint"):
+        torch._dynamo.reset()
+        model, x = solve("rk4", adjoint), tensors(GRAPH)["x"].detach()
+        saved = {}
+
+        def pack(t, saved=saved):
+            saved[t.untyped_storage().data_ptr()] = t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            torch.compile(model, fullgraph=True, backend="aot_eager")(x, GRAPH)
+        kept[adjoint] = sum(saved.values())
+    steps, size = 2, 12 * 4
+    assert kept["direct"] - kept["checkpoint"] > 3 * steps * size
+
+
+DATA_DEPENDENT = {
+    "adaptive": (("dopri5",), {}, "`method` must be one of euler, .*, got dopri5"),
+    "implicit": (("semi_implicit_euler", "direct"), {}, "`method` must be one of euler"),
+    "continuous": (("rk4", "continuous"), {}, "`adjoint` must be one of direct, checkpoint"),
+    "limited": (("rk4",), {"memory_limit": 10**6}, "`memory_limit` must be"),
+}
+
+
+@pytest.mark.parametrize("case", DATA_DEPENDENT)
+def test_solves_that_go_by_values_break_the_program_and_say_why(case):
+    arguments, options, text = DATA_DEPENDENT[case]
+    model, x = solve(*arguments, **options), tensors(GRAPH)["x"]
+    with pytest.raises(NotImplementedError, match=text):
+        torch.export.export(model, (x.detach(), GRAPH))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=text):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x, GRAPH)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DATA_DEPENDENT)
+def test_solves_that_go_by_values_are_compiled_in_pieces(case):
+    arguments, options, _ = DATA_DEPENDENT[case]
+    model, x = solve(*arguments, **options), tensors(GRAPH)["x"]
+    compiled = torch.compile(model, backend="aot_eager")
+    compare(lambda: compiled(x, GRAPH), lambda: model(x, GRAPH), [x, *model.parameters()])
+
+
 @pytest.mark.slow
 def test_inductor():
     model, x = models()["nl"], tensors(GRAPH)["x"]
@@ -127,9 +190,10 @@ torch.save([by_argument, by_attribute], f"{folder}/out.pt")
 """
 
 
-@pytest.mark.parametrize("name", ["nl"])
-def test_an_exported_program_runs_elsewhere(name, tmp_path):
-    model, x = models()[name], tensors(GRAPH)["x"].detach()
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+def test_an_exported_program_runs_elsewhere(adjoint, tmp_path):
+    model, x = models()["nl"], tensors(GRAPH)["x"].detach()
+    model.adjoint = adjoint
     by_argument = torch.export.export(model, (x, GRAPH))
     by_attribute = torch.export.export(OnGraph(model, GRAPH), (x,))
     names = [n for n, _ in model.named_parameters()]

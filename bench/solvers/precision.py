@@ -1,0 +1,201 @@
+"""Work and precision: error of each method against evaluations of f and against seconds."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+import grand_fast as gf
+from bench.harness import interleave
+from bench.problem import Problem
+from bench.progress import Progress
+from bench.report import Report, Row, print_table
+from bench.solvers.problem import nonlinear_term, setup, widened
+from bench.solvers.step import Copies
+from bench.tuned.configurations import BY_DATASET, load_graph
+from grand_fast.solvers import AbstractTerm, Solution, Stats, Uniformisation
+from grand_fast.solvers._methods import ADAPTIVE
+
+T = 4.0
+VARIANTS = ("GRAND-l", "GRAND-nl")
+# Evaluations that the methods with fixed steps may take, and how many they take a step
+BUDGETS = (8, 16, 32, 64)
+STAGES = {"euler": 1, "midpoint": 2, "rk4": 4, "rk4_classic": 4, "explicit_adams": 1,
+          "implicit_adams": 2}  # fmt: skip
+IMPLICIT_STEPS = (2, 4, 8)  # of semi_implicit_euler
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
+POWERS = (1e-2, 1e-4, 1e-6)  # what uniformisation may leave out
+PEER = "torchdiffeq "
+EXACT = 1e-9  # tolerance of the reference
+CONFIRMED = 1e-6  # relative difference that a second method may have from it
+
+
+class _Point(NamedTuple):
+    method: str
+    setting: str
+    solve: Callable[[], Tensor]
+    stats: Callable[[], Stats]
+
+
+def run(problem: Problem, options: argparse.Namespace, report: Report, progress: Progress) -> None:
+    """Both variants on both graphs."""
+    on = {options.graph: problem}
+    try:
+        on = {"Cora": setup(load_graph(BY_DATASET["Cora"]), problem.shape)} | on
+    except ValueError as missing:
+        report.skipped.append(f"work–precision on Cora: {missing}")
+    rounds = options.rounds or 3
+    for name, each in on.items():
+        for variant in VARIANTS:
+            with torch.no_grad():
+                _measure(name, variant, each, rounds, report, progress, quick=options.quick)
+            progress.done()
+
+
+def _measure(
+    graph: str,
+    variant: str,
+    problem: Problem,
+    rounds: int,
+    report: Report,
+    progress: Progress,
+    *,
+    quick: bool,
+) -> None:
+    progress.say(f"{variant} on {graph}: reference in float64")
+    wide = widened(problem)
+    exact = _reference(variant, wide, report)
+    x, term = problem.inputs["x"], _term(variant, problem)
+    points = _points(variant, term, x, quick=quick)
+    rows: list[Row] = []
+    for point in points:
+        progress.say(f"{variant} on {graph}: {point.method}, {point.setting}, error")
+        stats = point.stats()
+        rows.append(
+            {
+                "op": "precision",
+                "graph": graph,
+                "variant": variant,
+                "method": point.method,
+                "setting": point.setting,
+                "nfe": stats.nfe,
+                "accepted": stats.accepted,
+                "rejected": stats.rejected,
+                "error": _distance(point.solve(), exact),
+            }
+        )
+    rows = [row for row in rows if _converges(row, rows, report)]
+    calls = {_key(point.method, point.setting): point.solve for point in points}
+    calls = {key: calls[key] for key in (_key(r["method"], r["setting"]) for r in rows)}
+    timings = interleave(calls, rounds=rounds, tick=lambda n: progress.say(f"{graph}: {n}"))
+    for row in rows:
+        row |= timings[_key(row["method"], row["setting"])].record()
+    report.rows += rows
+    _print(f"{variant} on {graph}, T = {T:g}, relative error of x(T)", rows)
+
+
+def _key(method: str, setting: str) -> str:
+    return f"{method}, {setting}"
+
+
+def _term(variant: str, problem: Problem) -> AbstractTerm:
+    term = nonlinear_term(problem)
+    return term.freeze(0.0, problem.inputs["x"]) if variant == VARIANTS[0] else term
+
+
+def _reference(variant: str, wide: Problem, report: Report) -> Tensor:
+    """DOPRI5 in float64, confirmed by uniformisation where f is linear, else by many RK4 steps."""
+    x, term = wide.inputs["x"], _term(variant, wide)
+    exact = gf.integrate(term, x, T, method="dopri5", rtol=EXACT, atol=EXACT).check().x
+    if variant == VARIANTS[0]:
+        second = gf.integrate(term, x, T, method=Uniformisation(), step_size=T).x
+    else:
+        second = gf.integrate(term, x, T, method="rk4", step_size=T / 64).x
+    if _distance(second, exact) > CONFIRMED:
+        report.failed.append(f"{variant}: the float64 reference, by {_distance(second, exact):.1g}")
+    return exact
+
+
+def _distance(x: Tensor, exact: Tensor) -> float:
+    return float((x.double() - exact).norm() / exact.norm())
+
+
+def _points(variant: str, term: AbstractTerm, x: Tensor, *, quick: bool) -> list[_Point]:
+    points = []
+
+    def ours(name: str, setting: str, **options: object) -> None:
+        def solved() -> Solution:
+            return gf.integrate(term, x, T, **{"method": name, **options})  # type: ignore[arg-type]
+
+        points.append(_Point(name, setting, lambda: solved().x, lambda: solved().check().stats))
+
+    def peer(method: str, setting: str, **options: object) -> None:
+        def solve(f: Callable[..., Tensor]) -> Tensor:
+            times = torch.tensor([0.0, T])
+            states: Tensor = torchdiffeq.odeint(f, x, times, method=method, **options)
+            return states[-1]
+
+        def stats() -> Stats:
+            counted = _Counted(term)
+            solve(counted)
+            return Stats(counted.calls, 0, 0)
+
+        name = f"{PEER}{method}"
+        points.append(_Point(name, setting, lambda: solve(term), stats))
+
+    for name, stages in STAGES.items():
+        for budget in BUDGETS[:2] if quick else BUDGETS:
+            tau = T * stages / budget
+            ours(name, f"tau {tau:g}", step_size=tau)
+            if name == "rk4":
+                peer(name, f"tau {tau:g}", options={"step_size": tau})
+    for name in ADAPTIVE:
+        for tol in TOLERANCES[:2] if quick else TOLERANCES:
+            ours(name, f"tolerance {tol:g}", rtol=tol, atol=tol)
+            if name == "dopri5":
+                peer(name, f"tolerance {tol:g}", rtol=tol, atol=tol)
+    for steps in IMPLICIT_STEPS[:2] if quick else IMPLICIT_STEPS:
+        ours("semi_implicit_euler", f"tau {T / steps:g}", step_size=T / steps)
+    if variant == VARIANTS[0]:
+        for tol in POWERS:
+            method = Uniformisation(tol)
+            ours("uniformisation", f"tail {tol:g}", method=method, step_size=T)
+    return points
+
+
+class _Counted(Copies):
+    def __init__(self, term: AbstractTerm) -> None:
+        super().__init__()
+        self.term = term
+
+    def __call__(self, t: object, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.term(float(t), x)  # type: ignore[arg-type]
+
+
+def _converges(row: Row, rows: list[Row], report: Report) -> bool:
+    """Whether its method comes nearer to the reference with more work; if not, it gets no time."""
+    first, *_, last = (r["error"] for r in rows if r["method"] == row["method"])
+    if last < first:
+        return True
+    failed = f"{row['variant']} on {row['graph']}: {row['method']}, {first:.1g} to {last:.1g}"
+    if failed not in report.failed:
+        report.failed.append(failed)
+    return False
+
+
+def _print(title: str, rows: list[Row]) -> None:
+    cells = [
+        [
+            row["method"],
+            row["setting"],
+            str(row["nfe"]),
+            f"{row['error']:.1e}",
+            f"{row['median_s'] * 1e3:.1f}",
+        ]
+        for row in rows
+    ]
+    print_table(title, ["", "setting", "NFE", "error", "ms"], cells)

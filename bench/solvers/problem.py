@@ -1,0 +1,122 @@
+"""What the suite solves: GRAND-nl from x and the weights of its projections to x(T), and peers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+import grand_fast as gf
+from bench.ops import bench_attention_diffusion
+from bench.peers.sampled import sampled_attention_diffusion
+from bench.peers.unfused import diffusion_by, released_attention
+from bench.problem import Function, Problem, Shape
+from grand_fast.nn import AttentionDiffusion
+from grand_fast.nn._terms import NonlinearDiffusion
+from grand_fast.ops._dispatch import plan
+
+STEP = 1.0  # of all fixed steps whose cost is measured, in units of t with alpha = 1
+METHOD = "rk4"
+STAGES = 4  # its evaluations a step
+
+
+def setup(graph: gf.Graph, shape: Shape) -> Problem:
+    """Random features and projections, as the suite `ops` draws them."""
+    for transposed in (False, True):
+        graph.csr(plan("cpu"), transposed=transposed)  # or the first call does it
+    return bench_attention_diffusion.setup(graph, shape)
+
+
+def nonlinear_term(problem: Problem, *projections: Tensor) -> NonlinearDiffusion:
+    """The layer, `alpha = 1`, with the weights and biases of `problem` or these."""
+    shape = problem.shape
+    layer = AttentionDiffusion(shape.channels, shape.attention_channels, shape.heads, alpha=1.0)
+    given = projections or tuple(problem.inputs.values())[1:]
+    places = [(linear, key) for linear in (layer.query, layer.key) for key in ("weight", "bias")]
+    for (linear, key), value in zip(places, given, strict=True):
+        linear._parameters[key] = value  # as it is, whether or not a leaf
+    return NonlinearDiffusion(layer, problem.graph, None)
+
+
+def ours(adjoint: gf.solvers.Adjoint, memory_limit: int | None = None) -> "Make":
+    """`integrate` over the layer's own term, one fused operator a stage."""
+
+    def make(problem: Problem, steps: int) -> Function:
+        def solve(x: Tensor, *projections: Tensor) -> Tensor:
+            term = nonlinear_term(problem, *projections)
+            return gf.integrate(
+                term, x, steps * STEP, method=METHOD, step_size=STEP, adjoint=adjoint,
+                memory_limit=memory_limit,
+            ).x  # fmt: skip
+
+        return solve
+
+    return make
+
+
+def torchdiffeq_over(right_hand_side: Callable[[Problem], Function]) -> "Make":
+    """torchdiffeq's odeint, the same method and steps, over a form of f in PyTorch."""
+
+    def make(problem: Problem, steps: int) -> Function:
+        f = right_hand_side(problem)
+        times = torch.tensor([0.0, steps * STEP])
+
+        def solve(x: Tensor, *projections: Tensor) -> Tensor:
+            states: Tensor = torchdiffeq.odeint(
+                lambda t, y: f(y, *projections), x, times, method=METHOD,
+                options={"step_size": STEP},
+            )  # fmt: skip
+            return states[-1]
+
+        return solve
+
+    return make
+
+
+Make = Callable[[Problem, int], Function]  # of the number of steps
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A way to solve. `edge_floats`: floats an edge that it keeps of each evaluation of f."""
+
+    name: str
+    make: Make
+    is_ours: bool = False
+    edge_floats: Callable[[Shape], int] = lambda shape: 0
+
+    def bytes_needed(self, problem: Problem, steps: int) -> int:
+        """Estimated peak above the inputs: what is kept, and what backward writes beside it."""
+        per_edge = (STAGES * steps + 1) * self.edge_floats(problem.shape)
+        per_node = 5 * STAGES * steps * problem.shape.channels
+        edges, nodes = problem.graph.num_edges, problem.graph.num_nodes
+        return 4 * (edges * per_edge + (0 if self.is_ours else nodes * per_node))
+
+
+DIRECT, CHECKPOINT = "grand-fast, direct", "grand-fast, checkpoint"
+STRONGEST = "torchdiffeq, strongest PyTorch form of f"
+RELEASED = "torchdiffeq, released sequence"
+SOLVERS = {
+    solver.name: solver
+    for solver in (
+        Solver(DIRECT, ours("direct"), is_ours=True),
+        Solver(CHECKPOINT, ours("checkpoint"), is_ours=True),
+        Solver(
+            STRONGEST,
+            torchdiffeq_over(sampled_attention_diffusion),
+            edge_floats=lambda shape: shape.heads + 1,
+        ),
+        Solver(
+            RELEASED,
+            torchdiffeq_over(diffusion_by(released_attention)),
+            edge_floats=lambda shape: 2 * max(shape.channels, shape.attention_channels),
+        ),
+    )
+}
+
+
+def widened(problem: Problem) -> Problem:
+    """The same in float64."""
+    inputs = {name: t.double() for name, t in problem.inputs.items()}
+    return replace(problem, inputs=inputs, d_out=problem.d_out.double())

@@ -1,0 +1,141 @@
+"""A GRAND-nl solve, forward and backward, against torchdiffeq over PyTorch's forms of f."""
+
+import argparse
+from typing import NamedTuple
+
+from bench import fresh, machine
+from bench.check import check, named
+from bench.harness import interleave
+from bench.problem import Problem, gradients, runner
+from bench.progress import Progress
+from bench.report import Report, Row, milliseconds, print_table
+from bench.solvers import problem as solves
+from bench.solvers.problem import CHECKPOINT, DIRECT, RELEASED, SOLVERS, STRONGEST
+
+STEPS = 4
+BUDGET_S = 40.0  # of one competitor's rounds
+# Gradients by the projections' weights are sums over nodes and stages that cancel; the largest
+# error of any competitor stays below this, of the largest entry.
+TOLERANCE = 1e-4
+
+
+class _Case(NamedTuple):
+    steps: int
+    names: tuple[str, ...]
+
+
+def run(problem: Problem, options: argparse.Namespace, report: Report, progress: Progress) -> None:
+    """Check, time and weigh; one step where as many as `STEPS` do not fit into memory."""
+    cases = [_Case(STEPS, (DIRECT, CHECKPOINT, STRONGEST))]
+    if options.quick:
+        report.skipped.append("with --quick, torchdiffeq over the released sequence.")
+    else:
+        cases += _released_case(problem, report)
+    rounds = options.rounds or (3 if options.quick else 5)
+    for steps, names in cases:
+        rows = _time(problem, steps, _agreeing(problem, steps, names, report, progress),
+                     rounds, progress)  # fmt: skip
+        progress.done()
+        _weigh(rows, problem, options, report, progress)
+        progress.done()
+        report.rows += rows
+        _figures(rows, report)
+        _print(rows, problem)
+
+
+def _released_case(problem: Problem, report: Report) -> list[_Case]:
+    for steps in (STEPS, 1):
+        try:
+            name = f"{RELEASED}, {steps} steps of RK4"
+            machine.require_memory(name, SOLVERS[RELEASED].bytes_needed(problem, steps))
+            return [_Case(steps, (DIRECT, CHECKPOINT, RELEASED))]
+        except machine.DoesNotFitError as reason:
+            report.skipped.append(str(reason))
+    return []
+
+
+def _agreeing(
+    problem: Problem, steps: int, names: tuple[str, ...], report: Report, progress: Progress
+) -> list[str]:
+    """Those whose state and gradients are those of our checkpointed solve in float64."""
+    progress.say(f"{steps} steps: grand-fast in float64")
+    wide = solves.widened(problem)
+    want = named(wide, *gradients(SOLVERS[CHECKPOINT].make(wide, steps), wide))
+    agreeing = []
+    for name in names:
+        progress.say(f"{steps} steps: {name}, check")
+        try:
+            function = SOLVERS[name].make(problem, steps)
+            check(name, function, problem, want, tolerance=dict.fromkeys(want, TOLERANCE))
+            agreeing.append(name)
+        except AssertionError as difference:
+            report.failed.append(f"solve, {steps} steps: {difference}")
+    return agreeing
+
+
+def _time(
+    problem: Problem, steps: int, names: list[str], rounds: int, progress: Progress
+) -> list[Row]:
+    calls = {
+        name: runner(SOLVERS[name].make(problem, steps), problem, "forward+backward")
+        for name in names
+    }
+    timings = interleave(calls, rounds=rounds, budget_s=BUDGET_S, tick=progress.say)
+    return [
+        {
+            "op": "solve",
+            "competitor": name,
+            "method": solves.METHOD,
+            "steps": steps,
+            "shape": str(problem.shape),
+            "nodes": problem.graph.num_nodes,
+            "edges": problem.graph.num_edges,
+            **timings[name].record(),
+        }
+        for name in names
+    ]
+
+
+def _weigh(
+    rows: list[Row],
+    problem: Problem,
+    options: argparse.Namespace,
+    report: Report,
+    progress: Progress,
+) -> None:
+    for row in rows:
+        progress.say(f"{row['steps']} steps: {row['competitor']}, memory")
+        task = {"solver": row["competitor"], "steps": row["steps"], "shape": problem.shape,
+                "graph": options.graph, "nodes": options.nodes}  # fmt: skip
+        try:
+            row["peak_bytes"] = fresh.run("solve_peak_memory", task)["bytes"]
+        except RuntimeError as reason:
+            report.skipped.append(f"memory of {row['competitor']}: {reason}")
+
+
+def _figures(rows: list[Row], report: Report) -> None:
+    ours = [row for row in rows if SOLVERS[row["competitor"]].is_ours]
+    for own in ours:
+        for row in rows:
+            if row in ours:
+                continue
+            pair = f"{row['competitor']} over {own['competitor']}"
+            name = f"GRAND-nl RK4, {own['steps']} steps, forward+backward"
+            report.figure(f"{name}, time: {pair}", row["median_s"] / own["median_s"], "×")
+            if "peak_bytes" in row and "peak_bytes" in own:
+                ratio = row["peak_bytes"] / own["peak_bytes"]
+                report.figure(f"{name}, peak memory above inputs: {pair}", ratio, "×")
+
+
+def _print(rows: list[Row], problem: Problem) -> None:
+    cells = [
+        [
+            row["competitor"],
+            milliseconds(row),
+            f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else "",
+        ]
+        for row in rows
+    ]
+    if rows:
+        title = f"GRAND-nl, {rows[0]['steps']} steps of RK4, forward+backward, d/H/d_att = "
+        print_table(f"{title}{problem.shape}, {problem.graph}", ["", "ms", "peak MB"], cells)

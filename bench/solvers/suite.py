@@ -1,0 +1,46 @@
+"""The suite `solvers`: work–precision, the solvers' own part of a step, a whole solve, memory."""
+
+import argparse
+
+from bench import graphs
+from bench.plots import plot_solve, plot_work_precision
+from bench.problem import PAPER_SHAPES
+from bench.progress import Progress
+from bench.report import Report
+from bench.solvers import kept, precision, solve, step
+from bench.solvers.problem import setup
+
+EPILOG = """\
+Four parts, of which --part chooses one:
+
+step       what a step of RK4 and an attempt of DOPRI5 cost where f is only a copy of the state:
+           the solver's own part, against torchdiffeq's and, where it is installed, torchode's.
+solve      GRAND-nl, 4 steps of RK4, forward+backward to the gradients by state, weights and biases:
+           ours, direct and checkpoint, against torchdiffeq over the strongest form of f in PyTorch
+           and over the sequence of GRAND's released code; that one with a single step where four do
+           not fit into memory. Then the peak memory of each in a fresh process.
+kept       peak memory of the checkpointed solve over 4 to 64 steps, and under memory_limit.
+precision  error against evaluations of f and against seconds, every method, linear (GRAND-l) and
+           nonlinear (GRAND-nl), on Cora ($GRAND_FAST_DATA) and on --graph, against a float64
+           solution with tight tolerances, which a second method confirms.
+
+Everything is checked before it is timed, and timed in interleaved rounds. Try:
+python -m bench solvers --nodes 20000 --quick
+"""
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Measure, print as it comes, and fill `report`."""
+    runs = {"step": step.run, "solve": solve.run, "kept": kept.run, "precision": precision.run}
+    parts = [options.part] if options.part else list(runs)
+    graph = graphs.load(options.graph, nodes=options.nodes)
+    problem = setup(graph, options.shape or PAPER_SHAPES[0])
+    sizes = {"step": 4, "solve": 2 if options.quick else 4, "kept": 1, "precision": 4}
+    progress = Progress(sum(sizes[part] for part in parts))
+    for part in parts:
+        runs[part](problem, options, report, progress)
+    progress.close()
+    if options.out and "precision" in parts:
+        plot_work_precision(report.rows, options.out / "solvers_work_precision.png")
+    if options.out and "solve" in parts:
+        plot_solve(report.rows, options.out / "solvers_solve.png")
