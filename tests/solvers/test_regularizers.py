@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd.functional import jacobian
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import grand_fast as gf
 from grand_fast.solvers import METHODS, AbstractTerm
@@ -226,6 +227,23 @@ def test_random_and_autocast_terms_run_again_as_they_ran(adjoint):
     for got, want in zip(run(adjoint), run("direct"), strict=True):
         assert torch.equal(got, want)
     assert not torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+def test_checkpoint_keeps_nothing_of_what_stages_save(adjoint):
+    saved = []
+
+    def f(t, x):
+        y = torch.tanh(x)  # saved by its backward, and by that of the Jacobian
+        saved.append(StorageWeakRef(y.untyped_storage()))
+        return y - x
+
+    x0 = torch.randn(6, 4, requires_grad=True)
+    solution = solve(f, x0, T=3.0, step_size=1.0, adjoint=adjoint)
+    assert {ref.expired() for ref in saved} == {adjoint == "checkpoint"}
+    values(solution).sum().backward()
+    del solution
+    assert len(saved) == 12 * (1 + (adjoint == "checkpoint")) and all(r.expired() for r in saved)
 
 
 def test_a_term_that_changes_is_named():
