@@ -1,7 +1,8 @@
 """The end of a backward pass of the attention: dq and Delta of a row, and rows of several pieces.
 
-With p the weights and t their gradients, dq = scale (Σ p t k − Delta Σ p k), Delta = Σ p t: a piece
-leaves four sums, which are plain and join by adding in order.
+With p the weights, t their gradients, and c = ρ w φ'(u) of each edge,
+dq = scale (Σ c p t k − Delta Σ c p k), Delta = Σ p t: a piece leaves four sums, which are plain and
+join by adding in order. Seen from the senders, q and k change places.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
@@ -23,12 +24,13 @@ from grand_fast.kernels._triton_tiles import (
     row_warps,
     zeros,
 )
+from grand_fast.kernels._triton_weighting import past_function, past_normalizer
 
 
 @triton.jit
 def no_dq_sums(BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_A: tl.constexpr,
                N_A: tl.constexpr, N_H: tl.constexpr):  # fmt: skip
-    """Σ p, Σ p t (N_H groups of heads each), Σ p k, Σ p t k (N_A chunks) before the first edge."""
+    """Σ p, Σ p t (N_H groups of heads each), Σ c p k, Σ c p t k (N_A chunks), before any edge."""
     return (
         zeros(N_H, BLOCK_G, BLOCK_H),
         zeros(N_H, BLOCK_G, BLOCK_H),
@@ -38,20 +40,25 @@ def no_dq_sums(BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_A: tl.constex
 
 
 @triton.jit
-def add_dq_sums(sums, p, t, k, BLOCK_H: tl.constexpr, N_A: tl.constexpr, N_H: tl.constexpr):
-    """The sums with one more turn: p, t N_H of [BLOCK_E, BLOCK_G, BLOCK_H or 1], k in chunks."""
+def add_dq_sums(sums, p, t, k, u, s, w, weighting, top, BLOCK_H: tl.constexpr,
+                N_H: tl.constexpr):  # fmt: skip
+    """The sums with one more turn: N_H of [BLOCK_E, BLOCK_G, BLOCK_H or 1], and k in chunks."""
     sum_p = ()
     sum_pt = ()
-    pt = ()
+    cp = ()
+    cpt = ()
     for h in tl.static_range(N_H):
-        pt = pt + (p[h] * t[h],)
         sum_p = sum_p + (sums[0][h] + tl.sum(p[h], 0),)
-        sum_pt = sum_pt + (sums[1][h] + tl.sum(pt[h], 0),)
+        sum_pt = sum_pt + (sums[1][h] + tl.sum(p[h] * t[h], 0),)
+        cp_h = past_normalizer(p[h], s[h], weighting, top)
+        cp_h = past_function(cp_h, u[h], w, weighting)
+        cp = cp + (cp_h,)
+        cpt = cpt + (cp_h * t[h],)
     return (
         sum_p,
         sum_pt,
-        add_weighted(sums[2], p, k, BLOCK_H),
-        add_weighted(sums[3], pt, k, BLOCK_H),
+        add_weighted(sums[2], cp, k, BLOCK_H),
+        add_weighted(sums[3], cpt, k, BLOCK_H),
     )
 
 
@@ -81,7 +88,7 @@ def store_dq(
     N_A: tl.constexpr,
     N_H: tl.constexpr,
 ):
-    """dq = scale (Σ p t k − Delta Σ p k) of one row, and Delta = Σ p t; sums over its edges.
+    """dq = scale (Σ c p t k − Delta Σ c p k) of one row, and Delta = Σ p t; sums over its edges.
 
     sum_p, sum_pt, lse: N_H of [BLOCK_H]; sum_pk, sum_ptk: N_A of [BLOCK_A]. t is counted from t0,
     which cancels in dq. The difference of the two sums can be small against them: that Σ p is only
@@ -116,7 +123,7 @@ def store_dq_part(
     N_A: tl.constexpr,
     N_H: tl.constexpr,
 ):
-    """The sums of one piece, a row of `part`: Σ p k | Σ p t k | Σ p | Σ p t | t0."""
+    """The sums of one piece, a row of `part`: Σ c p k | Σ c p t k | Σ p | Σ p t | t0."""
     columns: tl.constexpr = N_A * BLOCK_A
     heads: tl.constexpr = N_H * BLOCK_H
     for c in tl.static_range(N_A):
@@ -128,6 +135,24 @@ def store_dq_part(
         tl.store(at, sum_p[g])
         tl.store(at + heads, sum_pt[g])
         tl.store(at + 2 * heads, tl.zeros([BLOCK_H], tl.float32) + t0)
+
+
+@triton.jit
+def add_scores(sums, ds):
+    """Σ ds, N_H of [BLOCK_G, BLOCK_H], with one more turn."""
+    new = ()
+    for h in tl.static_range(len(ds)):
+        new = new + (sums[h] + tl.sum(ds[h], 0),)
+    return new
+
+
+@triton.jit
+def all_scores(sums):
+    """The sum over all heads and groups of lanes."""
+    total = tl.sum(tl.sum(sums[0], 0), 0)
+    for h in tl.static_range(1, len(sums)):
+        total += tl.sum(tl.sum(sums[h], 0), 0)
+    return total
 
 
 @triton.jit

@@ -1,9 +1,7 @@
-"""The softmax of a row's scores: a sweep over the keys of a piece, and lse of split rows."""
+"""The scores of a row: a sweep over the keys of a piece, for lse or the largest, and its join."""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 # (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
-
-import math
 
 import torch
 import triton
@@ -25,33 +23,48 @@ from grand_fast.kernels._triton_tiles import (
     load_piece,
     scaled,
 )
+from grand_fast.kernels._triton_weighting import (
+    LOG2E,
+    Scoring,
+    load_edge_weight,
+    load_slots,
+    load_top,
+    scores,
+    squareplus,
+)
 
 SWEEP_VALUES = 32  # of a tile of keys per lane: a key is used at once, only m and l stay
-# Kernels scale their scores by it: 2ˢ is one instruction, eˢ five.
-LOG2E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
-def online(m, l, s):  # noqa: E741
-    """One turn of the online softmax of one group of heads.
+def online(m, l, s, mask_e, weighting, top):  # noqa: E741
+    """One turn of the online sum of one group of heads.
 
-    m, l [BLOCK_G, BLOCK_H], s [BLOCK_E, BLOCK_G, BLOCK_H] in base 2. Returns the new m and l, what
-    old sums are multiplied by, and 2^(s − m).
+    m, l [BLOCK_G, BLOCK_H], s [BLOCK_E, BLOCK_G, BLOCK_H]. Returns the new m and l, what old sums
+    are multiplied by, and p. In a softmax m is the largest score, p = 2^(s − m); squareplus counts
+    from `top` instead, and m stays 0.
     """
-    top = tl.maximum(m, tl.max(s, 0))
-    fade = tl.exp2(m - top)
-    p = tl.exp2(s - top[None, :, :])
-    return top, l * fade + tl.sum(p, 0), fade, p
+    if weighting.top is None:
+        s = tl.where(mask_e[:, :, None], s, float("-inf"))
+        largest = tl.maximum(m, tl.max(s, 0))
+        fade = tl.exp2(m - largest)
+        p = tl.exp2(s - largest[None, :, :])
+        return largest, l * fade + tl.sum(p, 0), fade, p
+    else:
+        p, _ = squareplus(s, top)
+        p = tl.where(mask_e[:, :, None], p, 0.0)
+        return m, l + tl.sum(p, 0), m, p
 
 
 @triton.jit
-def no_scores(BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
+def no_scores(weighting, BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
     """m and l before the first edge."""
+    # Finite, so that a group without edges gives exp(m − m) = 1 and not NaN.
+    least: tl.constexpr = -1e38 if weighting.top is None else 0.0
     m = ()
     l = ()  # noqa: E741
     for _ in tl.static_range(N_H):
-        # Finite, so that a group without edges gives exp(m − m) = 1 and not NaN.
-        m = m + (tl.full([BLOCK_G, BLOCK_H], -1e38, tl.float32),)
+        m = m + (tl.full([BLOCK_G, BLOCK_H], least, tl.float32),)
         l = l + (tl.zeros([BLOCK_G, BLOCK_H], tl.float32),)  # noqa: E741
     return m, l
 
@@ -59,16 +72,19 @@ def no_scores(BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
 @triton.jit
 def join_groups(m, l):  # noqa: E741
     """m and l of one group of heads over all groups of lanes, each [BLOCK_H], and their shares."""
-    top = tl.max(m, 0)
-    fade = tl.exp2(m - top[None, :])
-    return top, tl.sum(l * fade, 0), fade
+    largest = tl.max(m, 0)
+    fade = tl.exp2(m - largest[None, :])
+    return largest, tl.sum(l * fade, 0), fade
 
 
 @triton.jit
 def sweep_lse(
     q,
     k_ptr,
+    weighting,
+    top,
     col_ptr,
+    slot_ptr,
     beg,
     count,
     stride_k_n: tl.constexpr,
@@ -83,41 +99,36 @@ def sweep_lse(
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """Maximum m of the scores of a piece and l = Σ 2^(s − m), N_H of [BLOCK_H]; q comes scaled."""
+    """m and l of the scores of a piece, see `online`, N_H of [BLOCK_H]; q comes scaled."""
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    m, l = no_scores(BLOCK_G, BLOCK_H, N_H)  # noqa: E741
+    m, l = no_scores(weighting, BLOCK_G, BLOCK_H, N_H)  # noqa: E741
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
         j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
+        slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
+        w = load_edge_weight(weighting, slot, mask_e)
+        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), w, weighting)
         new_m = ()
         new_l = ()
         for g in tl.static_range(N_H):
-            s_g = tl.where(mask_e[:, :, None], s[g], float("-inf"))
-            m_g, l_g, _, _ = online(m[g], l[g], s_g)
+            m_g, l_g, _, _ = online(m[g], l[g], s[g], mask_e, weighting, top)
             new_m = new_m + (m_g,)
             new_l = new_l + (l_g,)
         m, l = new_m, new_l  # noqa: E741
-    top = ()
+    largest = ()
     total = ()
     for g in tl.static_range(N_H):
         m_g, l_g, _ = join_groups(m[g], l[g])
-        top = top + (m_g,)
+        largest = largest + (m_g,)
         total = total + (l_g,)
-    return top, total
+    return largest, total
 
 
 @triton.jit
 def log_sum(m, l):  # noqa: E741
-    """lse in base e, of scores in base 2; −∞ in a row without edges, and NaN stays NaN."""
+    """lse in base e, of m in base 2; −∞ in a row without edges, and NaN stays NaN."""
     return tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) / LOG2E)
-
-
-@triton.jit
-def weight(s, lse):
-    """exp(s − lse) of scores in base 2 and lse in base e."""
-    return tl.exp2(s - lse * LOG2E)
 
 
 @triton.jit
@@ -140,20 +151,55 @@ def store_lse(
 
 
 @triton.jit
+def store_lse_part(
+    part_m_ptr,
+    part_l_ptr,
+    pid_p,
+    m,
+    l,  # noqa: E741
+    H: tl.constexpr,
+    IS_TOP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    N_H: tl.constexpr,
+):
+    """Write m and l of a piece; the largest scores need no l, and nobody computes it then."""
+    for g in tl.static_range(N_H):
+        offs_h = heads_of(g, BLOCK_H)
+        tl.store(part_m_ptr + pid_p * H + offs_h, m[g], mask=offs_h < H)
+        if not IS_TOP:
+            tl.store(part_l_ptr + pid_p * H + offs_h, l[g], mask=offs_h < H)
+
+
+@triton.jit
+def store_top(top_ptr, m, count, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
+    """Write the largest scores of a row of `count` edges, of m in base 2."""
+    for g in tl.static_range(N_H):
+        offs_h = heads_of(g, BLOCK_H)
+        tl.store(top_ptr + offs_h, tl.where(count == 0, float("-inf"), m[g] / LOG2E),
+                 mask=offs_h < H)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n_split"])
 def _edge_attention_fwd_lse_kernel(
+    lse_ptr,
     part_m_ptr,
     part_l_ptr,
     q_ptr,
     k_ptr,
+    weighting,
     col_ptr,
+    slot_ptr,
     piece_row_ptr,
     piece_beg_ptr,
     piece_end_ptr,
+    n_split,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
     scale,
     H: tl.constexpr,
     d_k: tl.constexpr,
+    HAS_WHOLE_ROWS: tl.constexpr,
+    IS_TOP: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_A: tl.constexpr,
@@ -167,13 +213,19 @@ def _edge_attention_fwd_lse_kernel(
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
     m, l = sweep_lse(  # noqa: E741
-        scaled(q, scale), k_ptr, col_ptr, beg, count, stride_k_n, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A,
-        VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
+        scaled(q, scale), k_ptr, weighting, load_top(weighting), col_ptr, slot_ptr, beg, count,
+        stride_k_n, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
     )  # fmt: skip
-    for g in tl.static_range(N_H):
-        offs_h = heads_of(g, BLOCK_H)
-        tl.store(part_m_ptr + pid_p * H + offs_h, m[g], mask=offs_h < H)
-        tl.store(part_l_ptr + pid_p * H + offs_h, l[g], mask=offs_h < H)
+    if HAS_WHOLE_ROWS:
+        if pid_p < n_split:
+            store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
+        else:
+            if IS_TOP:
+                store_top(lse_ptr + row * H, m, count, H, BLOCK_H, N_H)
+            else:
+                store_lse(lse_ptr + row * H, m, l, H, BLOCK_H, N_H)
+    else:
+        store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
 
 
 @triton.jit
@@ -184,6 +236,7 @@ def _edge_attention_fwd_lse_join_kernel(
     split_row_ptr,
     split_ptr_ptr,
     H: tl.constexpr,
+    IS_TOP: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     pid_s = tl.program_id(0)
@@ -193,52 +246,68 @@ def _edge_attention_fwd_lse_join_kernel(
     offs_h = tl.arange(0, BLOCK_H)
     mask_h = offs_h < H
     m = tl.load(part_m_ptr + first * H + offs_h, mask=mask_h, other=0.0)
-    l = tl.load(part_l_ptr + first * H + offs_h, mask=mask_h, other=1.0)  # noqa: E741
-    for p in range(first + 1, last):
-        m_p = tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0)
-        l_p = tl.load(part_l_ptr + p * H + offs_h, mask=mask_h, other=0.0)
-        top = tl.maximum(m, m_p)
-        l = l * tl.exp2(m - top) + l_p * tl.exp2(m_p - top)  # noqa: E741
-        m = top
-    tl.store(lse_ptr + row * H + offs_h, log_sum(m, l), mask=mask_h)
+    if IS_TOP:
+        for p in range(first + 1, last):
+            m = tl.maximum(m, tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0))
+        tl.store(lse_ptr + row * H + offs_h, m / LOG2E, mask=mask_h)
+    else:
+        l = tl.load(part_l_ptr + first * H + offs_h, mask=mask_h, other=1.0)  # noqa: E741
+        for p in range(first + 1, last):
+            m_p = tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0)
+            l_p = tl.load(part_l_ptr + p * H + offs_h, mask=mask_h, other=0.0)
+            largest = tl.maximum(m, m_p)
+            l = l * tl.exp2(m - largest) + l_p * tl.exp2(m_p - largest)  # noqa: E741
+            m = largest
+        tl.store(lse_ptr + row * H + offs_h, log_sum(m, l), mask=mask_h)
 
 
-def score_scale(d_k: int) -> float:
-    """Factor of <q, k> that gives scores in base 2."""
-    return LOG2E.value / math.sqrt(d_k)  # type: ignore[no-any-return]
-
-
-def split_lse(
+def write_lse(
     lse: Float[Tensor, "N H"],
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
+    scoring: Scoring,
     csr: Csr,
+    whole_rows: bool,
+    is_top: bool = False,
 ) -> None:
-    """Write the rows of `lse` that have several pieces."""
+    """Write the rows of `lse` that have several pieces, or all; or the largest scores in its place.
+
+    Rows are those of q. Scores of senders have them too, over Aᵀ: k and q then change places. The
+    largest scores are to be asked of a softmax: in base 2.
+    """
     work, (_, h, d_k) = csr.work, q.shape
-    if work.n_split == 0:
+    programs = work.piece_row.numel() if whole_rows else work.n_split
+    if programs == 0:
         return
     sizes, blocks = score_sizes(h, d_k, q.dtype, SWEEP_VALUES)
     part_m = torch.empty((work.n_split, h), dtype=torch.float32, device=q.device)
-    part_l = torch.empty((work.n_split, h), dtype=torch.float32, device=q.device)
-    _edge_attention_fwd_lse_kernel[(work.n_split,)](
+    part_l = None if is_top else torch.empty_like(part_m)
+    _edge_attention_fwd_lse_kernel[(programs,)](
+        lse if whole_rows else None,
         part_m,
         part_l,
-        q,
+        q_ptr=q,
         k_ptr=k,
+        weighting=scoring.weighting,
         col_ptr=csr.col,
+        slot_ptr=scoring.slot(csr),
         piece_row_ptr=work.piece_row,
         piece_beg_ptr=work.piece_beg,
         piece_end_ptr=work.piece_end,
+        n_split=work.n_split,
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        scale=score_scale(d_k),
+        scale=scoring.dot_scale,
         H=h,
         d_k=d_k,
+        HAS_WHOLE_ROWS=whole_rows,
+        IS_TOP=is_top,
         **sizes,
         **blocks,
     )
+    if work.n_split == 0:
+        return
     _edge_attention_fwd_lse_join_kernel[(work.split_row.numel(),)](
         lse,
         part_m,
@@ -246,6 +315,7 @@ def split_lse(
         split_row_ptr=work.split_row,
         split_ptr_ptr=work.split_ptr,
         H=h,
+        IS_TOP=is_top,
         BLOCK_H=triton.next_power_of_2(h),
         num_warps=1,
     )

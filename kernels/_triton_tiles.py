@@ -180,6 +180,23 @@ def load_per_head(row_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.const
 
 
 @triton.jit
+def gather_per_head(rows, first: tl.constexpr, mask_e, other, H: tl.constexpr,
+                    BLOCK_H: tl.constexpr, N_H: tl.constexpr):  # fmt: skip
+    """Numbers of every head from column `first` on, N_H of [BLOCK_E, BLOCK_G, BLOCK_H].
+
+    rows: pointers [BLOCK_E, BLOCK_G, 1]. `other` for padded heads, and where there is no edge.
+    """
+    numbers = ()
+    for g in tl.static_range(N_H):
+        offs_h = heads_of(g, BLOCK_H)
+        mask = mask_e[:, :, None] & (offs_h < H)
+        if first > 0:
+            offs_h += first
+        numbers = numbers + (tl.load(rows + offs_h, mask=mask, other=other),)
+    return numbers
+
+
+@triton.jit
 def zeros(N: tl.constexpr, BLOCK_G: tl.constexpr, columns: tl.constexpr):
     """N sums [BLOCK_G, columns] before the first edge."""
     sums = ()
@@ -225,11 +242,27 @@ def scaled(x, factor):
 
 
 @triton.jit
+def words_of(table_ptr, stride: tl.constexpr, VEC: tl.constexpr):
+    """A table of bfloat16 as one of 32-bit words, where lanes read whole ones; others as they are.
+
+    Unpacked by hand, a pair takes two instructions; by the compiler's conversions, three.
+    """
+    if table_ptr.dtype.element_ty == tl.bfloat16 and VEC % 2 == 0 and stride % 2 == 0:
+        table_ptr = table_ptr.to(tl.pointer_type(tl.uint32))
+    return table_ptr
+
+
+@triton.jit
 def gather(table_ptr, index, mask_e, offs, mask, stride: tl.constexpr):
     """A chunk of rows of a table, float32 [BLOCK_E, BLOCK_G, columns]; zero where a mask is off."""
     at = table_ptr + index[:, :, None, None].to(tl.int64) * stride + offs
-    x = tl.load(at, mask=mask_e[:, :, None, None] & mask, other=0.0)
-    return tl.reshape(x, [x.shape[0], x.shape[1], x.shape[2] * x.shape[3]]).to(tl.float32)
+    x = tl.load(at, mask=mask_e[:, :, None, None] & mask, other=0)
+    if x.dtype == tl.uint32:
+        low = (x << 16).to(tl.float32, bitcast=True)
+        high = (x & 0xFFFF0000).to(tl.float32, bitcast=True)
+        x = tl.join(low, high)
+    x = tl.reshape(x, [x.shape[0], x.shape[1], x.numel // (x.shape[0] * x.shape[1])])
+    return x.to(tl.float32)
 
 
 @triton.jit
@@ -244,10 +277,12 @@ def gather_values(
     N_D: tl.constexpr,
 ):
     """Rows of a table, in chunks."""
+    words = words_of(table_ptr, stride, VEC_D)
+    per: tl.constexpr = 2 if words.dtype.element_ty == tl.uint32 else 1  # columns of a word
     x = ()
     for c in tl.static_range(N_D):
-        offs, mask = value_columns(c, d, BLOCK_D, VEC_D)
-        x = x + (gather(table_ptr, index, mask_e, offs, mask, stride),)
+        offs, mask = value_columns(c, d // per, BLOCK_D // per, VEC_D // per)
+        x = x + (gather(words, index, mask_e, offs, mask, stride // per),)
     return x
 
 
@@ -265,10 +300,12 @@ def gather_heads(
     N_A: tl.constexpr,
 ):
     """Rows of q or k, in chunks."""
+    words = words_of(table_ptr, stride, VEC_A)
+    per: tl.constexpr = 2 if words.dtype.element_ty == tl.uint32 else 1  # columns of a word
     k = ()
     for c in tl.static_range(N_A):
-        offs, mask = head_columns(c, H, d_k, BLOCK_A, VEC_A, BLOCK_K)
-        k = k + (gather(table_ptr, index, mask_e, offs, mask, stride),)
+        offs, mask = head_columns(c, H, d_k // per, BLOCK_A // per, VEC_A // per, BLOCK_K // per)
+        k = k + (gather(words, index, mask_e, offs, mask, stride // per),)
     return k
 
 
@@ -279,15 +316,21 @@ def by_head(a, BLOCK_H: tl.constexpr):
 
 
 @triton.jit
-def rounded_product(a, b, VEC: tl.constexpr):
-    """a b, rounded before it meets the products of other lanes.
+def rounded(product):
+    """A product, rounded before it meets the products of other lanes.
 
     A lane that fused its product into their sum would round otherwise than those, and copies of the
-    sum would differ. With several columns a lane sums its own products first.
+    sum would differ.
     """
+    return product + tl.program_id(1).to(tl.float32)  # 0, which the compiler cannot know
+
+
+@triton.jit
+def rounded_product(a, b, VEC: tl.constexpr):
+    """a b, rounded; with several columns a lane sums its own products first, and need not."""
     product = a * b
     if VEC == 1:
-        product += tl.program_id(1).to(tl.float32)  # 0, which the compiler cannot know
+        product = rounded(product)
     return product
 
 

@@ -42,12 +42,6 @@ def scaled_dot(d_k: int) -> Weighting:
     return Weighting(scale=1 / math.sqrt(d_k))
 
 
-def only_default(weighting: Weighting | None, d_k: int, edge_weight: Tensor | None) -> None:
-    """Refuse what kernels do not know yet."""
-    if edge_weight is not None or weighting not in (None, scaled_dot(d_k)):
-        raise NotImplementedError("only the paper's scores")
-
-
 class AttentionGradients(NamedTuple):
     """What a backward launcher returns; None where it is not needed or does not exist.
 

@@ -31,7 +31,13 @@ def in_order(rowptr: torch.Tensor) -> _cpu.Work:
 def run(kernel: Kernel, **values: torch.Tensor | int) -> None:
     """Run a kernel that has no tasks on this thread."""
     function = compile_kernel(kernel.name, kernel.source())
-    arguments = [_cpu._argument(values[name], kind) for name, kind in kernel.arguments]
+
+    def argument(value: torch.Tensor | int, kind: str) -> int:
+        if isinstance(value, int):
+            return value
+        return value.data_ptr() if kind == "address" else value.stride(0)
+
+    arguments = [argument(values[name], kind) for name, kind in kernel.arguments]
     function((ctypes.c_int64 * len(arguments))(*arguments), 0)
 
 

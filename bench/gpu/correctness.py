@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from bench.gpu.device import Budget, Device
 from bench.progress import Progress
 from bench.report import Report, print_table
 from grand_fast import Graph, ops
+from grand_fast.ops._scores import DIRECTIONS, NORMALIZERS, SCORES, AbstractScore
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,7 +25,7 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Operator:
-    """How an operator is called, and with what: shapes by the letters n, e, d, h, k."""
+    """How an operator is called, and with what: shapes by the letters n, e, d, h, k, or 1."""
 
     name: str
     shapes: dict[str, str]
@@ -42,6 +46,49 @@ OPERATORS = (
 )
 
 
+def _family() -> Iterator[Operator]:
+    """Every score, normaliser and direction, by turns with weights on the edges and without."""
+    scores: dict[str, str | AbstractScore] = {name: name for name in SCORES}
+    scores["exp_kernel"] = ops.ExpKernel(1.5, 3.0)  # a bell that random vectors lie within
+    every = product(enumerate(scores.items()), enumerate(NORMALIZERS), enumerate(DIRECTIONS))
+    for (i, (name, score)), (j, normalizer), (m, normalize) in every:
+        shapes = dict.fromkeys("qk", "nh1" if name == "gat" else "nhk")
+        text = f"{name} {normalizer} {normalize}"
+        if (i + j + m) % 2:
+            shapes, text = shapes | {"edge_weight": "e"}, f"{text} weighted"
+        options: dict[str, Any] = {
+            "score": score,
+            "normalizer": normalizer,
+            "normalize": normalize,
+        }
+        attention = partial(ops.edge_attention, mean_heads=m == j, **options)
+        yield Operator(f"edge_attention {text}", shapes, attention)
+        diffusion = partial(ops.attention_diffusion, **options)
+        yield Operator(f"attention_diffusion {text}", {"x": "nd"} | shapes, diffusion)
+
+
+FAMILY = tuple(_family())
+
+
+def check_family(
+    device: Device,
+    report: Report,
+    progress: Progress,
+    budget: Budget,
+    *,
+    kinds: tuple[str, ...] = ("hub",),
+    sizes: tuple[tuple[int, int, int], ...] = ((64, 4, 16),),
+    nodes: int = NODES,
+) -> None:
+    """`check_kernels` of every weighting in float32, and of some in half types."""
+    some = {torch.float32: FAMILY, torch.bfloat16: FAMILY[::5], torch.float16: FAMILY[2::5]}
+    for dtype, operators in some.items():
+        check_kernels(
+            device, report, progress, budget, kinds=kinds, sizes=sizes, operators=operators,
+            nodes=nodes, dtypes=(dtype,),
+        )  # fmt: skip
+
+
 def check_kernels(
     device: Device,
     report: Report,
@@ -52,13 +99,14 @@ def check_kernels(
     sizes: tuple[tuple[int, int, int], ...] = SIZES,
     operators: tuple[Operator, ...] = OPERATORS,
     nodes: int = NODES,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> None:
     """Compare, print a table, and note in `report.failed` what disagrees."""
     lines = []
     for operator in operators:
         progress.say(f"{operator.name}: check")
         cases = failed = 0
-        for name, graph, inputs in _cases(operator, kinds, sizes, nodes):
+        for name, graph, inputs in _cases(operator, kinds, sizes, nodes, dtypes):
             if not budget.allows(f"check of {operator.name} on {name}"):
                 continue
             cases += 1
@@ -80,15 +128,16 @@ def _cases(
     kinds: tuple[str, ...],
     sizes: tuple[tuple[int, int, int], ...],
     nodes: int,
+    dtypes: tuple[torch.dtype, ...],
 ) -> Iterator[tuple[str, Graph, Inputs]]:
     for i, kind in enumerate(kinds):
         graph = random_graph(kind, nodes)  # type: ignore[arg-type]
         for d, h, k in sizes if kind == "hub" else sizes[i % len(sizes) :][:1]:
-            letters = {"n": graph.num_nodes, "e": graph.num_edges, "d": d, "h": h, "k": k}
+            letters = {"n": graph.num_nodes, "e": graph.num_edges, "d": d, "h": h, "k": k, "1": 1}
             g = torch.Generator().manual_seed(i)
             shapes = {name: [letters[c] for c in text] for name, text in operator.shapes.items()}
             inputs = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
-            for dtype in DTYPES:
+            for dtype in dtypes:
                 case = f"{kind}, d={d} H={h} d_k={k} {str(dtype).removeprefix('torch.')}"
                 yield case, graph, {name: value.to(dtype) for name, value in inputs.items()}
 

@@ -23,7 +23,8 @@ EPILOG = """\
 For a machine with a GPU; one command, under eight minutes, measures every claim about the kernels:
 
 1. output and every gradient of every operator against float64, on graphs with hubs, empty rows and
-   odd sizes, in float32, bfloat16 and float16; two runs must agree bit for bit;
+   odd sizes, in float32, bfloat16 and float16, and of every score, normaliser and direction; two
+   runs must agree bit for bit;
 2. times by events, caches flushed, in interleaved rounds: the eager reference, torch.compile,
    cuSPARSE, PyG, and DGL where it is installed; bandwidth, against that of a copy and of a gather
    in this run; peak memory. What disagrees with the reference gets no time, and the exit code is 1;
@@ -68,6 +69,7 @@ def measure(device: Device, options: argparse.Namespace, report: Report, **small
     passes = kernel_passes(graph, shapes[0], device)
     progress = Progress(1 + len(main) + len(passes) + len(rest))
     correctness.check_kernels(device, report, progress, budget, **small)
+    correctness.check_family(device, report, progress, budget, **small)
 
     def compare(module: ModuleType, shape: Shape, dtype: torch.dtype) -> None:
         # As in `ops`: peers that take long, to compile or to run, on the first shape only

@@ -14,11 +14,18 @@ from bench.problem import Shape
 from grand_fast import Graph
 from grand_fast.kernels import _triton
 from grand_fast.kernels._csr import Csr
+from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.stage_update import gpu as stage_update
 
+# Of the family of attentions, those whose kernels have every switch between them
+_FAMILY = (
+    Weighting(1.0, "exp", normalizer="squareplus", normalize="sender"),
+    Weighting(1.0, "leaky_relu", slope=0.2, normalizer="squareplus"),
+    Weighting(1.0, "identity", normalize="sender"),
+)
 _STAGE = (1.0, 0.125, 0.375, -0.5)  # four terms
 
 
@@ -97,6 +104,42 @@ def every_launch(
             )  # fmt: skip
     plain = passes(graph, shape, dtype, index=index).values()
     return [launch for launches in plain for launch in launches] + switched
+
+
+def family(
+    graph: Graph, shape: Shape, dtype: torch.dtype, *, prepared: torch.dtype | None = None
+) -> list[Launch]:
+    """The launches of other weightings: every switch, not every combination.
+
+    prepared: type of q and k, which scores may bring as float32 to a state of a half type.
+    """
+    g = _inputs(graph, shape, dtype, torch.int32)
+    q, k = (t.to(prepared or dtype) for t in (g.q, g.k))
+    views: dict[str, Any] = {"csr": g.csr, "csr_t": g.csr_t}
+    with record() as launches:
+        for weighting in _FAMILY:
+            is_squareplus = weighting.normalizer == "squareplus"
+            of: dict[str, Any] = {
+                "weighting": weighting,
+                "top": g.alpha.new_empty(()) if is_squareplus else None,
+                "edge_weight": g.a.to(q.dtype) if is_squareplus else None,
+            }
+            edge_attention.edge_attention_top(
+                q, k, weighting=weighting, edge_weight=of["edge_weight"], csr=g.csr
+            )
+            attention_diffusion.attention_diffusion_fwd(
+                g.x, q, k, **of, alpha=g.alpha, beta=None, x0=None, **views
+            )
+            attention_diffusion.attention_diffusion_bwd(
+                g.x, g.x, q, k=k, lse=g.lse, **of, alpha=g.alpha, **views, needs_dqk=True,
+                needs_dalpha=False, needs_dedge_weight=is_squareplus,
+            )  # fmt: skip
+            for mean_heads in (False, True):
+                edge_attention.edge_attention_fwd(q, k, **of, mean_heads=mean_heads, **views)
+            edge_attention.edge_attention_bwd(
+                g.da, q, k, lse=g.lse, **of, **views, needs_dedge_weight=is_squareplus
+            )
+    return launches
 
 
 def _inputs(graph: Graph, shape: Shape, dtype: torch.dtype, index: torch.dtype) -> _Inputs:

@@ -6,6 +6,7 @@ from functools import cached_property
 from bench.gpu_report import sass
 from bench.gpu_report.compile import Launch, Resources, compile_launch, disassembly, resources
 from bench.gpu_report.hardware import GPUS, resident_programs
+from grand_fast.kernels._triton_weighting import KernelWeighting
 
 FP = r"[FH]FMA|[FH]MUL|[FH]ADD"
 _WIDE = 16  # bytes: 128 bits a lane
@@ -95,13 +96,22 @@ class Kernel:
 
 def label(launch: Launch) -> str:
     """Name of the kernel and its switches that are on: `csr_diffusion_fwd (slot, scaled)`."""
-    on = [
+    on = [] if (w := launch.arguments.get("weighting")) is None else _switches(w)
+    on += [
         name.split("_", 1)[1].lower()
         for name, value in launch.kwargs.items()
         if name.startswith(("HAS_", "IS_", "USE_")) and value is True
     ]
     name = launch.name.removeprefix("_").removesuffix("_kernel")
     return f"{name} ({', '.join(on)})" if on else name
+
+
+def _switches(weighting: KernelWeighting) -> list[str]:
+    """In what it differs from the paper's."""
+    function = weighting.function.value
+    on = [] if function == "identity" else [function]
+    on += [] if weighting.top is None else ["squareplus"]
+    return on + ([] if weighting.edge_weight is None else ["edge weight"])
 
 
 def machine_code(launch: Launch, arch: str) -> Kernel:

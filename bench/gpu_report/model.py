@@ -95,10 +95,11 @@ class Times:
 
 def is_modelled(kernel: Kernel) -> bool:
     """Joins are not; nor is code whose gather loops are not those of `GATHERED`."""
-    return len(_gathered(kernel.launch)) == len(kernel.loops)
+    return len(gathered(kernel.launch)) == len(kernel.loops)
 
 
-def _gathered(launch: Launch) -> Sequence[tuple[str, ...]]:
+def gathered(launch: Launch) -> Sequence[tuple[str, ...]]:
+    """The tables that each gather loop of a launch reads at the column index."""
     if launch.kwargs.get("IS_ONE_SWEEP"):
         return (("x",),) if launch.kwargs["IS_ABSORBED"] else (("k", "x"),)
     return GATHERED.get(launch.name, ())
@@ -106,7 +107,7 @@ def _gathered(launch: Launch) -> Sequence[tuple[str, ...]]:
 
 def traffic(launch: Launch) -> Traffic:
     """Bytes that a launch moves, from its arguments."""
-    loops = _gathered(launch)
+    loops = gathered(launch)
     arguments = {
         name.removesuffix("_ptr"): value
         for name, value in launch.arguments.items()

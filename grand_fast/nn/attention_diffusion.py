@@ -10,11 +10,13 @@ from torch.nn import functional
 from grand_fast import ops
 from grand_fast.graph import Graph
 from grand_fast.nn._scale import DiffusionScale
+from grand_fast.ops._checks import check_graph, check_tensor
 from grand_fast.ops._edge_order import EdgeOrder
 from grand_fast.ops._mixed_values import mixed_values
 from grand_fast.ops._scores import AbstractScore, check_attention
 
 Add = Sequence[tuple[float, Tensor]]
+_NAME = "AttentionDiffusion"
 
 
 class AttentionDiffusion(nn.Module):
@@ -109,7 +111,8 @@ class AttentionDiffusion(nn.Module):
 
         `x0` is shaped like `x` and comes with `source` only; `add` holds the pairs `(c, y)`.
         """
-        self._check_source(x0)
+        self._check("x", x, graph)
+        self._check_source(x0, graph)
         if self.mix_features:
             q, k = self.query_key(x)
             mixed = mixed_values(
@@ -144,6 +147,7 @@ class AttentionDiffusion(nn.Module):
         self, x: Tensor, graph: Graph, *, mean_heads: bool = False, edge_order: EdgeOrder = "user"
     ) -> Tensor:
         """The weights `a [E, heads]` at state `x`; options as in `ops.edge_attention`."""
+        self._check("x", x, graph)
         q, k = self.query_key(x)
         return ops.edge_attention(
             q,
@@ -197,12 +201,20 @@ class AttentionDiffusion(nn.Module):
             return None
         return graph.edge_weight.to(x.dtype)
 
-    def _check_source(self, x0: Tensor | None) -> None:
+    def _check(self, name: str, value: Tensor, graph: Graph) -> None:
+        check_graph(_NAME, graph)
+        # Of any dtype: autocast brings x and x0 to one.
+        sizes = (graph.num_nodes, self.channels)
+        check_tensor(_NAME, name, value, letters="[N, channels]", sizes=sizes, graph=graph)
+
+    def _check_source(self, x0: Tensor | None, graph: Graph) -> None:
         if (self.scale.beta is None) != (x0 is None):
             expected = (
                 "None without source=True" if self.scale.beta is None else "given: source=True"
             )
             raise ValueError(f"AttentionDiffusion: `x0` must be {expected}.")
+        if x0 is not None:
+            self._check("x0", x0, graph)
 
     def _reset_vectors(self) -> None:
         if self.is_gat:

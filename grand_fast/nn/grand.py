@@ -1,5 +1,6 @@
 """`GRAND`: encoder → diffusion → decoder."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from grand_fast.solvers import (
 from grand_fast.solvers._solution import Outcome
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._tolerances import Convention
+from grand_fast.solvers.regularizers import Regularizer
 
 VARIANTS = ("l", "nl", "laplacian")
 LAPLACIANS = ("random_walk", "symmetric")
@@ -45,12 +47,15 @@ class GRAND(nn.Module):
             where the method chooses its steps.
         tol_scale_adjoint, adjoint_method: tolerances and method of adjoint `"continuous"`; by
             default those of the forward solve.
+        regularizers: as in `grand_fast.integrate`, while training.
         dropout, input_dropout: before the decoder, before the encoder.
         alpha, source, per_channel: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
 
     After a forward pass `.stats` holds the solver's work, `.status` whether it succeeded, `.t` the
     time it reached, `.failure` what to try; after backward, `.nfe_backward` the evaluations there.
-    A failed solve raises nothing: the logits are then those of the state it reached.
+    A failed solve raises nothing: the logits are then those of the state it reached. After a pass
+    in training `.penalties` holds the regularisers by node, `[N]` each, to add their means to the
+    loss.
     Reference: GRAND (Chamberlain et al. 2021), section 4.
     """
 
@@ -81,6 +86,7 @@ class GRAND(nn.Module):
         adjoint_method: Method | AbstractSolver | None = None,
         memory_limit: int | None = None,
         max_nfe: int | None = None,
+        regularizers: Sequence[Regularizer] = (),
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         alpha: float | Literal["learned"] = "learned",
@@ -107,6 +113,7 @@ class GRAND(nn.Module):
         self.tol_scale, self.tol_convention = tol_scale, tol_convention
         self.adjoint, self.memory_limit, self.max_nfe = adjoint, memory_limit, max_nfe
         self.tol_scale_adjoint, self.adjoint_method = tol_scale_adjoint, adjoint_method
+        self.regularizers = regularizers
         self.dropout, self.input_dropout = dropout, input_dropout
         self.encoder = nn.Linear(in_channels, hidden_channels)
         self.field: AttentionDiffusion | DiffusionScale
@@ -128,6 +135,7 @@ class GRAND(nn.Module):
                 per_channel=per_channel,
             )
         self.decoder = nn.Linear(hidden_channels, out_channels)
+        self.penalties: dict[str, Tensor] = {}
         self._outcome: Outcome | None = None  # of the last solve
 
     def reset_parameters(self) -> None:
@@ -164,9 +172,10 @@ class GRAND(nn.Module):
             ),
             memory_limit=self.memory_limit,
             max_nfe=self.max_nfe,
+            regularizers=self.regularizers if self.training else (),
         )
         if not torch.compiler.is_exporting():  # a program keeps nothing between calls
-            self._outcome = solution.outcome
+            self._outcome, self.penalties = solution.outcome, solution.penalties
         x = functional.dropout(torch.relu(solution.x), self.dropout, self.training)
         logits: Tensor = self.decoder(x)
         return logits

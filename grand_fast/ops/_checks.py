@@ -117,7 +117,12 @@ def check_source(
 
 
 def inner_contiguous(t: Tensor) -> Tensor:
-    """`t`, copied only if its rows are not contiguous: launchers take any row stride."""
+    """`t`, copied only if its rows are not contiguous: launchers take any row stride.
+
+    Or if it is a view that begins in the middle of 32 bits: kernels may read half types in pairs.
+    """
+    if t.element_size() == 2 and t.shape[-1] % 2 == 0 and t.storage_offset() % 2:
+        return t.clone(memory_format=torch.contiguous_format)
     if t.is_contiguous():
         return t
     expected = 1

@@ -115,6 +115,11 @@ def plan(name: str) -> Any:
     return _import(f"grand_fast.kernels.{module}").plan
 
 
+def column_dots() -> Any:
+    """The CPU backend's sums of the columns of a product."""
+    return _import("grand_fast.kernels._column_dots").column_dots
+
+
 def projection() -> ModuleType:
     """The CPU backend's products with few channels; elsewhere torch's are as fast."""
     return _import("grand_fast.kernels._projection")

@@ -74,6 +74,18 @@ class Operator:
         self, call: Call, grad: Tensor, needs: Sequence[bool], inputs: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         """The gradients once more, by the reference: differentiable themselves, and slower."""
+        of_wanted, wanted = self._reference_of(call, needs, inputs)
+        # Views, because inputs may depend on one another: each gradient is by that input alone.
+        own = [t.view_as(t) for t in wanted]
+        grads = torch.autograd.grad(
+            of_wanted(*own), own, grad, create_graph=True, materialize_grads=True
+        )
+        return _spread(grads, needs)
+
+    def _reference_of(
+        self, call: Call, needs: Sequence[bool], inputs: Sequence[Tensor | None]
+    ) -> tuple[Callable[..., Tensor], list[Tensor]]:
+        """The reference as a function of the inputs that need gradients, and these."""
         no_source = (None, None) * self.has_source
         wanted = [i for i, needed in enumerate(needs) if needed]
 
@@ -83,12 +95,7 @@ class Operator:
                 given[i] = tensor
             return self.reference(call._replace(scales=()), *given, *no_source)
 
-        # vjp, because inputs may depend on one another: each gradient is by that input alone.
-        pull_back: Any = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1]
-        found: list[Tensor | None] = [None] * self.count
-        for i, of_input in zip(wanted, pull_back(grad), strict=True):
-            found[i] = of_input
-        return found
+        return of_wanted, [t for i in wanted if (t := inputs[i]) is not None]
 
     def _flat(self, call: Call, tensors: Sequence[Tensor | None]) -> list[Any]:
         """The arguments of the registered operator."""
@@ -114,7 +121,10 @@ class Operator:
         call = self._ready(rest, inputs)
         grad = inner_contiguous(grad)
         if call.backend == "reference":
-            found: Gradients = self.differentiate(call, grad, needs, given)
+            # A registered operator runs where autograd records nothing; vjp does all the same.
+            of_wanted, wanted = self._reference_of(call, needs, given)
+            pull_back: Any = torch.func.vjp(of_wanted, *wanted)[1]
+            found: Gradients = _spread(pull_back(grad), needs)
         else:
             found = self.backward(call, grad, needs, given, saved, first=True)
         return [
@@ -167,8 +177,7 @@ class Operator:
         def differentiate(ctx: Any, grad: Tensor, *ignored: Any) -> tuple[Any, ...]:
             def run(needs: Sequence[bool], given: Any, saved: Any) -> Gradients:
                 flat = [*given, list(saved), *ctx.rest, list(needs)]
-                found = iter(self._backward(grad, *flat))
-                return [next(found) if needed else None for needed in needs]
+                return _spread(self._backward(grad, *flat), needs)
 
             needs: Any = self._tensors(ctx.needs_input_grad)[0]
             found: list[Any] = _gradients(ctx, grad, needs, run, scales=self._scales(ctx.rest))
@@ -207,7 +216,9 @@ class _OperatorFunction(Function):
 
         with torch.autocast(grad.device.type, enabled=False):
             needs = ctx.needs_input_grad[2:]
-            return None, None, *_gradients(ctx, grad, needs, run, scales=call.scales)
+            by_kernel = call.backend == "cpu" and not torch.is_grad_enabled()
+            found = _gradients(ctx, grad, needs, run, scales=call.scales, by_kernel=by_kernel)
+            return None, None, *found
 
 
 def _save(
@@ -232,6 +243,7 @@ def _gradients(
     run: Callable[[Sequence[bool], Any, Any], Gradients],
     *,
     scales: tuple[float, ...],
+    by_kernel: bool = False,
 ) -> list[Tensor | None]:
     """By the inputs with `run`, and by `beta`, `x0` and the others."""
     op, tensors = ctx.op, ctx.saved_tensors
@@ -241,9 +253,16 @@ def _gradients(
     if any(needs[: op.count]):
         found = list(run(needs[: op.count], inputs, tensors[2 * op.has_source :]))
     if op.has_source:
-        found += source_gradients(grad, beta, x0, *needs[op.count : op.count + 2])
+        needs_source = needs[op.count : op.count + 2]
+        found += source_gradients(grad, beta, x0, *needs_source, by_kernel=by_kernel)
         found += gradients(grad, scales, needs[op.count + 2 :])
     return found
+
+
+def _spread(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """Where one is needed, the next of `grads`."""
+    found = iter(grads)
+    return [next(found) if needed else None for needed in needs]
 
 
 def _contiguous(t: Tensor | None) -> Tensor | None:

@@ -19,6 +19,7 @@ from grand_fast.ops._checks import check_choice, message
 NORMALIZERS = ("softmax", "squareplus")
 DIRECTIONS = ("receiver", "sender")
 _EPS = 1e-5  # of the cosine, as in the paper's released code
+_KEYS_OF_MIDDLE = 256
 
 
 def _scalar(name: str, value: Any) -> float | Tensor:
@@ -44,6 +45,11 @@ class AbstractScore(ABC):
     """`s_ij` of an edge `j → i`, for each head, from `q_i` and `k_j`."""
 
     name: str
+    more_columns = 0  # than q and k have, in what `prepare` makes of them
+
+    def about(self, k: Tensor) -> "AbstractScore":
+        """The score for some rows of q and k at a time, `k` being all keys."""
+        return self
 
     @abstractmethod
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,8 +67,8 @@ class AbstractScore(ABC):
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
         """Backward of `prepare`: `given` q and k, what it `made` of them and the gradients by that.
 
-        The latter may be written over. Plain tensor arithmetic without a graph: a graph of
-        `prepare` would hold some ten tensors like q.
+        The latter may be written over, and are the result where they have the shape of `given`.
+        Plain arithmetic without a graph, which would hold some ten tensors like q.
         """
 
 
@@ -118,8 +124,9 @@ class Pearson(Cosine):
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
         """That of the cosine, centred too."""
         super().gradients(_centred(*given), made, of_made)
-        dq, dk = _centred(*of_made)
-        return dq, dk, None, None
+        for g in of_made:
+            g.sub_(g.mean(2, keepdim=True))
+        return *of_made, None, None
 
 
 def _centred(q: Tensor, k: Tensor) -> Pair:
@@ -133,22 +140,36 @@ class ExpKernel(AbstractScore):
         sigma: `σ`, a float or a scalar tensor, not 0.
         lengthscale: `ℓ`, a float or a scalar tensor, not 0; in the units of `q` and `k`.
 
-    Differentiable by both. The squared distance is formed from dot products about the keys' mean:
+    Differentiable by both. The squared distance is formed from dot products about a mean of keys:
     its rounding error is that of the largest |q − mean|² / ℓ².
     """
 
     name = "exp_kernel"
+    more_columns = 2
 
     def __init__(self, sigma: float | Tensor = 1.0, lengthscale: float | Tensor = 1.0) -> None:
         self.sigma = _scalar("sigma", sigma)
         self.lengthscale = _scalar("lengthscale", lengthscale)
+        self._origin: Tensor | None = None
+
+    def about(self, k: Tensor) -> "ExpKernel":
+        """With the origin that suits all keys."""
+        score = ExpKernel(self.sigma, self.lengthscale)
+        score._origin = self._middle(k)
+        return score
+
+    def _middle(self, k: Tensor) -> Tensor:
+        """The mean of every so many keys, `[H, d_k]`."""
+        wide = torch.promote_types(k.dtype, torch.float32)
+        some = k.detach()[:: k.shape[0] // _KEYS_OF_MIDDLE + 1].to(wide)
+        return some.sum(0) / max(1, some.shape[0])
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """With two more columns: −|q|²/2 + log σ² and 1, 1 and −|k|²/2; in float32 or wider."""
         sigma, length = self.parameters(q)
         wide = sigma.dtype
         # Distances do not change with the origin, and are exact to more digits near it.
-        origin = k.detach().to(wide).sum(0) / max(1, k.shape[0])
+        origin = self._middle(k) if self._origin is None else self._origin
         q, k = (q.to(wide) - origin) / length, (k.to(wide) - origin) / length
         tiny = torch.finfo(wide).tiny
         own_q = torch.log(sigma.square().clamp_min(tiny)) - q.square().sum(2, keepdim=True) / 2
@@ -196,6 +217,7 @@ class GAT(AbstractScore):
     """
 
     name = "gat"
+    more_columns = 1
 
     def __init__(self, negative_slope: float = 0.2) -> None:
         if isinstance(negative_slope, bool) or not isinstance(negative_slope, int | float):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from grand_fast.graph import Graph
 from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.edge_attention.reference import edge_scores
 from grand_fast.ops._call import Call
+from grand_fast.ops._checks import inner_contiguous
 from grand_fast.ops._dispatch import launchers, plan
 from grand_fast.ops._operator import Gradients, Operator
 
@@ -32,7 +34,7 @@ def score_top(
     head that have it, in equal parts to several, as that of `Tensor.max`.
     """
     call = Call(graph, name, weighting)
-    return _operator(call, q, k, edge_weight)
+    return _operator(call, inner_contiguous(q), inner_contiguous(k), edge_weight)
 
 
 def find_top(
@@ -49,7 +51,19 @@ def find_top(
         edge_weight=edge_weight,
         csr=call.graph.csr(plan(call.backend)),
     )
-    return top_of_row.max(), (top_of_row,)
+    return _largest(top_of_row), (top_of_row,)
+
+
+def _largest(scores: Tensor) -> Tensor:
+    if scores.is_cpu:  # in NumPy, as `Shares` in kernels/_cpu.py
+        return torch.from_numpy(np.asarray(scores.numpy().max()))
+    return scores.max()
+
+
+def _rows_with(top_of_row: Tensor, top: Tensor) -> Tensor:
+    if top_of_row.is_cpu:
+        return torch.from_numpy(np.flatnonzero((top_of_row.numpy() == top.numpy()).any(1)))
+    return (top_of_row == top).any(1).nonzero().flatten()
 
 
 def _backward(
@@ -74,34 +88,38 @@ def add_top_gradients(
     largest = max(float(s) for s, _, _ in ties)
     ties = [tie for tie in ties if float(tie[0]) == largest]
     count = sum(head.numel() for _, _, head in ties)
+    q, k, edge_weight = inputs
+    dq, dk, dedge_weight = grads
+    weighting = call.weighting
+    assert weighting is not None
     for _, slots, head in ties:
-        index = (*_ends(graph, slots), slots)
-        rows = [t[i] for t, i in zip(inputs, index, strict=True) if t is not None]
-        own = torch.arange(slots.numel(), device=slots.device)
+        receiver, sender = _ends(graph, slots)
+        own_q, own_k = q[receiver, head].to(dtop.dtype), k[sender, head].to(dtop.dtype)
+        u = weighting.scale * (own_q * own_k).sum(1)
+        phi, derivative = _function(weighting, u)
+        ds = dtop / count
+        du = ds * weighting.scale * derivative
+        if edge_weight is not None:
+            du = du * edge_weight[slots]
+        _add(dq, (receiver, head), du[:, None] * own_k)
+        _add(dk, (sender, head), du[:, None] * own_q)
+        _add(dedge_weight, (slots,), ds * phi)
 
-        def tied(
-            q: Tensor,
-            k: Tensor,
-            edge_weight: Tensor | None = None,
-            head: Tensor = head,
-            own: Tensor = own,
-        ) -> Tensor:
-            s = edge_scores(
-                q,
-                k,
-                weighting=call.weighting,  # type: ignore[arg-type]
-                edge_weight=edge_weight,
-                receiver=own,
-                sender=own,
-            )
-            return s.gather(1, head[:, None]).sum()
 
-        pull_back: Any = torch.func.vjp(tied, *rows)[1]
-        of_rows = iter(pull_back((dtop / count).to(top_of_row.dtype)))
-        for grad, t, i in zip(grads, inputs, index, strict=True):
-            of_input = None if t is None else next(of_rows)
-            if grad is not None and of_input is not None:
-                grad.index_put_((i,), of_input.to(grad.dtype), accumulate=True)
+def _function(weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
+    """φ(u) and φ'(u)."""
+    if weighting.function == "exp":
+        phi = torch.exp(u)
+        return phi, phi
+    if weighting.function == "leaky_relu":
+        derivative = torch.ones_like(u).masked_fill(u <= 0, weighting.slope)
+        return derivative * u, derivative
+    return u, torch.ones_like(u)
+
+
+def _add(grad: Tensor | None, index: tuple[Tensor, ...], values: Tensor) -> None:
+    if grad is not None:
+        grad.index_put_(index, values.to(grad.dtype), accumulate=True)
 
 
 def reference_top(call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None) -> Tensor:
@@ -157,8 +175,8 @@ def _ties(
     The scores are computed again, in another order than a kernel's: those of the chunk are compared
     with one another, where equal vectors give equal scores.
     """
-    rows = (top_of_row == top_of_row.max()).any(1).nonzero().flatten()
-    degree = graph.rowptr.diff()[rows].long()
+    rows = _rows_with(top_of_row, _largest(top_of_row))
+    degree = (graph.rowptr[rows + 1] - graph.rowptr[rows]).long()
     ends = degree.cumsum(0)
     for begin in range(0, int(ends[-1]), _CHUNK):
         position = torch.arange(begin, min(begin + _CHUNK, int(ends[-1])), device=graph.device)

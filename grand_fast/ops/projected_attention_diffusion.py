@@ -32,6 +32,7 @@ from grand_fast.ops._checks import (
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import to_slots
 from grand_fast.ops._operator import Gradients, Operator
+from grand_fast.ops._prepared import prepared, score_gradients
 from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
 from grand_fast.ops._scores import SCORES, AbstractScore, ExpKernel, ScaledDot, check_attention
 from grand_fast.ops._top import add_top_gradients, find_top, reference_top
@@ -91,6 +92,8 @@ def projected_attention_diffusion(
     sizes = (None, x.shape[1])
     check_tensor(_OP, "weight", weight, letters="[2·d_att, d]", sizes=sizes, like=x)
     check_tensor(_OP, "bias", bias, letters="[2·d_att]", sizes=(weight.shape[0],), like=x)
+    if not isinstance(heads, int):
+        raise TypeError(message(_OP, "heads", "must be an int", type(heads).__name__))
     if heads < 1 or weight.shape[0] % (2 * heads):
         got = f"{heads} for 2·d_att = {weight.shape[0]}"
         raise ValueError(message(_OP, "heads", "must divide d_att", got))
@@ -126,7 +129,8 @@ def _forward(
         q, k = _absorbed(x, weight, bias)
     else:
         qk = project(x, weight, bias, call.backend)
-        q, k = _prepared(_score(call, sigma, lengthscale), _split(qk, call.heads))
+        q, k = _split(qk, call.heads)
+        q, k = prepared(_score(call, sigma, lengthscale).about(k), q, k, call.backend)
     top, *of_rows = _top(call, q, k, edge_weight)
     of_backend = plan(call.backend)
     f, lse = launchers(_KERNELS, call.backend).attention_diffusion_fwd(
@@ -162,9 +166,9 @@ def _backward(
     else:
         qk = project(x, weight, bias, call.backend)
     qk = qk.data  # a saved tensor that changes is an error
-    score = _score(call, *parameters)
     given = _split(qk, call.heads)
-    q, k = made = _prepared(score, given)
+    score = _score(call, *parameters).about(given[1])
+    q, k = made = prepared(score, *given, call.backend)
     top, *of_rows = kept[1:] or _top(call, q, k, edge_weight)
     if _is_absorbed(x, weight, edge_weight, call):  # leaves out what the keys' bias adds to a row
         lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
@@ -195,7 +199,8 @@ def _backward(
     dweight = dbias = None
     dsigma = dlengthscale = None
     if grads.dq is not None and grads.dk is not None:
-        *dqk, dsigma, dlengthscale = score.gradients(given, made, (grads.dq, grads.dk))
+        of_made = (grads.dq, grads.dk)
+        *dqk, dsigma, dlengthscale = score_gradients(score, given, made, of_made, call.backend)
         dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk]
         if needs_dx and grads.dx is not None:
             for dy, part in zip(dqk, weight.chunk(2), strict=True):
@@ -260,11 +265,6 @@ def _score(call: Call, sigma: Tensor | None, lengthscale: Tensor | None) -> Abst
     if sigma is None or lengthscale is None:
         return SCORES[call.score]
     return ExpKernel(sigma, lengthscale)
-
-
-def _prepared(score: AbstractScore, qk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    q, k = score.prepare(*qk)
-    return inner_contiguous(q), inner_contiguous(k)
 
 
 def _has_top(call: Call) -> bool:

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from grand_fast.solvers._solver import Carry
 
@@ -30,3 +31,76 @@ ADJOINTS: dict[str, Differentiate] = {
     "direct": _direct,
     "checkpoint": _checkpoint,
 }
+
+
+class _Saved:
+    """What autograd saves of a step: kept while the step runs, later had by running it again."""
+
+    def __init__(self, step: Take, x: Tensor, carry: Carry) -> None:
+        self.step, self.state = step, tuple(_cut(t) for t in (x, *carry))
+        self.kept: list[Tensor] | None = []
+        self.count = 0
+        self.random = torch.get_rng_state(), *get_device_states(x)
+        device = x.device.type
+        self.autocast = torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=torch.is_autocast_cache_enabled(),
+        )
+
+    def pack(self, t: Tensor) -> int:
+        """Its number among the saved."""
+        assert self.kept is not None
+        self.kept.append(t.detach())
+        return len(self.kept) - 1
+
+    def drop(self) -> None:
+        """The step has run."""
+        assert self.kept is not None
+        self.count, self.kept = len(self.kept), None
+
+    def unpack(self, i: int) -> Tensor:
+        """The tensor of that number, kept until autograd lets go of the step."""
+        if self.kept is None:
+            self.kept = self._again()
+        return self.kept[i]
+
+    def _again(self) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def pack(t: Tensor) -> Tensor:
+            found.append(t.detach())
+            return t.detach()
+
+        cpu, devices, states = self.random
+        x, *carry = self.state
+        with torch.random.fork_rng(devices), torch.enable_grad(), self.autocast:
+            torch.set_rng_state(cpu)
+            set_device_states(devices, states)
+            with saved_tensors_hooks(pack, lambda t: t):
+                self.step(x, tuple(carry))
+        if len(found) != self.count:
+            raise RuntimeError(
+                "integrate: `term` must do the same whenever it is called with the same state, "
+                f"and saved {len(found)} tensors instead of {self.count}."
+            )
+        return found
+
+
+def _cut(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_(t.requires_grad)
+
+
+def checkpoint_differentiating(step: Take, x: Tensor, carry: Carry) -> Any:
+    """As "checkpoint", for a step that computes gradients within itself.
+
+    For each of which torch's own checkpoint would run the step again, during the forward pass.
+    """
+    if not torch.is_grad_enabled():
+        return step(x, carry)
+    saved = _Saved(step, x, carry)
+    with saved_tensors_hooks(saved.pack, saved.unpack):
+        taken = step(x, carry)
+    saved.drop()
+    return taken

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from grand_fast.solvers._adjoint import ADJOINTS, Adjoint
+from grand_fast.solvers._adjoint import ADJOINTS, Adjoint, checkpoint_differentiating
 from grand_fast.solvers._binomial import limited
 from grand_fast.solvers._checks import check_choice, check_number, check_times, check_traceable
 from grand_fast.solvers._continuous import ContinuousOptions, continuous
@@ -17,6 +17,7 @@ from grand_fast.solvers._solution import Solution, Status
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._term import AbstractTerm, CountedTerm, FunctionTerm
 from grand_fast.solvers._tolerances import Convention, tolerances
+from grand_fast.solvers.regularizers import Regularizer, regularized, separated
 
 _ENDS = ("clamp", "interp")
 
@@ -40,6 +41,8 @@ def integrate(
     first_step: float | None = None,
     max_steps: int | None = None,
     max_nfe: int | None = None,
+    regularizers: Sequence[Regularizer] = (),
+    generator: torch.Generator | None = None,
 ) -> Solution:
     """Integrate `dx/dt = f(t, x)` from `x(0) = x0` to time `T`.
 
@@ -74,10 +77,17 @@ def integrate(
             there being interpolated (`"interp"`, as torchdiffeq).
         first_step: of an adaptive method; by default chosen from two evaluations of `f`.
         max_steps, max_nfe: attempted steps and evaluations after which the solve gives up.
+        regularizers: penalties to integrate beside the state, by node, each from 0, with J = ∂f/∂x:
+            `"kinetic"`, `½ mean_d f²`; `"directional"`, `½ mean_d (Jᵀf)²`; `"jacobian"`,
+            `Σ_d (Jᵀε)²`, whose sum over the nodes estimates `‖J‖²` in the Frobenius norm; and
+            `"divergence"`, `Σ_d ε (Jᵀε)`, which sums to an estimate of the trace of J. All but the
+            first take second derivatives of `f`. Their error counts as the state's does. Not with
+            methods that want a matrix.
+        generator: of ε, random signs that are drawn once a solve; None: torch's default.
 
     Returns:
-        `Solution` with `.x` (like `x0`), `.t`, `.stats`, `.status` and `.xs`. Numerical failure is
-        a status, not an error.
+        `Solution` with `.x` (like `x0`), `.t`, `.stats`, `.status`, `.xs` and `.penalties`.
+        Numerical failure is a status, not an error.
 
     `torch.compile` and `torch.export` make one program of a solve by the explicit methods with
     fixed steps, with `"direct"` or `"checkpoint"`; others choose what to do by values they read.
@@ -106,10 +116,17 @@ def integrate(
         check_traceable(method, adjoint, memory_limit)
     solver = solver_of(method, rtol, atol, x0)
 
-    counted = CountedTerm(term if isinstance(term, AbstractTerm) else FunctionTerm(term))
+    term = term if isinstance(term, AbstractTerm) else FunctionTerm(term)
+    beside = regularized(term, x0, solver, regularizers, generator) if regularizers else None
+    if beside is not None and beside.needs_derivatives and memory_limit is not None:
+        raise NotImplementedError(
+            "integrate: `memory_limit` must come with no regularizers but kinetic, got more. "
+            "Leave it out: one state a step is kept."
+        )
+    counted = CountedTerm(beside or term)
     problem = Problem(
         counted,
-        x0,
+        x0 if beside is None else beside.join(x0),
         sorted({0.0, T, *wanted}),
         solver=solver,
         step_size=step_size,
@@ -124,10 +141,15 @@ def integrate(
         result = continuous(problem, adjoint_options or ContinuousOptions())
     elif memory_limit is not None:
         result = limited(problem, memory_limit)
+    elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
+        result = problem.march(checkpoint_differentiating)
     else:
         result = problem.march(ADJOINTS[adjoint])
+    penalties: dict[str, Tensor] = {}
+    if beside is not None:
+        result, penalties = separated(result, beside)
     failed = result.status is not Status.SUCCESS
     at = dict(zip(problem.stops, result.found, strict=False))
     xs = torch.stack([at.get(t, torch.full_like(x0, math.nan)) for t in wanted]) if wanted else None
     x, t = (result.x, result.t) if failed else (at[T], T)
-    return Solution(x, result.stats, t, xs, result.status, counted.counter, counted.nfe)
+    return Solution(x, result.stats, t, xs, penalties, result.status, counted.counter, counted.nfe)

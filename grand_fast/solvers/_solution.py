@@ -86,12 +86,14 @@ class Solution:
     t:      the time reached: `T`, or where the solve failed.
     xs:     the states at the `times` asked for, `[len(times), …]`; None if none were. After a
             failure, those from `t` on are NaN.
+    penalties: of each regulariser its integral to `t` by node, `[N]`, differentiable.
     """
 
     x: Tensor
     stats: Stats
     t: float
     xs: Tensor | None = None
+    penalties: dict[str, Tensor] = field(default_factory=dict)
     _ended: Status = field(default=Status.SUCCESS, repr=False)
     _counter: Counter = field(default_factory=Counter, repr=False)
     _nfe: int = field(default=0, repr=False)  # evaluations when the solve ended

@@ -58,11 +58,7 @@ class AbstractTerm(ABC):
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`."""
         f = self.vf(t, x)
-        if f.shape != x.shape or f.dtype != x.dtype:
-            raise ValueError(
-                f"integrate: `term` must return f like x, {x.dtype} {list(x.shape)}, "
-                f"got {f.dtype} {list(f.shape)}."
-            )
+        check_field(f, x)
         return stage_update([*base.terms, (tau, f)])
 
     def freeze(self, t: float, x: Tensor) -> "AbstractLinearTerm":
@@ -77,6 +73,15 @@ class AbstractTerm(ABC):
         raise TypeError(
             f"integrate: `term` must be linear, with a constant matrix, for uniformisation, got "
             f"{type(self).__name__}. Use semi_implicit_euler or rk4, or GRAND with variant='l'."
+        )
+
+
+def check_field(f: Tensor, x: Tensor) -> None:
+    """`f` is like `x`."""
+    if f.shape != x.shape or f.dtype != x.dtype:
+        raise ValueError(
+            f"integrate: `term` must return f like x, {x.dtype} {list(x.shape)}, "
+            f"got {f.dtype} {list(f.shape)}."
         )
 
 

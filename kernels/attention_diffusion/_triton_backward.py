@@ -1,223 +1,64 @@
-"""Backward of `attention_diffusion`: a row pass for dq and Delta, a column pass for dk and dx."""
+"""What both passes of the backward of `attention_diffusion` share: their lanes, and dx.
+
+The passes are named as where receivers normalise. Where senders do, the row pass goes over Aᵀ and
+gives dk, Delta and dx, the column pass over A and gives dq: q and k, and df and x, change places.
+"""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment,misc"
 # (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
 
-import math
-
-import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
-from torch import Tensor
 
-from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton_attention_backward import (
-    add_dq_sums,
-    dq_part,
-    join_dk,
-    join_dq,
-    join_dq_sums,
-    no_dq_sums,
-    store_dq,
-    store_dq_part,
-    store_heads,
-)
 from grand_fast.kernels._triton_diffusion import (
-    dense,
-    join_diffusion,
     store_diffusion,
     store_values,
 )
-from grand_fast.kernels._triton_edge_scores import score_scale, weight
 from grand_fast.kernels._triton_tiles import (
     add_weighted,
-    edge_dot,
-    edge_offsets,
-    edges,
-    gather_heads,
-    gather_values,
-    head_dot,
     head_lanes,
     head_sizes,
-    heads_of,
-    join_lanes,
-    load_heads,
-    load_per_head,
-    load_piece,
-    load_values,
-    products,
-    row_dot,
-    scaled,
     value_lanes,
     value_sizes,
-    zeros,
+)
+from grand_fast.kernels._triton_weighting import (
+    sum_over_heads,
 )
 
 # A lane reads 128 bits of float32 at once. With 128 bits of a half type, half the lanes would read
 # a row, each with twice the registers: fewer warps, slower where two tables are gathered.
 LANE_COLUMNS = 4
-# Of the gathered tiles, per lane. The column pass keeps more beside them.
-_VALUES = {"dq": 32, "dk": 24}
 
 
-@triton.jit(do_not_specialize=["n_split"])
-def _attention_diffusion_bwd_dq_kernel(
-    dq_ptr,
-    lse_delta_ptr,
-    part_ptr,
-    df_ptr,
-    x_ptr,
-    q_ptr,
-    k_ptr,
-    lse_ptr,
-    alpha_ptr,
-    col_ptr,
-    piece_row_ptr,
-    piece_beg_ptr,
-    piece_end_ptr,
-    n_split,
-    stride_df_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_q_n: tl.constexpr,
-    stride_k_n: tl.constexpr,
-    score_scale,
-    scale,
-    d: tl.constexpr,
-    H: tl.constexpr,
-    d_k: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    VEC_D: tl.constexpr,
-    N_D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_A: tl.constexpr,
-    VEC_A: tl.constexpr,
-    N_A: tl.constexpr,
-    N_H: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
-    pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-    q = scaled(q, score_scale)
-    lse = load_per_head(lse_ptr + row * H, H, BLOCK_H, N_H, float("inf"))
-    g = load_values(df_ptr + row * stride_df_n, d, BLOCK_D, VEC_D, N_D)
-    g = products(g, load_values(alpha_ptr, d, BLOCK_D, VEC_D, N_D))
-    # After some diffusion neighbours are alike: t − t0 is small, and keeps its digits in the sums.
-    t0 = row_dot(g, load_values(x_ptr + row * stride_x_n, d, BLOCK_D, VEC_D, N_D))
-    sums = no_dq_sums(BLOCK_G, BLOCK_H, BLOCK_A, N_A, N_H)
-    for e in range(0, count, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
-        t = (edge_dot(x, g, BLOCK_H, VEC_D) - t0)[:, :, None]
-        ts = ()
-        ps = ()
-        for h in tl.static_range(N_H):
-            ps = ps + (tl.where(mask_e[:, :, None], weight(s[h], lse[h]), 0.0),)
-            ts = ts + (t,)
-        sums = add_dq_sums(sums, ps, ts, k, BLOCK_H, N_A, N_H)
-    sum_p, sum_pt, sum_pk, sum_ptk = join_dq_sums(sums)
-    if pid_p < n_split:
-        store_dq_part(
-            part_ptr + pid_p * (2 * N_A * BLOCK_A + 3 * N_H * BLOCK_H), sum_p, sum_pt, sum_pk,
-            sum_ptk, t0, BLOCK_H, BLOCK_A, N_A, N_H,
-        )  # fmt: skip
-    else:
-        store_dq(
-            dq_ptr + row * (H * d_k), lse_delta_ptr + row * (2 * H), sum_p, sum_pt, sum_pk, sum_ptk,
-            t0, lse, scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H,
-        )  # fmt: skip
+@triton.jit
+def add_values(sums, p, x, weighting):
+    """Σ w x with one more turn: w = Σ p over heads, x in chunks."""
+    w = sum_over_heads(p[0], weighting)
+    for h in tl.static_range(1, len(p)):
+        w += sum_over_heads(p[h], weighting)
+    return add_weighted(sums, (w[:, :, None],), x, 1)
 
 
-@triton.jit(do_not_specialize=["n_split"])
-def _attention_diffusion_bwd_dk_kernel(
+@triton.jit
+def store_dx(
     dx_ptr,
-    dk_ptr,
     part_x_ptr,
-    part_k_ptr,
+    ax,
     df_ptr,
-    x_ptr,
-    q_ptr,
-    k_ptr,
-    lse_ptr,
     alpha_ptr,
     add,
-    col_ptr,
-    piece_row_ptr,
-    piece_beg_ptr,
-    piece_end_ptr,
+    row,
+    pid_p,
     n_split,
     stride_dx_n: tl.constexpr,
     stride_df_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_q_n: tl.constexpr,
-    stride_k_n: tl.constexpr,
-    stride_lse_n: tl.constexpr,
-    score_scale,
-    scale,
     d: tl.constexpr,
-    H: tl.constexpr,
-    d_k: tl.constexpr,
-    HAS_DK: tl.constexpr,
     IS_SCALED: tl.constexpr,
     BLOCK_D: tl.constexpr,
     VEC_D: tl.constexpr,
     N_D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_A: tl.constexpr,
-    VEC_A: tl.constexpr,
-    N_A: tl.constexpr,
-    N_H: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_G: tl.constexpr,
 ):
-    pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    k = load_heads(k_ptr + row * stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-    k = scaled(k, score_scale)
-    k_groups = ()
-    if HAS_DK:
-        x = load_values(x_ptr + row * stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        x = products(x, load_values(alpha_ptr, d, BLOCK_D, VEC_D, N_D))
-        k_groups = zeros(N_A, BLOCK_G, BLOCK_A)
-    x_groups = zeros(N_D, BLOCK_G, BLOCK_D)
-    i_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
-    for e in range(0, count, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < count
-        i = i_next
-        q = gather_heads(q_ptr, i, mask_e, stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        df = gather_values(df_ptr, i, mask_e, stride_df_n, d, BLOCK_D, VEC_D, N_D)
-        behind = e + (BLOCK_E * BLOCK_G + offs_e)
-        i_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
-        s = head_dot(q, k, BLOCK_H, N_H, VEC_A)
-        lse_row = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n
-        p = ()
-        for h in tl.static_range(N_H):
-            at = lse_row + heads_of(h, BLOCK_H)
-            mask_eh = mask_e[:, :, None] & (heads_of(h, BLOCK_H) < H)
-            lse = tl.load(at, mask=mask_eh, other=float("inf"))  # no weight outside
-            p = p + (weight(s[h], lse),)  # [BLOCK_E, BLOCK_G, BLOCK_H]
-        if HAS_DK:
-            t = edge_dot(df, x, BLOCK_H, VEC_D)[:, :, None]
-            ds = ()
-            for h in tl.static_range(N_H):
-                at = lse_row + (H + heads_of(h, BLOCK_H))
-                mask_eh = mask_e[:, :, None] & (heads_of(h, BLOCK_H) < H)
-                ds = ds + (p[h] * (t - tl.load(at, mask=mask_eh, other=0.0)),)
-            k_groups = add_weighted(k_groups, ds, q, BLOCK_H)
-        w = tl.sum(p[0], 2)
-        for h in tl.static_range(1, N_H):
-            w += tl.sum(p[h], 2)
-        x_groups = add_weighted(x_groups, (w[:, :, None],), df, 1)
-    ax = scaled(join_lanes(x_groups), 1 / H)
+    """dx of a row from its Σ w df, or that sum of one of its pieces."""
     if pid_p < n_split:
         store_values(part_x_ptr + pid_p * d, ax, d, BLOCK_D, VEC_D, N_D)
     else:
@@ -225,133 +66,11 @@ def _attention_diffusion_bwd_dk_kernel(
             dx_ptr, ax, df_ptr, alpha_ptr, alpha_ptr, df_ptr, add, row, stride_dx_n, stride_df_n,
             stride_df_n, d, False, IS_SCALED, BLOCK_D, VEC_D, N_D,
         )  # fmt: skip
-    if HAS_DK:
-        dk = scaled(join_lanes(k_groups), scale)
-        if pid_p < n_split:
-            store_heads(part_k_ptr + pid_p * (H * d_k), dk, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        else:
-            store_heads(dk_ptr + row * (H * d_k), dk, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
 
 
-def _sizes(d: int, h: int, d_k: int) -> tuple[int, dict[str, int]]:
+def sizes_of(d: int, h: int, d_k: int) -> tuple[int, dict[str, int]]:
     """Lanes that read a row, and compile-time sizes."""
     # Few lanes a row leave its sums few shuffles, but they are to read the scores' table at once.
     lanes = max(value_lanes(d, LANE_COLUMNS) // 2, head_lanes(h, d_k, LANE_COLUMNS))
     sizes = head_sizes(h, d_k, lanes, LANE_COLUMNS) | value_sizes(d, lanes, LANE_COLUMNS)
     return lanes, sizes
-
-
-def bwd_dq(
-    df: Float[Tensor, "N d"],
-    x: Float[Tensor, "N d"],
-    q: Float[Tensor, "N H d_k"],
-    *,
-    k: Float[Tensor, "N H d_k"],
-    lse: Float[Tensor, "N H"],
-    alpha: Float[Tensor, " d"],
-    csr: Csr,
-) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N 2 H"]]:
-    """The row pass: dq, and per head lse beside Delta."""
-    work, d, (n, h, d_k) = csr.work, x.shape[1], q.shape
-    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse_delta = torch.empty((n, 2, h), dtype=torch.float32, device=q.device)
-    if n == 0:
-        return dq, lse_delta
-    scale = 1 / (h * math.sqrt(d_k))
-    lanes, sizes = _sizes(d, h, d_k)
-    part = dq_part(csr, sizes)
-    _attention_diffusion_bwd_dq_kernel[(work.piece_row.numel(),)](
-        dq,
-        lse_delta,
-        part,
-        df_ptr=df,
-        x_ptr=x,
-        q_ptr=q,
-        k_ptr=k,
-        lse_ptr=lse,
-        alpha_ptr=alpha,
-        col_ptr=csr.col,
-        piece_row_ptr=work.piece_row,
-        piece_beg_ptr=work.piece_beg,
-        piece_end_ptr=work.piece_end,
-        n_split=work.n_split,
-        stride_df_n=df.stride(0),
-        stride_x_n=x.stride(0),
-        stride_q_n=q.stride(0),
-        stride_k_n=k.stride(0),
-        score_scale=score_scale(d_k),
-        scale=scale,
-        d=d,
-        H=h,
-        d_k=d_k,
-        **sizes,
-        **edges(sizes, lanes, _VALUES["dq"]),
-    )
-    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr, sizes=sizes)
-    return dq, lse_delta
-
-
-def bwd_dk(
-    df: Float[Tensor, "N d"],
-    x: Float[Tensor, "N d"],
-    q: Float[Tensor, "N H d_k"],
-    *,
-    k: Float[Tensor, "N H d_k"],
-    lse: Float[Tensor, "N H"],
-    lse_delta: Float[Tensor, "N 2 H"] | None,
-    alpha: Float[Tensor, " d"],
-    add: Add,
-    csr_t: Csr,
-    is_scaled: bool,
-) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H d_k"] | None]:
-    """The column pass: dk if `lse_delta` is given, and dx; without alpha and in float32 at will."""
-    work, d, (n, h, d_k) = csr_t.work, x.shape[1], q.shape
-    dx = torch.empty(x.shape, dtype=x.dtype if is_scaled else torch.float32, device=x.device)
-    dk = part_k = None
-    if lse_delta is not None:
-        lse = lse_delta
-        dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
-        part_k = torch.empty((work.n_split, h * d_k), dtype=torch.float32, device=k.device)
-    if n == 0:
-        return dx, dk
-    lanes, sizes = _sizes(d, h, d_k)
-    part_x = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
-    _attention_diffusion_bwd_dk_kernel[(work.piece_row.numel(),)](
-        dx,
-        dk,
-        part_x,
-        part_k_ptr=part_k,
-        df_ptr=df,
-        x_ptr=x,
-        q_ptr=q,
-        k_ptr=k,
-        lse_ptr=lse,
-        alpha_ptr=alpha,
-        add=dense(add),
-        col_ptr=csr_t.col,
-        piece_row_ptr=work.piece_row,
-        piece_beg_ptr=work.piece_beg,
-        piece_end_ptr=work.piece_end,
-        n_split=work.n_split,
-        stride_dx_n=dx.stride(0),
-        stride_df_n=df.stride(0),
-        stride_x_n=x.stride(0),
-        stride_q_n=q.stride(0),
-        stride_k_n=k.stride(0),
-        stride_lse_n=lse.stride(0),
-        score_scale=score_scale(d_k),
-        scale=1 / (h * math.sqrt(d_k)),
-        d=d,
-        H=h,
-        d_k=d_k,
-        HAS_DK=dk is not None,
-        IS_SCALED=is_scaled,
-        **sizes,
-        **edges(sizes, lanes, _VALUES["dk"], scalars=sizes["BLOCK_H"]),
-    )
-    join_diffusion(
-        dx, part_x, df, alpha=alpha, beta=None, x0=None, add=add, csr=csr_t, is_scaled=is_scaled
-    )
-    if dk is not None and part_k is not None:
-        join_dk(dk, part_k, csr=csr_t)
-    return dx, dk

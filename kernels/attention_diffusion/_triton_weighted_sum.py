@@ -1,6 +1,6 @@
 """Sweeps of the forward of `attention_diffusion` over the edges of a piece."""
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment,var-annotated"
 # (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
 
 import triton
@@ -10,19 +10,27 @@ from grand_fast.kernels._triton_edge_scores import (
     join_groups,
     no_scores,
     online,
-    weight,
 )
 from grand_fast.kernels._triton_tiles import (
     add_weighted,
     by_head,
     edge_offsets,
     gather_heads,
+    gather_per_head,
     gather_values,
     head_dot,
     heads_of,
     join_lanes,
+    rounded,
     scaled,
     zeros,
+)
+from grand_fast.kernels._triton_weighting import (
+    load_edge_weight,
+    load_slots,
+    scores,
+    sum_over_heads,
+    weight,
 )
 
 
@@ -30,9 +38,13 @@ from grand_fast.kernels._triton_tiles import (
 def weighted_sum(
     q,
     lse,
+    lse_ptr,
     k_ptr,
     x_ptr,
+    weighting,
+    top,
     col_ptr,
+    slot_ptr,
     beg,
     count,
     stride_k_n: tl.constexpr,
@@ -53,7 +65,10 @@ def weighted_sum(
     BLOCK_G: tl.constexpr,
     IS_ABSORBED: tl.constexpr,
 ):
-    """Σ w x over a piece, N_D of [BLOCK_D]; lse is known, +∞ for a padded head."""
+    """Σ w x over a piece, N_D of [BLOCK_D].
+
+    lse: of the row, +∞ for a padded head; or (), and each edge finds that of its sender.
+    """
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     groups = zeros(N_D, BLOCK_G, BLOCK_D)
     for e in range(0, count, BLOCK_E * BLOCK_G):
@@ -64,11 +79,17 @@ def weighted_sum(
             x = k  # the same rows
         else:
             x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
-        p = weight(s[0], lse[0])  # [BLOCK_E, BLOCK_G, BLOCK_H]
+        slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
+        edge_w = load_edge_weight(weighting, slot, mask_e)
+        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), edge_w, weighting)
+        lse_e = lse
+        if len(lse) == 0:
+            rows = lse_ptr + j[:, :, None].to(tl.int64) * H
+            lse_e = gather_per_head(rows, 0, mask_e, float("inf"), H, BLOCK_H, N_H)
+        p = weight(s[0], lse_e[0], weighting, top)  # [BLOCK_E, BLOCK_G, BLOCK_H]
         for g in tl.static_range(1, N_H):
-            p += weight(s[g], lse[g])
-        w = tl.where(mask_e, tl.sum(p, 2), 0.0)
+            p += weight(s[g], lse_e[g], weighting, top)
+        w = tl.where(mask_e, sum_over_heads(p, weighting), 0.0)
         groups = add_weighted(groups, (w[:, :, None],), x, 1)
     return scaled(join_lanes(groups), 1 / H)
 
@@ -94,7 +115,10 @@ def sweep_once(
     q,
     k_ptr,
     x_ptr,
+    weighting,
+    top,
     col_ptr,
+    slot_ptr,
     beg,
     count,
     stride_k_n: tl.constexpr,
@@ -121,7 +145,7 @@ def sweep_once(
     the lanes of the others: accumulator r of a lane with head h belongs to head h ^ r.
     """
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    m, l = no_scores(BLOCK_G, BLOCK_H, N_H)  # noqa: E741
+    m, l = no_scores(weighting, BLOCK_G, BLOCK_H, N_H)  # noqa: E741
     groups = ()
     for _ in tl.static_range(N_H * BLOCK_H * N_D):
         groups = groups + (tl.zeros([BLOCK_G, BLOCK_H, BLOCK_D // BLOCK_H], tl.float32),)
@@ -136,31 +160,35 @@ def sweep_once(
             x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
         behind = e + (BLOCK_E * BLOCK_G + offs_e)
         j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
-        s = head_dot(k, q, BLOCK_H, N_H, VEC_A)
+        slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
+        edge_w = load_edge_weight(weighting, slot, mask_e)
+        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), edge_w, weighting)
         new = ()
         new_m = ()
         new_l = ()
         for g in tl.static_range(N_H):
-            s_g = tl.where(mask_e[:, :, None], s[g], float("-inf"))
-            m_g, l_g, fade, p = online(m[g], l[g], s_g)
+            m_g, l_g, fade, p = online(m[g], l[g], s[g], mask_e, weighting, top)
             new_m = new_m + (m_g,)
             new_l = new_l + (l_g,)
             for r in tl.static_range(BLOCK_H):
                 p = next_heads(p, r, BLOCK_H)
-                fade = next_heads(fade, r, BLOCK_H)
+                if weighting.top is None:
+                    fade = next_heads(fade, r, BLOCK_H)
                 for c in tl.static_range(N_D):
-                    old = groups[(g * BLOCK_H + r) * N_D + c] * fade[:, :, None]
+                    old = groups[(g * BLOCK_H + r) * N_D + c]
+                    if weighting.top is None:
+                        old *= fade[:, :, None]
                     px = tl.sum(p[:, :, :, None] * by_head(x[c], BLOCK_H), 0)
                     new = new + (old + px,)
         groups, m, l = new, new_m, new_l  # noqa: E741
     ax = ()
     for _ in tl.static_range(N_D):
         ax = ax + (tl.zeros([BLOCK_H, BLOCK_D // BLOCK_H], tl.float32),)
-    top = ()
+    largest = ()
     total = ()
     for g in tl.static_range(N_H):
         m_g, l_g, fade = join_groups(m[g], l[g])
-        top = top + (m_g,)
+        largest = largest + (m_g,)
         total = total + (l_g,)
         is_head = (heads_of(g, BLOCK_H) < H) & (l_g != 0.0)
         share = fade * tl.where(is_head, 1.0 / (l_g * H), 0.0)[None, :]
@@ -169,9 +197,11 @@ def sweep_once(
             new = ()
             for c in tl.static_range(N_D):
                 part = groups[(g * BLOCK_H + r) * N_D + c] * share[:, :, None]
+                if BLOCK_G > 1:
+                    part = rounded(part)
                 new = new + (ax[c] + tl.sum(part, 0),)
             ax = new
     flat = ()
     for c in tl.static_range(N_D):
         flat = flat + (tl.reshape(ax[c], [BLOCK_D]),)
-    return flat, top, total
+    return flat, largest, total

@@ -74,14 +74,18 @@ def _few_competitors(monkeypatch):
 def test_the_whole_suite(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(competitors, "MODULES", competitors.MODULES[:2])
     monkeypatch.setattr(suite, "_DTYPES", (torch.float32,))
+    few = correctness.FAMILY[14:16]
+    monkeypatch.setattr(correctness, "FAMILY", few)
     got = report()
     suite.measure(Host(), options(tmp_path), got, scale=1e-5, **SMALL)
     assert not got.failed
     out = capsys.readouterr().out
     assert "interpreter: copy_gb_per_s" in out and "attention_diffusion 8/2/8 float32" in out
     checks = [row for row in got.rows if "check" in row]
-    assert {row["op"] for row in checks} == {o.name for o in correctness.OPERATORS}
-    assert all(row["cases"] == len(correctness.DTYPES) and not row["failed"] for row in checks)
+    by_op = {row["op"]: row["cases"] for row in checks}
+    assert set(by_op) == {o.name for o in (*correctness.OPERATORS, *few)}
+    assert all(by_op[o.name] == len(correctness.DTYPES) for o in correctness.OPERATORS)
+    assert all(row["cases"] and not row["failed"] for row in checks)
     timed_rows = [row for row in got.rows if "competitor" in row]
     assert {row["mode"] for row in timed_rows} == {"forward", "forward+backward"}
     assert {"grand-fast", "eager reference", "cuSPARSE SpMM (torch.sparse)"} <= {
@@ -98,6 +102,14 @@ def test_the_whole_suite(tmp_path, capsys, monkeypatch):
     assert all((tmp_path / name).stat().st_size > 0 for name in suite.PICTURES)
     got.write(tmp_path / "gpu.json")
     assert json.loads((tmp_path / "gpu.json").read_text())["header"]["device"] == "interpreter"
+
+
+def test_the_family_is_whole():
+    names = {operator.name.removesuffix(" weighted") for operator in correctness.FAMILY}
+    assert len(names) == len(correctness.FAMILY) == 2 * 5 * 2 * 2
+    weighted = [o.name for o in correctness.FAMILY if "edge_weight" in o.shapes]
+    assert len(weighted) == len(names) / 2
+    assert all(text in " ".join(weighted) for text in ("softmax sender", "squareplus receiver"))
 
 
 def compare(found, *added, module=competitors.MODULES[1], budget=None):

@@ -22,6 +22,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from bench.gpu_report.compile import MODELLED, TARGETS, compile_launch, record, resources
 from bench.gpu_report.launches import every_launch, passes
 from bench.gpu_report.metrics import machine_code
+from bench.gpu_report.model import gathered, is_modelled
+from bench.gpu_report.sass import load_bytes
 from bench.problem import Shape
 from grand_fast.kernels.attention_diffusion._triton_backward import LANE_COLUMNS
 from grand_fast.testing import random_graph
@@ -36,8 +38,9 @@ CASES = [
     *((arch, shape, torch.float32) for arch in MODELLED for shape in SHAPES),
     *((arch, SHAPES[i], torch.bfloat16) for arch in MODELLED for i in (0, 1, 3)),
     *((arch, SHAPES[i], torch.float16) for arch in MODELLED for i in (0, 4)),
-    *((arch, SHAPES[0], torch.float32) for arch in TARGETS if arch not in MODELLED),
-]
+    *((arch, SHAPES[0], dtype) for arch in TARGETS if arch not in MODELLED
+      for dtype in (torch.float32, torch.bfloat16)),
+]  # fmt: skip
 IDS = [f"{arch}-{shape}-{str(dtype)[6:]}" for arch, shape, dtype in CASES]
 SIZES = (16, 17)  # Triton compiles apart for sizes that 16 divides, where it is told to
 # Every kernel of the modules that the launchers have imported
@@ -76,15 +79,29 @@ def test_compiles_without_spills_or_float_atomics(arch, shape, dtype):
             assert used.wide_loads > 0, f"{launch.name} gathers in narrow loads: {used}"
 
 
+def _row_bytes(launch, tables):
+    """Of one row of each wide table."""
+    rows = [launch.arguments[f"{name}_ptr"] for name in tables if name != "lse"]
+    return sum(t[0].numel() * t.element_size() for t in rows)
+
+
 @pytest.mark.parametrize("arch", MODELLED)
 @pytest.mark.parametrize("shape", [*SHAPES, Shape(256, 8, 128)], ids=str)
-def test_no_barrier_in_a_loop(arch, shape):
-    """Scores and values share their lanes: what meets in a loop needs no shared memory."""
+def test_loops_have_no_barrier_and_gather_in_wide_loads(arch, shape):
+    """Scores and values share their lanes: what meets in a loop needs no shared memory.
+
+    Rows of float32 whose width 4 divides are read 128 bits a lane, indices, lse and Delta beside.
+    """
     forms = set()
     by_pass = passes(random_graph("hub", 17), shape, torch.float32)
     for name in ("attention_diffusion forward", "attention_diffusion backward"):
         for launch in by_pass[name]:
-            assert machine_code(launch, arch).metrics.barriers == 0, launch.name
+            kernel = machine_code(launch, arch)
+            assert kernel.metrics.barriers == 0, launch.name
+            if is_modelled(kernel) and shape.channels % 4 == 0:
+                for loop, tables in zip(kernel.loops, gathered(launch), strict=True):
+                    wide = load_bytes(loop, at_least=16) * kernel.used.warps / launch.slots
+                    assert wide >= 0.9 * _row_bytes(launch, tables), launch.name
             forms.add((launch.name, launch.kwargs.get("IS_ONE_SWEEP")))
     assert ("_attention_diffusion_fwd_kernel", shape != Shape(256, 8, 128)) in forms
 

@@ -223,15 +223,16 @@ def test_pieces_of_the_real_length():
     assert_close("f", f, want)
 
 
-def test_strided_rows_at_odd_addresses_and_long_indices():
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_strided_rows_at_odd_addresses_and_long_indices(dtype):
     """The compiler may use wide loads only where a launch's own pointers and strides allow it."""
     graph, (d, h, d_k) = make_graph(), (64, 4, 16)
     csr = graph.csr()
     rowptr, col = csr.rowptr.long(), csr.col.long()
     csr = csr._replace(rowptr=rowptr, col=col, work=_triton.cut(rowptr, piece_edges=PIECE_EDGES))
     n, scales = graph.num_nodes, make_scales(d)
-    x = torch.randn(n * (d + 3) + 1)[1:].view(n, d + 3)[:, :d]
-    q, k = torch.randn(n, 2, h, d_k).unbind(1)
+    x = torch.randn(n * (d + 3) + 1).to(dtype)[1:].view(n, d + 3)[:, :d]
+    q, k = torch.randn(n, 2, h, d_k).to(dtype).unbind(1)
     with emulated("sm_90"):
         f, _ = attention_diffusion.attention_diffusion_fwd(x, q, k, **scales, x0=x, csr=csr)
     wide = {name: value.double() for name, value in scales.items()}

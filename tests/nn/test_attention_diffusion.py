@@ -193,3 +193,19 @@ def test_bad_input():
         AttentionDiffusion(6)(x, graph, x)
     with pytest.raises(ValueError, match="x0"):
         AttentionDiffusion(6, source=True)(x, graph)
+
+
+@pytest.mark.parametrize("mix_features", [False, True])
+def test_a_state_that_does_not_fit_the_graph(mix_features):
+    """Kernels read a row for every node, so such a call must not reach them."""
+    graph, x = random_graph("random"), torch.randn(40, 6)
+    layer = AttentionDiffusion(6, heads=2, mix_features=mix_features, source=True)
+    for wrong in (x[:5], x[:, :4], x[0]):
+        with pytest.raises(ValueError, match=r"`x` must have shape \[N, channels\] = \[40, 6\]"):
+            layer(wrong, graph, x)
+        with pytest.raises(ValueError, match=r"`x0` must have shape \[N, channels\] = \[40, 6\]"):
+            layer(x, graph, wrong)
+        with pytest.raises(ValueError, match=r"`x` must have shape \[N, channels\] = \[40, 6\]"):
+            layer.attention(wrong, graph)
+    with pytest.raises(TypeError, match="`graph` must be a Graph"):
+        layer(x, graph.edge_index(), x)

@@ -11,6 +11,7 @@ from grand_fast.ops import (
     edge_attention,
     projected_attention_diffusion,
 )
+from grand_fast.ops._checks import inner_contiguous
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_edge_index, random_graph
 from tests.ops._problems import compare, normal
 
@@ -115,6 +116,17 @@ def test_non_contiguous_input(backend):
     x2 = p["x"].clone().requires_grad_()
     (want_dx,) = torch.autograd.grad(run(graph)(**{**p, "x": x2}, backend="reference").sum(), x2)
     assert_close("dx", dx, want_dx)
+
+
+def test_halves_that_begin_in_the_middle_of_a_word_are_copied():
+    """Where a row can be read in pairs; else the view itself goes to the kernels."""
+    flat = torch.arange(41).bfloat16()
+    odd = flat[1:].view(5, 8)
+    copied = inner_contiguous(odd)
+    assert copied.data_ptr() % 4 == 0 and torch.equal(copied, odd)
+    for view in (flat[2:40], flat[1:40], flat[:40].float()[1:33]):
+        rows = view.view(-1, 8) if len(view) % 8 == 0 else view.view(-1, 1)
+        assert inner_contiguous(rows) is rows
 
 
 def test_gradcheck(backend):

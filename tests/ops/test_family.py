@@ -84,6 +84,22 @@ def test_diffusion_of_other_shapes(member, shape, run):
     check_diffusion(member, edges, n, problem(member, edges, n, d=d, heads=heads, d_k=d_k), run)
 
 
+@pytest.mark.parametrize(
+    "member", [m for m in FAMILY if m.score in ("scaled_dot", "pearson")], ids=str
+)
+def test_non_contiguous_input(member, run):
+    """Heads or channels apart, which some scores hand on as they are."""
+    edges, n = edges_of("random")
+    inputs = problem(member, edges, n)
+    apart = {name: columns_apart(t) for name, t in inputs.items() if t.dim() > 1}
+    assert not any(t.is_contiguous() for t in apart.values())
+    check_diffusion(member, edges, n, inputs | apart, run)
+
+
+def columns_apart(t):
+    return t.transpose(0, -1).contiguous().transpose(0, -1)
+
+
 def check_diffusion(member, edges, n, inputs, run):
     compare(
         diffusion(member, gf.Graph.from_edge_index(edges, n)),

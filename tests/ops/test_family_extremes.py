@@ -121,7 +121,7 @@ def test_all_scores_equal(member, kind, dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("value", [0.0, -1.0, -50.0])
+@pytest.mark.parametrize("value", [0.0, -50.0])
 @pytest.mark.parametrize("member", **EVERY)
 def test_weights_that_are_zero_or_negative(member, value, dtype, backend):
     edges, n = edges_of("random")

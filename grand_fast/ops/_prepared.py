@@ -1,0 +1,68 @@
+"""What a score makes of q and k, and its backward, with few rows at a time on the CPU.
+
+A parallel region of torch leaves its threads spinning on the cores that the kernels need next.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from grand_fast.ops._checks import inner_contiguous
+from grand_fast.ops._scores import AbstractScore, Pair, ScaledDot, ScoreGradients
+
+SERIAL = (1 << 15) - 1  # elements: up to so many, torch stays on the calling thread
+
+
+def prepared(score: AbstractScore, q: Tensor, k: Tensor, backend: str) -> Pair:
+    """`score.prepare`, with contiguous rows."""
+    made: Pair | None = None
+    for rows in _blocks(score, q, backend):
+        part = score.prepare(q[rows], k[rows])
+        if part[0].shape[0] == q.shape[0]:
+            return inner_contiguous(part[0]), inner_contiguous(part[1])
+        if made is None:
+            q_made, k_made = (t.new_empty(q.shape[0], *t.shape[1:]) for t in part)
+            made = q_made, k_made
+        for whole, t in zip(made, part, strict=True):
+            whole[rows] = t
+    assert made is not None
+    return made
+
+
+def score_gradients(
+    score: AbstractScore, given: Pair, made: Pair, of_made: Pair, backend: str
+) -> ScoreGradients:
+    """`score.gradients`; dq and dk may take the place of `of_made`."""
+    q, k = given
+    found: Pair | None = None
+    dsigma = dlengthscale = None
+    for rows in _blocks(score, q, backend):
+        in_rows = [(a[rows], b[rows]) for a, b in (given, made, of_made)]
+        dq, dk, *of_parameters = score.gradients(*in_rows)
+        dsigma, dlengthscale = map(_sum, (dsigma, dlengthscale), of_parameters)
+        if dq.shape[0] == q.shape[0]:
+            return dq, dk, dsigma, dlengthscale
+        if found is None:
+            is_in_place = of_made[0].shape == q.shape and of_made[0].dtype == q.dtype
+            found = of_made if is_in_place else (q.new_empty(q.shape), k.new_empty(k.shape))
+        for whole, t in zip(found, (dq, dk), strict=True):
+            if whole[rows].data_ptr() != t.data_ptr():
+                whole[rows] = t
+    assert found is not None
+    return *found, dsigma, dlengthscale
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a + b
+
+
+def _blocks(score: AbstractScore, q: Tensor, backend: str) -> Iterator[slice]:
+    """Rows to take at a time: all of them where that needs no threads of torch."""
+    n, h, d_k = q.shape
+    per_row = h * (d_k + score.more_columns)
+    if backend != "cpu" or n * per_row <= SERIAL or isinstance(score, ScaledDot):
+        yield slice(None)
+        return
+    step = max(1, SERIAL // per_row)
+    for first in range(0, n, step):
+        yield slice(first, min(first + step, n))
