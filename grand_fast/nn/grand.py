@@ -53,9 +53,9 @@ class GRAND(nn.Module):
 
     After a forward pass `.stats` holds the solver's work, `.status` whether it succeeded, `.t` the
     time it reached, `.failure` what to try; after backward, `.nfe_backward` the evaluations there.
-    After one in training `.penalties` holds the regularisers by node, `[N]` each, to add their
-    means to the loss. A failed solve raises nothing: the logits are then those of the state it
-    reached.
+    A failed solve raises nothing: the logits are then those of the state it reached. After a pass
+    in training `.penalties` holds the regularisers by node, `[N]` each, to add their means to the
+    loss.
     Reference: GRAND (Chamberlain et al. 2021), section 4.
     """
 
@@ -175,8 +175,7 @@ class GRAND(nn.Module):
             regularizers=self.regularizers if self.training else (),
         )
         if not torch.compiler.is_exporting():  # a program keeps nothing between calls
-            self._outcome = solution.outcome
-            self.penalties = solution.penalties
+            self._outcome, self.penalties = solution.outcome, solution.penalties
         x = functional.dropout(torch.relu(solution.x), self.dropout, self.training)
         logits: Tensor = self.decoder(x)
         return logits
