@@ -74,9 +74,7 @@ def _torchode(method: str, x: Tensor, f: Callable[..., Tensor]) -> Tensor:
     term = torchode.ODETerm(f)  # type: ignore[attr-defined]
     control = torchode.IntegralController(TOLERANCE, TOLERANCE, term=term)
     solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), control)
-    problem = torchode.InitialValueProblem(
-        flat, t_start=torch.zeros(1), t_end=torch.ones(1)
-    )
+    problem = torchode.InitialValueProblem(flat, t_start=torch.zeros(1), t_end=torch.ones(1))
     found = solver.solve(problem, dt0=torch.tensor([FIRST_STEP]))
     last: Tensor = found.ys[:, -1].view_as(x)
     return last
