@@ -19,8 +19,8 @@ from grand_fast.solvers._problem import Problem, Result
 from grand_fast.solvers._solution import Status
 from grand_fast.solvers._solver import Carry
 
-# As measured with GRAND-nl, whose operator projects queries and keys again: 10 to 12, with memory that is
-# kept for the next result.
+# Measured with GRAND-nl, whose operator projects queries and keys again: 10 to 12, of which some is
+# memory that is kept for the next result.
 _WORK_STATES = 13
 State = tuple[Tensor, Carry]
 Advance = Callable[[Tensor, Carry], State]
