@@ -31,6 +31,7 @@ from grand_fast.ops._checks import (
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import to_slots
+from grand_fast.ops._lean import is_lean
 from grand_fast.ops._operator import Gradients, Operator
 from grand_fast.ops._prepared import prepared, score_gradients
 from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
@@ -313,6 +314,8 @@ def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 
 
 def _is_kept(qk: Tensor) -> bool:
+    if is_lean():
+        return False
     size = qk.numel() * qk.element_size()
     if size <= _ALWAYS_KEPT:
         return True

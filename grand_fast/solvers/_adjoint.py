@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
+from grand_fast.ops._lean import lean
 from grand_fast.solvers._solver import Carry
 
 Adjoint = Literal["direct", "checkpoint", "continuous"]
@@ -24,7 +25,22 @@ def _checkpoint(step: Take, x: Tensor, carry: Carry) -> Any:
     """Keep the state before the step alone; run the step again in backward."""
     if not torch.is_grad_enabled():
         return step(x, carry)
-    return checkpoint(step, x, carry, use_reentrant=False)
+    return run_again(step, x, carry)
+
+
+def run_again(function: Callable[..., Any], *given: Any) -> Any:
+    """`function(*given)`, of which `given` alone is kept: it runs again in backward.
+
+    There it keeps no more than it must: a step's backward is what such a solve takes at its peak.
+    """
+    if torch.compiler.is_compiling():  # which keeps little anyway
+        return checkpoint(function, *given, use_reentrant=False)
+    return checkpoint(_leanly, function, *given, use_reentrant=False)
+
+
+def _leanly(function: Callable[..., Any], *given: Any) -> Any:
+    with lean():
+        return function(*given)
 
 
 ADJOINTS: dict[str, Differentiate] = {

@@ -11,14 +11,17 @@ from math import comb
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from grand_fast.solvers._adjoint import ADJOINTS
+from grand_fast.ops._lean import lean
+from grand_fast.solvers._adjoint import ADJOINTS, run_again
 from grand_fast.solvers._loop import Callbacks
 from grand_fast.solvers._problem import Problem, Result
 from grand_fast.solvers._solution import Status
 from grand_fast.solvers._solver import Carry
 
+# Measured with GRAND-nl, whose operator projects queries and keys again: 10 to 12, of which some is
+# memory that is kept for the next result.
+_WORK_STATES = 13
 State = tuple[Tensor, Carry]
 Advance = Callable[[Tensor, Carry], State]
 
@@ -56,7 +59,7 @@ def _kept(steps: Sequence[Advance], state: State, places: int) -> State:
             return steps[0](x, carry)
         return run(steps, (x, carry), places)
 
-    result: State = checkpoint(again, *state, use_reentrant=False)
+    result: State = run_again(again, *state)
     return result
 
 
@@ -73,7 +76,8 @@ def kept_bytes(step: Advance, state: State) -> int:
         return t
 
     x = state[0].detach().requires_grad_()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with torch.enable_grad(), lean(), hooks:
         result = step(x, state[1])
     del result
     return sum(kept.values())
@@ -86,9 +90,9 @@ def places_within(limit: int, step: Advance, state: State) -> int:
         ValueError: not even one fits; the least limit.
     """
     size = sum(t.numel() * t.element_size() for t in (state[0], *state[1]))
-    # While a step is differentiated its result, its gradients in and out, and the state that runs
-    # on to it are there as well.
-    work = kept_bytes(step, state) + 4 * size
+    # While a step is differentiated its result, its gradients in and out, the state that runs on
+    # to it, and what the operators work with are there as well.
+    work = kept_bytes(step, state) + _WORK_STATES * size
     places = (limit - work) // max(1, size)
     if places < 1:
         raise ValueError(

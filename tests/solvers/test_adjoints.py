@@ -1,11 +1,14 @@
 """Gradients of a solve: direct, checkpointed, within a memory limit, by the continuous adjoint."""
 
+from contextlib import nullcontext
 from math import comb
 
 import pytest
 import torch
 
 import grand_fast as gf
+from grand_fast.nn import AttentionDiffusion
+from grand_fast.ops._lean import is_lean, lean
 from grand_fast.solvers import ContinuousOptions
 from grand_fast.solvers._binomial import first_part
 from grand_fast.testing import assert_close, random_graph
@@ -40,7 +43,7 @@ def gradients(f, x0, T=3.2, times=None, **options):
 
 @pytest.mark.parametrize("times", [None, [0.0, 0.8, 3.2]], ids=["end", "times"])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("limit", [None, 60_000], ids=["checkpoint", "limited"])
+@pytest.mark.parametrize("limit", [None, 80_000], ids=["checkpoint", "limited"])
 def test_checkpointed_gradients_equal_direct(method, times, limit):
     f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
     _, want = gradients(f, x0, times=times, method=method, adjoint="direct")
@@ -54,7 +57,7 @@ def test_more_memory_means_fewer_evaluations():
     f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
     work = [
         gradients(f, x0, T=6.4, method="rk4", memory_limit=limit)[0].nfe_backward
-        for limit in (20_000, 30_000, 60_000, 10_000_000)
+        for limit in (40_000, 48_000, 60_000, 10_000_000)
     ]
     assert work == sorted(work, reverse=True) and len(set(work)) == 4
     assert work[-1] == 64 * 4  # each step once more, and no oftener
@@ -138,3 +141,36 @@ def test_a_function_must_name_its_tensors_for_the_continuous_adjoint():
     ).x
     (dw,) = torch.autograd.grad(x.sum(), w)
     assert_close("dw", dw, -torch.exp(torch.tensor(-1.0)).expand(3), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("limit", [None, 80_000], ids=["checkpoint", "limited"])
+def test_steps_that_run_again_keep_no_more_than_they_must(limit):
+    f, seen = field(), []
+
+    def told(t, x):
+        seen.append(is_lean())
+        return f(t, x)
+
+    x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    gf.integrate(told, x0, 6.4, method="rk4", step_size=0.1, memory_limit=limit).x.sum().backward()
+    backward = seen[-64 * 4 :]
+    assert len(seen) > len(backward) and all(backward) and not is_lean()
+
+
+def test_lean_blocks_keep_no_projections():
+    layer = AttentionDiffusion(4, 4096, 2, alpha=1.0)
+    graph, x = random_graph("loops", 60), torch.randn(60, 4)
+    sizes = []
+
+    def pack(t):
+        sizes.append(t.untyped_storage().nbytes())
+        return t
+
+    largest = []
+    for block in (nullcontext, lean):
+        sizes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), block():
+            layer(x, graph)
+        largest.append(max(sizes))
+    projections, weight = (4 * 2 * 4096 * n for n in (60, 4))
+    assert largest == [projections, weight]
