@@ -183,16 +183,18 @@ class Graph:
     def random_walk_weights(
         self, dtype: torch.dtype = torch.float32, *, edge_order: Literal["user", "csr"] = "user"
     ) -> Tensor:
-        """`a_ij = w_ij / Σ_j w_ij`, `[E]`: rows of `A` sum to one."""
+        """`a_ij = w_ij / Σ_j w_ij`, `[E]`: rows of `A` sum to one; 0 where the sum is 0."""
         _, receiver = self.edge_index()
         weight = self._float64_weight()
-        a = (weight / self._degree(weight, receiver)[receiver]).to(dtype)
+        degree = self._degree(weight, receiver)
+        share = degree.reciprocal().masked_fill(degree == 0, 0.0)
+        a = (weight * share[receiver]).to(dtype)
         return a if edge_order == "user" else a[self.perm.long()]
 
     def symmetric_weights(
         self, dtype: torch.dtype = torch.float32, *, edge_order: Literal["user", "csr"] = "user"
     ) -> Tensor:
-        """`a_ij = w_ij / √(D_i D_j)` with `D_i = Σ_j w_ij`, `[E]`; 0 where a `D` is 0.
+        """`a_ij = w_ij / √(D_i D_j)` with `D_i = Σ_j w_ij`, `[E]`; 0 where a `D` is 0, NaN below.
 
         Those of PyG's `gcn_norm`, which adds self-loops; here they are what `Graph` was given.
         """

@@ -4,13 +4,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.check import expected
+from bench.check import expected, named
 from bench.gpu.device import Budget, Call, Device, interleave, to_device
 from bench.ops import (
     bench_attention_diffusion,
@@ -90,7 +89,7 @@ def compare(
             with gf.backend(device.backend if competitor.name == OURS else "auto"):
                 function = _bound(competitor, problem, device)
                 # its copy to the CPU waits for the device
-                got = _named(problem, *gradients(function, problem))
+                got = named(problem, *gradients(function, problem))
                 first = time.perf_counter() - start
             if competitor.exact:
                 for key, value in want.items():
@@ -182,7 +181,7 @@ def _expected(problem: Problem) -> dict[str, Tensor]:
         d_out=problem.d_out.double(),
     )
     try:
-        return {k: v.cpu() for k, v in _named(wide, *gradients(_eager(wide), wide)).items()}
+        return {k: v.cpu() for k, v in named(wide, *gradients(_eager(wide), wide)).items()}
     except torch.OutOfMemoryError:
         return expected(
             replace(
@@ -201,7 +200,7 @@ def _tolerances(problem: Problem, want: dict[str, Tensor]) -> dict[str, float]:
     if dtype == torch.float32:
         return table
     try:
-        plain = _named(problem, *gradients(_eager(problem), problem))
+        plain = named(problem, *gradients(_eager(problem), problem))
     except torch.OutOfMemoryError:
         return table
     rounding = torch.finfo(dtype).eps / 2
@@ -209,14 +208,6 @@ def _tolerances(problem: Problem, want: dict[str, Tensor]) -> dict[str, float]:
         error = (plain[name].double().cpu() - value).abs().max() / value.abs().max()
         table[name] = max(table[name], 2 * float(error) + rounding)
     return table
-
-
-def _named(problem: Problem, out: Tensor, grads: Any) -> dict[str, Tensor]:
-    values = {f"d{name}": grad for name, grad in zip(problem.inputs, grads, strict=True)}
-    # ∂b_k vanishes under softmax: what is left is rounding, on the scale of ∂b_q
-    if "db_k" in values:
-        values["db"] = torch.cat([values.pop("db_q"), values.pop("db_k")])
-    return {"out": out, **values}
 
 
 def _print(case: str, rows: list[Row]) -> None:

@@ -138,7 +138,8 @@ class ExpKernel(AbstractScore):
 
     Args:
         sigma: `σ`, a float or a scalar tensor, not 0.
-        lengthscale: `ℓ`, a float or a scalar tensor, not 0; in the units of `q` and `k`.
+        lengthscale: `ℓ`, a float or a scalar tensor, not 0; in the units of `q` and `k`. A tensor's
+            value is not looked at: 0 gives NaN.
 
     Differentiable by both. The squared distance is formed from dot products about a mean of keys:
     its rounding error is that of the largest |q − mean|² / ℓ².
@@ -257,14 +258,15 @@ def check_attention(
         score = SCORES[score]
     elif not isinstance(score, AbstractScore):
         expected = f"must be one of {', '.join(SCORES)}, or an object such as ops.ExpKernel()"
-        raise TypeError(message(op, "score", expected, type(score).__name__))
+        got = f"the class {score.__name__}" if isinstance(score, type) else type(score).__name__
+        raise TypeError(message(op, "score", expected, got))
     check_choice(op, "normalizer", normalizer, known=NORMALIZERS)
     check_choice(op, "normalize", normalize, known=DIRECTIONS)
     if score.name == GAT.name and d_k != 1:
+        name, letters = ("weight", "[2·H, d]") if op.startswith("projected") else ("q", "[N, H, 1]")
         remedy = "Project the halves of aᵀ[Wx_i ‖ Wx_j] first."
-        raise ValueError(
-            message(op, "q", "must have shape [N, H, 1] for score 'gat'", f"d_k = {d_k}", remedy)
-        )
+        expected = f"must have shape {letters} for score 'gat'"
+        raise ValueError(message(op, name, expected, f"d_k = {d_k}", remedy))
     weighting = score.weighting(d_k)
     if normalizer != "softmax" or normalize != "receiver":
         weighting = replace(weighting, normalizer=normalizer, normalize=normalize)

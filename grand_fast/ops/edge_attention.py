@@ -61,6 +61,9 @@ def edge_attention(
     Returns:
         `a` `[E, H]`, or `[E]` with `mean_heads`, in the dtype of `q`.
 
+    In float32 a score of size s is rounded by 6e-8 s, and its weight is off by as much: with scores
+    of thousands weights no longer sum to exactly 1.
+
     Differentiable by `q`, `k`, `edge_weight` and the parameters of `score`. Saves its inputs and
     `lse [N, H]`.
     Reference: GRAND (Chamberlain et al. 2021), equations 10 and 13.

@@ -330,7 +330,7 @@ def test_projected_bad_input():
     with pytest.raises(ValueError, match="`bias` must have shape"):
         projected_attention_diffusion(x, weight, bias[1:], graph, heads=2)
     with pytest.raises(
-        ValueError, match=r"projected_attention_diffusion: `q` .* 'gat', got d_k = 3"
+        ValueError, match=r"projected_attention_diffusion: `weight` .* 'gat', got d_k = 3"
     ):
         projected_attention_diffusion(x, weight, bias, graph, heads=2, score="gat")
     with pytest.raises(ValueError, match="projected_attention_diffusion: `edge_weight` must have"):
