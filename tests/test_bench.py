@@ -284,7 +284,9 @@ def test_tuned_command_line(data_root: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     values = json.loads(path.read_text())
     assert len(values["rows"]) == 2 * len(competitors.COMPETITORS)
-    assert all(row["median_s"] > 0 and row["peak_bytes"] > 0 for row in values["rows"])
+    assert all(row["median_s"] > 0 for row in values["rows"])
+    weighed = [row for row in values["rows"] if row["mode"] == "forward+backward"]
+    assert all(0 < min(row["peak_bytes_of_runs"]) <= row["peak_bytes"] for row in weighed)
     assert [figure["figure"] for figure in values["figures"]] == [
         f"Cora (below 10,000 nodes) forward+backward, {what}: released sequence over ours"
         for what in ("time", "peak memory above inputs")

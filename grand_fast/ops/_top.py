@@ -62,7 +62,8 @@ def _largest(scores: Tensor) -> Tensor:
 
 def _rows_with(top_of_row: Tensor, top: Tensor) -> Tensor:
     if top_of_row.is_cpu:
-        return torch.from_numpy(np.flatnonzero((top_of_row.numpy() == top.numpy()).any(1)))
+        places = np.flatnonzero(top_of_row.numpy() == top.numpy())
+        return torch.from_numpy(np.unique(places // top_of_row.shape[1]))
     return (top_of_row == top).any(1).nonzero().flatten()
 
 
