@@ -21,7 +21,7 @@ _LARGE = 4 << 20  # bytes; below it the C library's own allocator keeps what is 
 _HUGE_PAGE = 2 << 20  # bytes
 # What lies idle may take this share of the machine's memory; beyond it, what was freed first goes
 # back to the system. A step on ogbn-arxiv at 128 channels has results of 0.5 GB.
-_IDLE_SHARE = 1 / 32
+_IDLE_SHARE = 1 / 48
 
 _idle: list[mmap.mmap] = []  # in the order in which they were freed
 _lock = threading.Lock()
