@@ -84,8 +84,6 @@ def _measure(
                 "method": point.method,
                 "setting": point.setting,
                 "nfe": stats.nfe,
-                "accepted": stats.accepted,
-                "rejected": stats.rejected,
                 "error": _distance(x_end, exact),
             }
         )
