@@ -88,10 +88,10 @@ class Solver:
 
     def bytes_needed(self, problem: Problem, steps: int) -> int:
         """Estimated peak above the inputs: what is kept, and what backward writes beside it."""
-        per_edge = (STAGES * steps + 1) * self.edge_floats(problem.shape)
+        per_edge = (STAGES * steps + 2.5) * self.edge_floats(problem.shape)
         per_node = 5 * STAGES * steps * problem.shape.channels
         edges, nodes = problem.graph.num_edges, problem.graph.num_nodes
-        return 4 * (edges * per_edge + (0 if self.is_ours else nodes * per_node))
+        return round(4 * (edges * per_edge + (0 if self.is_ours else nodes * per_node)))
 
 
 DIRECT, CHECKPOINT = "grand-fast, direct", "grand-fast, checkpoint"

@@ -26,32 +26,45 @@ class _Case(NamedTuple):
 
 def run(problem: Problem, options: argparse.Namespace, report: Report, progress: Progress) -> None:
     """Check, time and weigh; one step where as many as `STEPS` do not fit into memory."""
-    cases = [_Case(STEPS, (DIRECT, CHECKPOINT, STRONGEST))]
+    _measure(_Case(STEPS, (DIRECT, CHECKPOINT, STRONGEST)), problem, options, report, progress)
     if options.quick:
         report.skipped.append("with --quick, torchdiffeq over the released sequence.")
-    else:
-        cases += _released_case(problem, report)
-    rounds = options.rounds or (3 if options.quick else 5)
-    for steps, names in cases:
-        rows = _time(problem, steps, _agreeing(problem, steps, names, report, progress),
-                     rounds, progress)  # fmt: skip
-        progress.done()
-        _weigh(rows, problem, options, report, progress)
-        progress.done()
-        report.rows += rows
-        _figures(rows, report)
-        _print(rows, problem)
+        return
+    steps = _released_steps(problem, report)
+    if steps is not None:
+        _measure(_Case(steps, (DIRECT, CHECKPOINT, RELEASED)), problem, options, report, progress)
 
 
-def _released_case(problem: Problem, report: Report) -> list[_Case]:
+def _released_steps(problem: Problem, report: Report) -> int | None:
     for steps in (STEPS, 1):
         try:
             name = f"{RELEASED}, {steps} steps of RK4"
             machine.require_memory(name, SOLVERS[RELEASED].bytes_needed(problem, steps))
-            return [_Case(steps, (DIRECT, CHECKPOINT, RELEASED))]
+            return steps
         except machine.DoesNotFitError as reason:
             report.skipped.append(str(reason))
-    return []
+    return None
+
+
+def _measure(
+    case: _Case,
+    problem: Problem,
+    options: argparse.Namespace,
+    report: Report,
+    progress: Progress,
+) -> None:
+    steps, names = case
+    rounds = options.rounds or (3 if options.quick else 5)
+    rows = _time(problem, steps, _agreeing(problem, steps, names, report, progress),
+                 rounds, progress)  # fmt: skip
+    progress.done()
+    _weigh(rows, problem, options, report, progress)
+    progress.done()
+    report.rows += rows
+    _figures(rows, report)
+    _print(rows, problem)
+    if options.json:  # what was measured stays, should the system kill what takes too much memory
+        report.write(options.json)
 
 
 def _agreeing(
