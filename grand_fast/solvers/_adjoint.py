@@ -17,8 +17,14 @@ Differentiate = Callable[[Take, Tensor, Carry], Any]
 
 
 def _direct(step: Take, x: Tensor, carry: Carry) -> Any:
-    """Autograd keeps what each stage saves."""
-    return step(x, carry)
+    """Autograd keeps what each stage saves.
+
+    Large projections are made again: so many of them come in memory that is fresh from the system,
+    whose pages cost as much as the product.
+    """
+    if torch.compiler.is_compiling():
+        return step(x, carry)
+    return _leanly(step, x, carry)
 
 
 def _checkpoint(step: Take, x: Tensor, carry: Carry) -> Any:

@@ -94,6 +94,22 @@ def test_wide_rows(normalizer, normalize, dtype):
         check(graph, case, dtype, weighted=True, d=channels, heads=1, d_k=70)
 
 
+# Heads narrower than a register: several of them, or several edges too, share one
+NARROW = [(1, 1), (3, 1), (4, 2), (3, 2), (9, 2), (20, 2), (2, 4), (8, 4), (17, 4), (5, 8),
+          (16, 8), (3, 6), (2, 12)]  # fmt: skip
+
+
+@dtypes
+@pytest.mark.parametrize(("heads", "d_k"), NARROW, ids=["H{}-k{}".format(*s) for s in NARROW])
+@pytest.mark.parametrize("normalize", ["receiver", "sender"])
+def test_narrow_heads(normalize, heads, d_k, dtype):
+    # In float32 the sums of squareplus's gradient by the largest score cancel
+    normalizer = "softmax" if dtype == torch.float32 else "squareplus"
+    graph, case = random_graph("hub"), ("scaled_dot", normalizer, normalize)
+    check(graph, case, dtype, weighted=True, d=16, heads=heads, d_k=d_k)
+    check(graph, case, dtype, weighted=False, d=0, heads=heads, d_k=d_k)
+
+
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
 @pytest.mark.parametrize("normalize", ["receiver", "sender"])
