@@ -107,7 +107,9 @@ def test_narrow_heads(normalize, heads, d_k, dtype):
     normalizer = "softmax" if dtype == torch.float32 else "squareplus"
     graph, case = random_graph("hub"), ("scaled_dot", normalizer, normalize)
     check(graph, case, dtype, weighted=True, d=16, heads=heads, d_k=d_k)
-    check(graph, case, dtype, weighted=False, d=0, heads=heads, d_k=d_k)
+    # Of so few channels, all terms of a sum may cancel
+    tolerance = 2e-5 if dtype == torch.float32 else None
+    check(graph, case, dtype, weighted=False, d=0, heads=heads, d_k=d_k, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("score", SCORES)
