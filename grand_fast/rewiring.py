@@ -77,7 +77,7 @@ def diffusion_rewiring(
         edges = np.stack([col, first + row]).astype(np.int32)
         blocks.append((torch.from_numpy(edges), torch.from_numpy(value.astype(np.float32))))
     if not blocks:
-        return torch.empty(2, 0, dtype=torch.int64), torch.empty(0)
+        return graph.edge_index(), torch.empty(0, device=graph.device)
     edge_index, weight = (torch.cat(parts, dim=-1) for parts in zip(*blocks, strict=True))
     return edge_index.to(graph.device, torch.int64), weight.to(graph.device)
 
@@ -85,9 +85,7 @@ def diffusion_rewiring(
 def _blocks(
     graph: Graph, length: Any, tolerance: float, label: str
 ) -> Iterator[tuple[int, Any, Any, Any]]:
-    """The entries of `S` above 0, some rows at a time: the first of these; row, less that; column;
-    value.
-    """
+    """Some rows of `S` at a time: number of the first; rows less that, columns, values above 0."""
     from scipy.sparse import csr_array, eye_array
     from tqdm import tqdm
 
