@@ -121,7 +121,7 @@ def test_solver_options(capsys, options, says, nfe):
             ["--method", "rk45"],
             "--method: must be one of euler, midpoint, rk4, rk4_classic, dopri5",
         ),
-        (["--variant", "nl-rw"], "--variant: must be one of l, nl, laplacian, got 'nl-rw'"),
+        (["--variant", "rw"], "must be one of l, nl, nl-rw, laplacian, mixed, got 'rw'"),
         (["--split", "public"], "--split: must be one of planetoid, random, got 'public'"),
         (["--backend", "tpu"], "--backend: must be one of auto, gpu, cpu, reference, got 'tpu'"),
         (["--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),

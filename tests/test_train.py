@@ -8,6 +8,7 @@ import torch
 from grand_fast.data import NodeData, Split
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
+from grand_fast.nn.grand import VARIANTS
 from grand_fast.solvers import Status
 from grand_fast.train import CONFIG_FILE, WEIGHTS_FILE, Fit, fit, load_checkpoint, save_checkpoint
 
@@ -52,7 +53,7 @@ def train(model, groups, epochs=30, **more) -> Fit:
         return fit(model, data, graph, split, epochs=epochs, **({"lr": 0.05} | more))
 
 
-@pytest.mark.parametrize("variant", ["l", "nl", "laplacian"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_training_learns(groups, variant):
     run = train(GRAND(**(MODEL | {"variant": variant})), groups)
     assert run.stopped is None
