@@ -79,6 +79,7 @@ class RunFolder:
         path = self._figures(seed)
         if not self.has_begun or not path.is_file():
             return None
+        self.state(seed).unlink(missing_ok=True)  # of a run killed between the two
         content = json.loads(path.read_text())
         run = Fit(
             history=[Epoch(*values) for values in content["epochs"]],
