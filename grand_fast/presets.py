@@ -23,9 +23,9 @@ from grand_fast.optimizers import OPTIMIZERS
 from grand_fast.rewiring import KERNELS
 from grand_fast.solvers import METHODS, Adjoint
 
-_count, _positive, _nonnegative = (
-    number(int, low=1), number(float, above=0), number(float, low=0),
-)  # fmt: skip
+_count = number(int, low=1)
+_positive = number(float, above=0)
+_nonnegative = number(float, low=0)
 _share = number(float, low=0, below=1)
 _within = number(float, above=0, below=1)
 

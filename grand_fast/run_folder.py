@@ -14,7 +14,7 @@ from typing import Any
 from grand_fast.arguments import BadOptionError
 from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, write_whole
 from grand_fast.metrics import METRICS_FILE, TENSORBOARD_FOLDER, Epoch
-from grand_fast.train import Fit
+from grand_fast.trainer import Fit
 
 CURVES_FILE = "curves.png"
 RUN_FILE = "run.json"

@@ -99,8 +99,8 @@ def choose(
 
 def _unused(dataset: str | None, chosen: Preset, given: Collection[str]) -> str | None:
     """The first of the options given that would be silently ignored, and what it needs."""
-    attention = ("heads", "attention_channels", "score", "normalizer", "normalize", "reweight",
-                 "constant_init")  # fmt: skip
+    # Not the sizes, so that one command serves every variant
+    attention = ("score", "normalizer", "normalize", "reweight", "constant_init")
     thinning = ("attention_threshold", "attention_quantile")
     rewired = [name for name in _FIELDS if name.startswith("rewiring_")]
     adaptive = chosen.method in ADAPTIVE

@@ -123,7 +123,7 @@ class Trainer:
         self.model.eval()
         known = self._known(self.split.train) if self.use_labels else None
         if self.early_stop == 1:
-            states = [(self.model.T, self.model(self.data.x, self.graph, known))]
+            states = [(float(self.model.T), self.model(self.data.x, self.graph, known))]
         else:
             end = self.early_stop * self.model.T
             states = self.model.trajectory(self.data.x, self.graph, end, known)
@@ -160,12 +160,13 @@ class Trainer:
             "guess": result.guess,
             "weights": result.weights,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_state(path, content)
 
     def resume(self, path: Path) -> Fit:
         """Put the model, its optimiser and the random numbers where they were."""
-        content = load_state(path)
         try:
+            content = load_state(path)
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             set_random_state(content["random"], self.data.x.device)
@@ -177,7 +178,8 @@ class Trainer:
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"fit: `state` must be that of this model and these options, got {path}: {error}"
+                f"fit: `state` must be that of this model and these options, got {path}: {error}. "
+                f"Delete it, or train with --restart."
             ) from error
 
 
