@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def make_optimizer(
     kind = OPTIMIZERS.get(name.lower())
     if kind is None:
         raise ValueError(f"fit: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
-    options = {"lr": lr}
+    options: dict[str, Any] = {"lr": lr}
     if "weight_decay" in inspect.signature(kind).parameters:
         options["weight_decay"] = weight_decay
     elif weight_decay:

@@ -51,9 +51,9 @@ def diffusion_rewiring(
         threshold: instead, keep all entries of at least this.
         tolerance: a walk is not followed further from node `j` after `l` steps where the
             probability that it is there and goes on is below `tolerance · D_j`. So at most
-            `(1 + E[l]) / tolerance` edges are followed for a row, and no entry is too large; in an
-            undirected graph it is too small by at most `tolerance · √(D_i D_j)` for each length at
-            which that happens. 0 leaves nothing out.
+            `E[l] / tolerance` edges are followed for a row, E[l] = (1 − alpha) / alpha or t, and no
+            entry is too large; in an undirected graph it is too small by at most
+            `tolerance · √(D_i D_j)` for each length at which that happens. 0 leaves nothing out.
 
     Returns:
         `edge_index` int64 `[2, E']` (row 0 sends), sorted by receiver, then by sender, self-loops
@@ -71,7 +71,7 @@ def diffusion_rewiring(
     length = geom(alpha, loc=-1) if kernel == "ppr" else poisson(t)
     senders, weights, counts = [], [], []
     for first, s in _rows(graph.to("cpu"), length, tolerance, label=f"{kernel} rewiring"):
-        kept = _largest(s, top_k) if threshold is None else s >= threshold
+        kept = s >= threshold if top_k is None else _largest(s, top_k)
         row, col = np.nonzero(kept)
         value = s[row, col]
         count = np.bincount(row, minlength=len(s))
@@ -128,7 +128,7 @@ def _ends_of_walks(at: Any, walk: Any, ends: Any, goes_on: Any, least: Any) -> A
     return total
 
 
-def _largest(s: Any, top_k: int | None) -> Any:
+def _largest(s: Any, top_k: int) -> Any:
     """Where the `top_k` largest of the entries above 0 of each row are."""
     row, col = np.nonzero(s)
     order = np.lexsort((col, -s[row, col], row))
@@ -151,7 +151,7 @@ def _check(
         ("threshold", threshold, 0.0, math.inf),
         ("tolerance", tolerance, -math.ulp(0.0), math.inf),
     ):
-        if value is None:
+        if value is None and name == "threshold":
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             got = type(value).__name__

@@ -39,7 +39,7 @@ def read_table(path: Path, dtype: type, *, columns: int | None = None) -> np.nda
         TableError: not such a table, cut short, or empty.
     """
     try:
-        table = np.loadtxt(path, delimiter=",", dtype=dtype, ndmin=2)
+        table: np.ndarray = np.loadtxt(path, delimiter=",", dtype=dtype, ndmin=2)
     except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
         reason = str(error).partition("; use `usecols`")[0]
         raise TableError(path, f"must hold numbers separated by commas: {reason}") from error

@@ -81,8 +81,9 @@ def fit(
         _checked_penalties(model, penalties or {}),
         use_labels,
     )
-    found = state is not None and resume and state.exists()
-    result = trainer.resume(state) if found else Fit()
+    result = Fit()
+    if state is not None and resume and state.exists():
+        result = trainer.resume(state)
     first, saved = len(result.history), time.monotonic()
     if on_epoch is not None:
         for index, epoch in enumerate(result.history):

@@ -200,7 +200,9 @@ def test_an_interrupted_run_goes_on(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "seed 0: goes on from runs/digits-nl/seeds/0.safetensors" in out
     assert cli.main(["train", *QUICK, "--out", "whole"]) == 0
-    whole, resumed = (Path(f, "model.safetensors").read_bytes() for f in ("whole", "runs/digits-nl"))
+    whole, resumed = (
+        Path(f, "model.safetensors").read_bytes() for f in ("whole", "runs/digits-nl")
+    )
     assert whole == resumed
 
 

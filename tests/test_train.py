@@ -8,6 +8,7 @@ import torch
 from grand_fast.data import NodeData, Split, accuracy
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
+from grand_fast.nn.grand import VARIANTS
 from grand_fast.optimizers import OPTIMIZERS
 from grand_fast.solvers import Status
 from grand_fast.train import fit
@@ -54,7 +55,7 @@ def train(model, groups, epochs=30, **more) -> Fit:
         return fit(model, data, graph, split, epochs=epochs, **({"lr": 0.05} | more))
 
 
-@pytest.mark.parametrize("variant", ["l", "nl", "laplacian"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_training_learns(groups, variant):
     run = train(GRAND(**(MODEL | {"variant": variant})), groups)
     assert run.stopped is None
@@ -132,7 +133,7 @@ def test_early_stopping_takes_the_best_time(groups):
     assert run.test_accuracy == accuracy(guesses[run.best.time], data.y, split.test)
 
 
-def test_without_early_stopping_the_time_is_T(groups):
+def test_without_early_stopping_the_time_is_the_end(groups):
     assert {epoch.time for epoch in train(GRAND(**MODEL), groups, epochs=2).history} == {2.0}
 
 
