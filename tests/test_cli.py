@@ -191,7 +191,7 @@ def test_another_run_gets_a_folder_of_its_own(capsys):
 
 
 def test_an_interrupted_run_goes_on(capsys, monkeypatch):
-    monkeypatch.setattr(train, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(train, "STATE_SHARE", float("inf"))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
         assert cli.main(["train", *QUICK]) == 130

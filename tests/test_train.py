@@ -141,6 +141,7 @@ def test_penalties_are_added_to_the_loss(groups):
     model = GRAND(**MODEL, regularizers=("kinetic",))
     plain = train(model, groups, epochs=1, lr=1e-30)
     weighted = train(model, groups, epochs=1, lr=1e-30, penalties={"kinetic": 3.0})
+    model.train()(groups[0].x, groups[1])
     added = 3.0 * model.penalties["kinetic"].mean().item()
     assert added > 0
     assert weighted.history[0].loss == pytest.approx(plain.history[0].loss + added)
