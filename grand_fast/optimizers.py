@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 _OTHERS = (Optimizer, torch.optim.SparseAdam)
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
-    for name, kind in vars(torch.optim).items()
+    for name, kind in sorted(vars(torch.optim).items(), key=lambda item: item[0].lower())
     if isinstance(kind, type) and issubclass(kind, Optimizer) and kind not in _OTHERS
 }
 

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from grand_fast.checkpoint import WEIGHTS_FILE, load_state
 from grand_fast.data import NodeData, Split
 from grand_fast.experiment import Experiment, run_seeds
 from grand_fast.graph import Graph
-from grand_fast.metrics import COLUMNS, METRICS_FILE
+from grand_fast.metrics import COLUMNS, METRICS_FILE, TENSORBOARD_FOLDER, Epoch, Metrics
 from grand_fast.nn import GRAND
 from grand_fast.optimizers import OPTIMIZERS
 from grand_fast.presets import Preset
@@ -222,6 +223,45 @@ def test_metrics(tmp_path):
     assert tuple(rows[0]) == COLUMNS
     epoch = results.runs[1].history[1]
     assert rows[1 + 2 + 1] == ["1", "1", *(str(value) for value in vars(epoch).values())]
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    results = run_seeds(experiment(tmp_path / "run"), silent)
+    for seed, run in enumerate(results.runs):
+        events = EventAccumulator(str(tmp_path / "run" / TENSORBOARD_FOLDER / f"seed-{seed}"))
+        events.Reload()
+        assert set(events.Tags()["scalars"]) == set(COLUMNS) - {"seed", "epoch"}
+        losses = [(event.step, event.value) for event in events.Scalars("val_loss")]
+        assert losses == [(i, pytest.approx(e.val_loss)) for i, e in enumerate(run.history)]
+
+
+def test_tensorboard_forgets_what_a_killed_run_wrote(tmp_path, monkeypatch):
+    """With a writer of our own in the place of TensorBoard's."""
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written.append((Path(folder).name, "from", purge_step))
+
+        def add_scalar(self, name, value, step):
+            if name == "loss":
+                written.append(step)
+
+        def close(self):
+            written.append("closed")
+
+    module = SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    metrics = Metrics(tmp_path)
+    epoch = Epoch(1.0, 1.0, 0.5, 4, 4, 0.1, 2**20, 1.0)
+    for seed, index in ((0, 0), (0, 1), (1, 0)):
+        metrics.add(seed, index, epoch)
+    metrics.close()
+    assert written == [("seed-0", "from", 0), 0, 1, "closed", ("seed-1", "from", 0), 0, "closed"]
 
 
 def test_another_run_in_the_folder_is_not_touched(tmp_path):
