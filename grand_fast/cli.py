@@ -152,7 +152,8 @@ def _add_train(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     # scikit-learn, PyG and matplotlib are imported further down, where they are used
-    from grand_fast.experiment import run_seeds, summary, write_summary
+    from grand_fast.experiment import run_seeds
+    from grand_fast.summary import summary, write_summary
 
     to_stdout = options.json == Path("-")
 

@@ -72,7 +72,8 @@ class Preset:
     self_loops: float | None = _data(1.0, optional(_nonnegative),
         "weight of the loop appended to each node, or none for no loops")  # fmt: skip
     rewiring: Literal["ppr", "heat"] | None = _data(None, _names(KERNELS), "replace "
-        "the edges by those of a diffusion: personalised PageRank or heat kernel (Klicpera et al. 2019)")  # fmt: skip
+        "the edges by those of a diffusion: personalised PageRank or heat kernel "
+        "(Klicpera et al. 2019)")  # fmt: skip
     rewiring_top_k: int | None = _data(None, _count, "edges kept of each node, the strongest")
     rewiring_threshold: float | None = _data(None, _positive, "or smallest strength of a kept edge")
     rewiring_alpha: float = _data(0.15, _within, "teleport probability of ppr")

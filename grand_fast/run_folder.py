@@ -79,14 +79,21 @@ class RunFolder:
         path = self._figures(seed)
         if not self.has_begun or not path.is_file():
             return None
+        try:
+            content = json.loads(path.read_text())
+            run = Fit(
+                history=[Epoch(*values) for values in content["epochs"]],
+                best_epoch=content["best_epoch"],
+                test_accuracy=content["test_accuracy"],
+            )
+            spread: float | None = content["label_spreading"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadOptionError(
+                f"--out must be a folder with whole files, got {path}, which is damaged: {error}. "
+                f"Delete that file, and its seed is trained again."
+            ) from error
         self.state(seed).unlink(missing_ok=True)  # of a run killed between the two
-        content = json.loads(path.read_text())
-        run = Fit(
-            history=[Epoch(*values) for values in content["epochs"]],
-            best_epoch=content["best_epoch"],
-            test_accuracy=content["test_accuracy"],
-        )
-        return run, content["label_spreading"]
+        return run, spread
 
     def _figures(self, seed: int) -> Path:
         return self.path / SEEDS_FOLDER / f"{seed}.json"

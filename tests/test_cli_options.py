@@ -72,7 +72,7 @@ from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixt
             ["--score", "dot"],
             "--score: must be one of scaled_dot, cosine, pearson, exp_kernel, gat",
         ),
-        (["--optimizer", "sgdd"], "--optimizer: must be one of adafactor, "),
+        (["--optimizer", "sgdd"], "--optimizer: must be one of adadelta, "),
         (
             ["--optimizer", "rprop"],
             "`weight_decay` must be 0 with Rprop, which has none, got 0.001",

@@ -103,7 +103,7 @@ def test_optimizers(groups, optimizer):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"optimizer": "adamm"}, "`optimizer` must be one of adafactor, .*, got 'adamm'"),
+        ({"optimizer": "adamm"}, "`optimizer` must be one of adadelta, .*, got 'adamm'"),
         ({"optimizer": "rprop", "weight_decay": 0.1}, "must be 0 with Rprop, which has none"),
         ({"optimizer": "muon"}, "must take this model and these options, got Muon: "),
         ({"penalties": {"kinetic": 1.0}}, r"must be among the model's regularizers \(\), got 'kin"),
