@@ -89,8 +89,8 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
         say: takes lines for the user.
 
     Raises:
-        BadOptionError: options that do not fit, or another run in `out`. DataError: files missing
-            or damaged.
+        BadOptionError: options that do not fit, or another run in `out`, or another process at
+            work there. DataError: files missing or damaged.
 
     An interrupt or a failed solve ends the runs: `Results.stopped` tells.
     """
@@ -114,8 +114,9 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
         folder.begin()
         metrics.add(seed, index, epoch)
 
-    say(describe(data, splits[0], preset))
     try:
+        folder.lock()
+        say(describe(data, splits[0], preset))
         for seed, split in enumerate(splits):
             torch.manual_seed(seed)
             model = _model(config).to(experiment.device)
@@ -149,6 +150,7 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
             )
     finally:
         metrics.close()
+        folder.close()
     return results
 
 

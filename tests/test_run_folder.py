@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from grand_fast.checkpoint import WEIGHTS_FILE
 from grand_fast.experiment import run_seeds
 from grand_fast.metrics import COLUMNS, METRICS_FILE, TENSORBOARD_FOLDER, Epoch, Metrics
 from grand_fast.nn import GRAND
-from grand_fast.run_folder import RUN_FILE, SEEDS_FOLDER
+from grand_fast.run_folder import LOCK_FILE, RUN_FILE, SEEDS_FOLDER
 from tests._small_run import SMALL, experiment, results_of, silent, two_rings, values
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,6 +112,23 @@ def test_weights_of_unknown_origin_are_not_overwritten(tmp_path):
     (tmp_path / WEIGHTS_FILE).touch()
     with pytest.raises(BadOptionError, match=f"it holds {WEIGHTS_FILE}"):
         run_seeds(experiment(tmp_path), silent)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    run_seeds(experiment(out, seeds=1), silent)
+    script = f"import fcntl; f = open({str(out / LOCK_FILE)!r}, 'w'); fcntl.flock(f, 2); "
+    script += "print('locked', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", script], text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert other.stdout.readline() == "locked\n"
+    for restart in (False, True):
+        with pytest.raises(BadOptionError, match=f"no other process trains, got {out}"):
+            run_seeds(experiment(out, seeds=2, restart=restart), silent)
+    other.kill()
+    other.communicate()
+    assert len(run_seeds(experiment(out, seeds=2), silent).runs) == 2
 
 
 @pytest.mark.parametrize("file", ["0.json", "0.safetensors"])
