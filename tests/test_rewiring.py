@@ -67,7 +67,10 @@ def test_top_k_against_dense(name, diffusion):
     edge_index, weight = gf.diffusion_rewiring(edges, n, top_k=7, tolerance=0.0, **diffusion)
     s = dense(edges, n, **diffusion)
     largest = s.topk(7, dim=1).values
-    possible = (s > 0).sum(1).clamp(max=7)  # not all nodes reach so many
+    neighbours = torch.eye(n, dtype=torch.float64)
+    neighbours[edges[1], edges[0]] = 1
+    reached = torch.linalg.matrix_power(neighbours / neighbours.sum(), n) > 0
+    possible = reached.sum(1).clamp(max=7)  # not all nodes reach so many
     receiver = edge_index[1]
     assert torch.equal(torch.bincount(receiver, minlength=n), possible)
     assert edge_index.dtype == torch.int64 and weight.dtype == torch.float32
@@ -128,9 +131,13 @@ def test_what_tolerance_leaves_out(diffusion, tolerance):
     from scipy.stats import geom, poisson
 
     is_ppr = diffusion["kernel"] == "ppr"
-    length = geom(diffusion.get("alpha", 0.15), loc=-1) if is_ppr else poisson(diffusion.get("t", 5))
-    blocks = [torch.from_numpy(s) for _, s in rewiring._rows(graph, length, tolerance, label="")]
-    error = exact - torch.cat(blocks)
+    length = (
+        geom(diffusion.get("alpha", 0.15), loc=-1) if is_ppr else poisson(diffusion.get("t", 5))
+    )
+    approximate = torch.zeros(n, n, dtype=torch.float64)
+    for first, row, col, value in rewiring._blocks(graph, length, tolerance, ""):
+        approximate[first + row, col] = torch.from_numpy(value)
+    error = exact - approximate
     lengths = int(length.isf(tolerance)) + 1  # beyond, nothing is followed from anywhere
     bound = lengths * tolerance * (degree[:, None] * degree).sqrt()
     assert float(error.min()) > -1e-12 and bool((error <= bound + 1e-12).all())
@@ -142,8 +149,9 @@ def test_the_largest_entries_are_found_at_the_default_tolerance():
     for kernel in rewiring.KERNELS:
         got = matrix(*gf.diffusion_rewiring(edges, n, kernel=kernel, top_k=16), n)
         want = matrix(*gf.diffusion_rewiring(edges, n, kernel=kernel, top_k=16, tolerance=0.0), n)
-        assert int(((got > 0) & (want > 0)).sum()) > 0.99 * 16 * n
-        assert float((got - want).abs().sum(1).max()) < 0.02
+        both = (got > 0) & (want > 0)
+        assert int(both.sum()) > 0.99 * 16 * n
+        assert float((got / want - 1)[both].abs().max()) < 0.03
 
 
 @EACH

@@ -51,8 +51,12 @@ def thinned(
         )
     with torch.no_grad():
         a = field.attention(x0, graph, mean_heads=True)
-    if quantile is not None and a.numel() > 0:
-        # Above this edge's value are just those above the quantile, which lies between it and the
-        # next. torch.quantile takes no more than 2^24 values.
-        threshold = a.kthvalue(math.floor(quantile * (a.numel() - 1)) + 1).values
-    return graph if threshold is None else graph.keep_edges(a > threshold)
+    if quantile is None:
+        assert threshold is not None
+        return graph.keep_edges(a > threshold)
+    if a.numel() == 0:
+        return graph
+    # Above this edge's value are just those above the quantile, which lies between it and the
+    # next. torch.quantile takes no more than 2^24 values.
+    rank = math.floor(quantile * (a.numel() - 1)) + 1
+    return graph.keep_edges(a > a.kthvalue(rank).values)

@@ -79,7 +79,7 @@ def test_kinds_of_input_agree():
     adj_t = torch.sparse_csr_tensor(matrix.indptr, matrix.indices, matrix.data, (n, n))
     for given in (graph, adj_t, adjacency):
         assert torch.equal(conv(x, given), want)
-    index = EdgeIndex(edges, sparse_size=(n, n))
+    index = EdgeIndex(edges.contiguous(), sparse_size=(n, n))
     for given in (graph.with_edge_weight(None), index, edges.int()):
         assert torch.equal(conv(x, given), want_bare)
         assert torch.equal(conv(x, given, weight), want)

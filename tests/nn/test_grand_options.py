@@ -192,7 +192,10 @@ def test_bad_input():
         (GRAND(C, HIDDEN, CLASSES), torch.zeros(N, 3), "`labels` must be None without"),
     ]
     for each, labels, text in cases:
-        for call in (each.forward, lambda *given, each=each: each.trajectory(*given[:2], 1.0, given[2])):
+        for call in (
+            each.forward,
+            lambda *given, each=each: each.trajectory(*given[:2], 1.0, given[2]),
+        ):
             with pytest.raises(ValueError, match=text):
                 call(x, graph, labels)
     for name in ("label_channels", "augment"):
