@@ -1,7 +1,9 @@
 """Data sets and splits; the public ones where their files are at hand."""
 
+import gzip
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,7 +77,7 @@ def test_digits_neighbours():
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="one of digits, Cora, .*, Photo, got 'cora2'"):
+    with pytest.raises(ValueError, match="one of digits, Cora, .*, ogbn-arxiv, got 'cora2'"):
         data.load("cora2")
 
 
@@ -117,6 +119,14 @@ def test_random_split_refuses_what_cannot_be(labels, development, text):
         data.random_split(y, seed=0, labels_per_class=labels, development=development)
 
 
+def test_random_split_leaves_out_nodes_without_a_label():
+    y = torch.arange(90) % 3
+    y[10:40] = -1
+    split = data.random_split(y, seed=0, labels_per_class=5, development=30)
+    ids = torch.cat([split.train, split.val, split.test])
+    assert sorted(ids.tolist()) == [*range(10), *range(40, 90)]
+
+
 def test_label_spreading_uses_our_graph_and_labels():
     digits = data.load("digits")
     split = data.random_split(digits.y, seed=0, labels_per_class=10, development=400)
@@ -155,7 +165,7 @@ def test_planetoid_files(tmp_path, place):
 def test_root_comes_from_the_environment(tmp_path, monkeypatch):
     planetoid_files(tmp_path / "Cora/raw")
     monkeypatch.setenv("GRAND_FAST_DATA", str(tmp_path))
-    assert raw_files.find("Cora") == tmp_path / "Cora/raw"
+    assert raw_files.find("Cora") == tmp_path / "Cora"
 
 
 def test_missing_files_are_named(tmp_path):
@@ -191,6 +201,83 @@ def test_a_cut_archive_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=f"{path} is damaged.*https://"):
         data.load("Photo", root=tmp_path)
+
+
+def arxiv_files(folder, **changed):
+    """Files in ogb's layout: five papers, the last of which cites itself and is cited twice."""
+    tables = {
+        "raw/edge": [[0, 1], [1, 2], [2, 1], [3, 4], [0, 4], [4, 4]],
+        "raw/node-feat": [[0.5, -1.0], [0.25, 3e-3], [1, 2], [3, 4], [5, 6]],
+        "raw/node-label": [[2], [0], [1], [1], [0]],
+        "split/time/train": [[3], [0]],
+        "split/time/valid": [[1]],
+        "split/time/test": [[2], [4]],
+    }
+    for name, rows in (tables | changed).items():
+        path = folder / f"{name}.csv.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()))
+
+
+@pytest.mark.parametrize("place", ["ogb/ogbn_arxiv", "ogbn_arxiv", "."])
+def test_ogbn_arxiv(tmp_path, place):
+    arxiv_files(tmp_path / place)
+    arxiv = data.load("ogbn-arxiv", root=tmp_path)
+    assert arxiv.x.dtype == torch.float32 and arxiv.x[1].tolist() == [0.25, float(np.float32(3e-3))]
+    assert arxiv.y.tolist() == [2, 0, 1, 1, 0]
+    both_ways = {(0, 1), (1, 2), (3, 4), (0, 4)}
+    edges = set(map(tuple, arxiv.edge_index.T.tolist()))
+    assert edges == both_ways | {(j, i) for i, j in both_ways}
+    assert arxiv.edge_index.shape == (2, 8)
+    split = arxiv.public_split
+    assert [ids.tolist() for ids in (split.train, split.val, split.test)] == [[0, 3], [1], [2, 4]]
+
+
+def test_missing_ogbn_arxiv(tmp_path):
+    with pytest.raises(DataError) as nothing:
+        data.load("ogbn-arxiv", root=tmp_path)
+    folder = f"{tmp_path}/ogb/ogbn_arxiv"
+    assert f"missing file {folder}/raw/edge.csv.gz and 5 others" in str(nothing.value)
+    assert "arxiv.zip && " in str(nothing.value) and f"'{folder}'" in str(nothing.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("raw/edge", [[0, 5]]),
+        ("raw/edge", [[0, 1, 2]]),
+        ("raw/edge", []),
+        ("raw/node-feat", [[1, 2], [3, "x"]]),
+        ("raw/node-label", [[0], [1]]),
+        ("split/time/test", [[-1]]),
+    ],
+)
+def test_damaged_ogbn_arxiv(tmp_path, name, rows):
+    arxiv_files(tmp_path / "ogbn_arxiv", **{name: rows})
+    path = tmp_path / "ogbn_arxiv" / f"{name}.csv.gz"
+    with pytest.raises(DataError, match=f"{path} is damaged.*arxiv.zip"):
+        data.load("ogbn-arxiv", root=tmp_path)
+
+
+def test_a_cut_table_of_ogbn_arxiv_is_named(tmp_path):
+    arxiv_files(tmp_path / "ogbn_arxiv")
+    path = tmp_path / "ogbn_arxiv/raw/node-feat.csv.gz"
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(DataError, match=f"{path} is damaged"):
+        data.load("ogbn-arxiv", root=tmp_path)
+
+
+def test_fingerprint():
+    mine = data.NodeData("a", torch.ones(3, 2), torch.arange(3), torch.zeros(2, 4, dtype=int))
+    same = data.NodeData("b", torch.ones(3, 2), torch.arange(3), torch.zeros(2, 4, dtype=int))
+    assert data.fingerprint(mine) == data.fingerprint(same)
+    others = [
+        replace(mine, x=torch.zeros(3, 2)),
+        replace(mine, edge_weight=torch.ones(4)),
+        replace(mine, public_split=data.Split(*torch.arange(3).split(1))),
+    ]
+    assert len({data.fingerprint(other) for other in [mine, *others]}) == 4
 
 
 @needs_files
