@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -82,6 +84,26 @@ def test_a_term_may_fuse_its_update():
     want = gf.integrate(lambda t, x: -x, x0, 1.0, step_size=0.25, method="rk4").x
     assert term.calls == 16
     assert_close("x(T)", got, want, tolerance=1e-15)
+
+
+@pytest.mark.parametrize("end", ["clamp", "interp"])
+def test_no_more_slopes_are_kept_than_a_step_has(end):
+    """Those of the step before, or of one that was rejected, make room for those of the next."""
+    slopes, most = [], 0
+
+    def f(t, x):
+        nonlocal most
+        slopes.append(weakref.ref(y := -x))
+        most = max(most, sum(slope() is not None for slope in slopes))
+        return y
+
+    with torch.no_grad():
+        solution = gf.integrate(
+            f, torch.ones(3, dtype=torch.float64), 4.0, method="dopri5", first_step=3.0,
+            times=[0.5, 2.0, 4.0], end=end,
+        )  # fmt: skip
+    assert solution.stats.accepted > 3 and solution.stats.rejected > 0
+    assert most == 7 + 1  # and the first of all
 
 
 def test_initial_state_is_never_changed():
