@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+import torch
 from grand_fast.ops import stage_update
 
 Scale = float | Tensor  # a float, a scalar tensor, or one value per channel
@@ -77,8 +78,16 @@ class AbstractTerm(ABC):
 
 
 def check_field(f: Tensor, x: Tensor) -> None:
-    """`f` is like `x`."""
-    if f.shape != x.shape or f.dtype != x.dtype:
+    """`f` is like `x`; of any float type where autocast brings them to one.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(f, Tensor):
+        got = type(f).__name__
+        raise TypeError(f"integrate: `term` must return f as a Tensor, got {got}.")
+    is_other_type = f.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
+    if f.shape != x.shape or is_other_type:
         raise ValueError(
             f"integrate: `term` must return f like x, {x.dtype} {list(x.shape)}, "
             f"got {f.dtype} {list(f.shape)}."
@@ -156,7 +165,9 @@ class CountedTerm(AbstractTerm):
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""
         self.counter.nfe += 1
-        return self.term.vf(t, x)
+        f = self.term.vf(t, x)
+        check_field(f, x)
+        return f
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`, counted once."""

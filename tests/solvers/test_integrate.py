@@ -106,6 +106,30 @@ def test_no_more_slopes_are_kept_than_a_step_has(end):
     assert most == 7 + 1  # and the first of all
 
 
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "implicit_adams"])
+@pytest.mark.parametrize(("f", "error", "text"), [
+    (lambda t, x: 1.0, TypeError, "`term` must return f as a Tensor, got float"),
+    (lambda t, x: x[:1], ValueError, r"`term` must return f like x.*\[3, 2\], got.*\[1, 2\]"),
+    (lambda t, x: x.double(), ValueError, "`term` must return f like x.*float32.*got.*float64"),
+])  # fmt: skip
+def test_a_field_unlike_the_state_is_named(f, error, text, method):
+    with pytest.raises(error, match=text):
+        gf.integrate(f, torch.ones(3, 2), 1.0, method=method)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "explicit_adams"])
+def test_a_function_under_autocast(method):
+    linear = torch.nn.Linear(4, 4)
+    x0 = torch.randn(5, 4, requires_grad=True)
+    options = {"method": method, "step_size": 0.25, "rtol": 1e-2, "atol": 1e-2}
+    want = gf.integrate(lambda t, x: linear(x), x0, 1.0, **options).x
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = gf.integrate(lambda t, x: linear(x), x0, 1.0, **options).x
+    got.sum().backward()
+    assert got.dtype == torch.float32 and x0.grad.isfinite().all()
+    assert_close("x(T)", got, want, tolerance=2e-2)
+
+
 def test_initial_state_is_never_changed():
     for method in GENERAL:
         x0 = torch.randn(3)
