@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """`value` is one of `known`."""
     if value not in known:
         raise ValueError(f"integrate: `{name}` must be one of {', '.join(known)}, got {value!r}.")

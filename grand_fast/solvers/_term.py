@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
-
-from torch import Tensor, nn
+from typing import Any, Self
 
 import torch
+from torch import Tensor, nn
+
 from grand_fast.ops import stage_update
 
 Scale = float | Tensor  # a float, a scalar tensor, or one value per channel
@@ -56,6 +58,17 @@ class AbstractTerm(ABC):
             "adjoint_params."
         )
 
+    def cut(self) -> Self:
+        """A copy whose own tensors are leaves, in the order of `tensors()`.
+
+        Where one of them was computed from another, as the weights of attention from the source,
+        the continuous adjoint needs the gradient by each with the others held.
+        """
+        term = copy(self)
+        for name, value in vars(self).items():
+            setattr(term, name, _cut(value))
+        return term
+
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`."""
         f = self.vf(t, x)
@@ -75,6 +88,16 @@ class AbstractTerm(ABC):
             f"integrate: `term` must be linear, with a constant matrix, for uniformisation, got "
             f"{type(self).__name__}. Use semi_implicit_euler or rk4, or GRAND with variant='l'."
         )
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, AbstractTerm):
+        return value.cut()
+    if isinstance(value, list | tuple):
+        return [_cut(v) for v in value]
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return value.detach().requires_grad_()
+    return value
 
 
 def check_field(f: Tensor, x: Tensor) -> None:

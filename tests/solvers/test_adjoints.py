@@ -9,7 +9,7 @@ import torch
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
 from grand_fast.ops._lean import is_lean, lean
-from grand_fast.solvers import ContinuousOptions
+from grand_fast.solvers import ContinuousOptions, SolveError
 from grand_fast.solvers._binomial import first_part
 from grand_fast.testing import assert_close, random_graph
 
@@ -227,6 +227,39 @@ def test_a_function_must_name_its_tensors_for_the_continuous_adjoint():
     ).x
     (dw,) = torch.autograd.grad(x.sum(), w)
     assert_close("dw", dw, -torch.exp(torch.tensor(-1.0)).expand(3), tolerance=1e-3)
+
+
+def test_a_field_that_nothing_differentiates_has_a_continuous_adjoint():
+    x0 = torch.ones(3, requires_grad=True)
+    options = ContinuousOptions(params=())
+    x = gf.integrate(
+        lambda t, x: torch.ones_like(x), x0, 1.0, adjoint="continuous", adjoint_options=options
+    ).x
+    (dx,) = torch.autograd.grad(x.sum(), x0)
+    assert_close("dx0", dx, torch.ones(3))
+
+
+def test_a_continuous_adjoint_that_fails_says_where():
+    x0 = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    options = ContinuousOptions(method="dopri5", params=())
+    x = gf.integrate(  # √x has no slope at 0
+        lambda t, x: x.sqrt(), x0, 2.0, adjoint="continuous", adjoint_options=options
+    ).x
+    with pytest.raises(SolveError, match="'continuous': NON_FINITE at t = 2: .*'checkpoint'"):
+        x.sum().backward()
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"method": "rk9"}, "`adjoint_options.method` must be one of euler.*got 'rk9'"),
+    ({"method": "uniformisation"}, "`adjoint_options.method` must be one of euler"),
+    ({"step_size": -1.0}, "`adjoint_options.step_size`.*above 0, got -1"),
+])  # fmt: skip
+def test_bad_options_of_the_continuous_adjoint(options, text):
+    options = ContinuousOptions(params=(), **options)
+    with pytest.raises(ValueError, match=text):  # before backward
+        gf.integrate(
+            lambda t, x: -x, torch.ones(3), 1.0, adjoint="continuous", adjoint_options=options
+        )
 
 
 @pytest.mark.parametrize("limit", [None, 80_000], ids=["checkpoint", "limited"])
