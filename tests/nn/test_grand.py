@@ -239,6 +239,16 @@ def test_the_continuous_adjoint_holds_weights_that_come_from_the_source(options)
         assert_close(name, continuous, direct, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["l", "nl", "laplacian"])
+def test_a_graph_without_nodes(variant):
+    graph = gf.Graph.from_edge_index(torch.zeros(2, 0, dtype=torch.long), 0)
+    for method in ("rk4", "dopri5", "implicit_adams", "semi_implicit_euler"):
+        model = GRAND(4, 8, 3, variant=variant, method=method, heads=2, source=True)
+        logits = model(torch.zeros(0, 4), graph)
+        logits.sum().backward()
+        assert logits.shape == (0, 3) and model.status is gf.Status.SUCCESS
+
+
 def test_copy_pickle_and_repr():
     model = GRAND(4, 8, 3, variant="l")
     graph, x = random_graph("random"), torch.randn(40, 4)
