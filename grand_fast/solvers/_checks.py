@@ -19,6 +19,17 @@ def check_number(name: str, value: float, *, positive: bool) -> None:
         raise ValueError(f"integrate: `{name}` must be finite and {bound}, got {value}.")
 
 
+def check_count(name: str, value: int | None) -> None:
+    """`value` is None or an int of at least 1."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        got = type(value).__name__
+        raise TypeError(f"integrate: `{name}` must be an int or None, got {got}.")
+    if value < 1:
+        raise ValueError(f"integrate: `{name}` must be at least 1, got {value}.")
+
+
 # Methods whose steps go the same way whatever the values of the state
 _TRACEABLE = ("euler", "midpoint", "rk4", "rk4_classic", "explicit_adams")
 

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from grand_fast.solvers._adjoint import ADJOINTS, Adjoint, checkpoint_differentiating
 from grand_fast.solvers._binomial import limited
-from grand_fast.solvers._checks import check_choice, check_number, check_times, check_traceable
+from grand_fast.solvers._checks import (
+    check_choice,
+    check_count,
+    check_number,
+    check_times,
+    check_traceable,
+)
 from grand_fast.solvers._continuous import ContinuousOptions, continuous
 from grand_fast.solvers._methods import METHODS, Method, solver_of
 from grand_fast.solvers._problem import Problem
@@ -107,10 +113,16 @@ def integrate(
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         got = str(x0.dtype) if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"integrate: `x0` must be a floating tensor, got {got}.")
+    for name, count in (
+        ("memory_limit", memory_limit),
+        ("max_steps", max_steps),
+        ("max_nfe", max_nfe),
+    ):
+        check_count(name, count)
     T = float(T)
     wanted = check_times(times, T)
     rtol, atol = tolerances(x0.dtype, rtol, atol, tol_scale, tol_convention)
-    if isinstance(method, str):
+    if not isinstance(method, AbstractSolver):
         check_choice("method", method, tuple(METHODS))
     if torch.compiler.is_compiling():
         check_traceable(method, adjoint, memory_limit)

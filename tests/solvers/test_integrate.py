@@ -163,8 +163,14 @@ BAD = {
     "T nan": (ValueError, "`T` must be finite", {"T": float("nan")}),
     "T type": (TypeError, "`T` must be a float, got str", {"T": "1"}),
     "step 0": (ValueError, "`step_size`.*above 0, got 0", {"step_size": 0.0}),
+    "method type": (ValueError, "`method` must be one of euler.*got None", {"method": None}),
+    "limit type": (TypeError, "`memory_limit` must be an int or None, got float",
+                   {"memory_limit": 1e9}),
+    "limit 0": (ValueError, "`memory_limit` must be at least 1, got 0", {"memory_limit": 0}),
+    "steps type": (TypeError, "`max_steps` must be an int or None, got str", {"max_steps": "9"}),
+    "nfe": (ValueError, "`max_nfe` must be at least 1, got -1", {"max_nfe": -1}),
     "x0": (TypeError, "`x0`.*floating.*int64", {"x0": torch.ones(3).long()}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
