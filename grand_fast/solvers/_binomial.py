@@ -62,12 +62,14 @@ def run(steps: Sequence[Advance], state: State, places: int) -> State:
 def _kept(steps: Sequence[Advance], state: State, places: int) -> State:
     """Only `state` is kept; the steps run again in backward."""
 
-    def again(x: Tensor, carry: Carry) -> State:
+    def again(x: Tensor, *carry: Tensor) -> State:
         if len(steps) == 1:
             return steps[0](x, carry)
         return run(steps, (x, carry), places)
 
-    result: State = run_again(again, *state)
+    # Tensor by tensor: what a tuple holds stays even where all of this runs within another part.
+    x, carry = state
+    result: State = run_again(again, x, *carry)
     return result
 
 

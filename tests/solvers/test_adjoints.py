@@ -5,6 +5,7 @@ from math import comb
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
@@ -127,6 +128,27 @@ def test_the_history_counts_within_the_limit(make):
     least = least_limit(solve)
     for limit in (least, 2 * least):
         assert kept_bytes(lambda limit=limit: solve(limit)) <= limit
+
+
+@pytest.mark.parametrize("method", ["dopri5", "explicit_adams"])
+def test_slopes_of_steps_that_run_again_are_let_go_within_a_limit(method):
+    x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    slopes = []
+
+    def f(t, x):
+        slopes.append(StorageWeakRef((y := -x.sin()).untyped_storage()))
+        return y
+
+    def solve(limit):
+        return gf.integrate(
+            f, x0, 4.0, method=method, step_size=0.1, rtol=1e-9, atol=1e-9, memory_limit=limit
+        )
+
+    solution = solve(least_limit(solve))
+    assert solution.stats.accepted > 30
+    # Three slopes at most with each state that is kept, of which there is one beside the first
+    assert sum(not slope.expired() for slope in slopes) <= 10
+    solution.x.sum().backward()
 
 
 @pytest.mark.parametrize(("steps", "limit"), [(3000, 10**6), (51, "least"), (1000, "least")])
