@@ -27,13 +27,6 @@ def _direct(step: Take, x: Tensor, carry: Carry) -> Any:
     return _leanly(step, x, carry)
 
 
-def _checkpoint(step: Take, x: Tensor, carry: Carry) -> Any:
-    """Keep the state before the step alone; run the step again in backward."""
-    if not torch.is_grad_enabled():
-        return step(x, carry)
-    return run_again(step, x, carry)
-
-
 def run_again(function: Callable[..., Any], *given: Any) -> Any:
     """`function(*given)`, of which `given` alone is kept: it runs again in backward.
 
@@ -51,8 +44,19 @@ def _leanly(function: Callable[..., Any], *given: Any) -> Any:
 
 ADJOINTS: dict[str, Differentiate] = {
     "direct": _direct,
-    "checkpoint": _checkpoint,
+    "checkpoint": run_again,
 }
+
+
+def autocast_of(x: Tensor) -> torch.autocast:
+    """The region of autocast that tensors like `x` are in, for what runs later as it would now."""
+    device = x.device.type
+    return torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )
 
 
 class _Saved:
@@ -63,13 +67,7 @@ class _Saved:
         self.kept: list[Tensor] | None = []
         self.count = 0
         self.random = torch.get_rng_state(), *get_device_states(x)
-        device = x.device.type
-        self.autocast = torch.autocast(
-            device,
-            dtype=torch.get_autocast_dtype(device),
-            enabled=torch.is_autocast_enabled(device),
-            cache_enabled=torch.is_autocast_cache_enabled(),
-        )
+        self.autocast = autocast_of(x)
 
     def pack(self, t: Tensor) -> int:
         """Its number among the saved."""
@@ -119,8 +117,6 @@ def checkpoint_differentiating(step: Take, x: Tensor, carry: Carry) -> Any:
 
     For each of which torch's own checkpoint would run the step again, during the forward pass.
     """
-    if not torch.is_grad_enabled():
-        return step(x, carry)
     saved = _Saved(step, x, carry)
     with saved_tensors_hooks(saved.pack, saved.unpack):
         taken = step(x, carry)
