@@ -7,6 +7,7 @@ from grand_fast import nn, ops
 from grand_fast._version import __version__
 from grand_fast.graph import Graph
 from grand_fast.ops._dispatch import backend
+from grand_fast.rewiring import diffusion_rewiring
 from grand_fast.solvers import Solution, Stats, Status, integrate, odeint, odeint_adjoint
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Status",
     "__version__",
     "backend",
+    "diffusion_rewiring",
     "integrate",
     "nn",
     "odeint",

@@ -6,11 +6,16 @@ import argparse
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 BAD_ARGUMENTS = 2  # exit code
+NONE = "none"  # an option that is set to nothing
+
+
+class BadOptionError(ValueError):
+    """Options that do not fit each other or the data."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -22,7 +27,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def one_of(known: Sequence[str]) -> Callable[[str], str]:
-    """A name out of `known`, whatever its case."""
+    """A name out of `known`, whatever its case; the parser lists them as `.names`."""
 
     def parse(text: str) -> str:
         for name in known:
@@ -30,7 +35,25 @@ def one_of(known: Sequence[str]) -> Callable[[str], str]:
                 return name
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(known)}, got {text!r}")
 
+    parse.names = tuple(known)  # type: ignore[attr-defined]
     return parse
+
+
+def flag(text: str) -> bool:
+    """`true` or `false`."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+
+
+def optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """What `parse` reads, or the word none, which stays as it is."""
+
+    def parse_or_none(text: str) -> Any:
+        return NONE if text.lower() == NONE else parse(text)
+
+    parse_or_none.names = getattr(parse, "names", ())  # type: ignore[attr-defined]
+    return parse_or_none
 
 
 def number(

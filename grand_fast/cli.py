@@ -12,20 +12,37 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import grand_fast as gf
-from grand_fast.arguments import BAD_ARGUMENTS, OneLineParser, device, number, one_of
-from grand_fast.data import DATASETS, SPLITS
-from grand_fast.nn.grand import VARIANTS
+from grand_fast.arguments import (
+    BAD_ARGUMENTS,
+    BadOptionError,
+    OneLineParser,
+    device,
+    number,
+    one_of,
+)
+from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from grand_fast.data import DATASETS
+from grand_fast.metrics import METRICS_FILE
 from grand_fast.ops._dispatch import BACKENDS, cannot_run
-from grand_fast.presets import PRESETS, Preset, preset
 from grand_fast.raw_files import DataError
-from grand_fast.solvers import ADAPTIVE, METHODS, Adjoint
-from grand_fast.train import OPTIMIZERS
+from grand_fast.run_folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
+from grand_fast.train_options import (
+    add_preset_options,
+    choose,
+    given_options,
+    preset_table,
+    read_config,
+)
+
+if TYPE_CHECKING:
+    from grand_fast.experiment import Experiment
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -35,8 +52,13 @@ examples:
       handwritten digits, built in: half a minute on two cores, no download
   grand-fast train --dataset Cora --root ~/data --variant l --split planetoid --seeds 3 --json
       Cora as PyG's loaders keep it, ~/data/planetoid/Cora/raw or ~/data/Cora/raw
+  grand-fast train --data graph.npz --hidden 32 --out runs/mine
+      your own graph, written by numpy.savez("graph.npz", edge_index=..., x=..., y=...)
+  grand-fast train --config tuned.toml --seeds 20
+      options from a file, one a line, with _ for -: hidden = 80, step_size = 0.5, source = false
+The word none sets an option to nothing: --self-loops none.
 
-Options that are not given come from the data set's preset:
+Options that are not given come from the data set's preset, where the model is GRAND-nl:
 """
 
 
@@ -89,114 +111,63 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train GRAND on a data set",
         description="Train GRAND to classify the nodes of a graph; keep the weights of the best\n"
-        "validation accuracy, draw the training curves and report the test accuracy.",
-        epilog=_TRAIN_EPILOG + _preset_table(),
+        "validation accuracy, draw the training curves and report the test accuracy. A run that\n"
+        "was stopped, even by a kill or a power failure, goes on where it was when the same\n"
+        "command is given again, to the same result.",
+        epilog=_TRAIN_EPILOG + preset_table(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=_train)
 
     def add(flag: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
-        parser.add_argument(flag, type=kind, help=text, **({"metavar": "X"} | more))
+        parser.add_argument(flag, type=kind, help=text, **more)
 
     def choose(flag: str, known: Sequence[str], text: str, **more: Any) -> None:
-        names = "|".join(known)
-        add(flag, one_of(known), text, metavar=names, **more)
+        add(flag, one_of(known), text, metavar="|".join(known), **more)
 
-    count, positive = number(int, low=1), number(float, above=0)
-    share = number(float, low=0, below=1)
-    choose("--dataset", DATASETS, "default: digits, which needs no files", default="digits")
+    choose("--dataset", DATASETS, "default: digits, which needs no files")
     add("--root", Path, "folder of the data sets (default: $GRAND_FAST_DATA, or data)",
         metavar="DIR")  # fmt: skip
-    choose("--split", SPLITS, "published split, or one drawn by seed")
-    add("--labels-per-class", count, "training nodes of each class in a random split")
-    add("--neighbours", count, "of each image in the graph of digits")
-    choose("--variant", VARIANTS, "attention from x(0), from each x(t), or none (default: nl)")
-    add("--hidden", count, "channels of the state")
-    add("--heads", count, "attention heads")
-    add("--attention-channels", count, "of all heads together")
-    choose("--method", tuple(METHODS), "solver (default: rk4)")
-    add("--T", number(float, low=0), "diffusion time")
-    add("--step-size", positive, "of methods with fixed steps")
-    add("--rtol", positive, "relative tolerance of methods that choose their steps")
-    add("--atol", positive, "absolute tolerance of these")
-    add("--tol-scale", positive, "instead of both: atol = 1e-7 X, rtol = 1e-9 X")
-    choose("--adjoint", get_args(Adjoint), "gradient of the solve (default: checkpoint)")
-    add("--tol-scale-adjoint", positive, "tolerance scale of --adjoint continuous")
-    add("--memory-limit", count, "bytes that --adjoint checkpoint may keep", metavar="BYTES")
-    add("--dropout", share, "before the decoder")
-    add("--input-dropout", share, "before the encoder")
-    add("--seeds", count, "runs, with seeds 0 to N-1 (default: 1)", default=1, metavar="N")
-    add("--epochs", count, "training steps", metavar="N")
-    add("--lr", positive, "learning rate")
-    add("--weight-decay", number(float, low=0), "weight decay")
-    choose("--optimizer", tuple(OPTIMIZERS), "of the weights")
+    add("--data", Path, "your own graph instead: an npz file of edge_index [2, E], x [N, F], y [N] "
+        "and perhaps edge_weight and train, val, test; or a folder of such CSV files",
+        metavar="FILE")  # fmt: skip
+    add("--config", Path, "TOML file with any of the options below, and perhaps dataset; those on "
+        "the command line win", metavar="FILE.toml")  # fmt: skip
+    add("--seeds", number(int, low=1), "runs, with seeds 0 to N-1 (default: 1)", default=1,
+        metavar="N")  # fmt: skip
     choose("--backend", BACKENDS, "of the operators (default: auto)", default="auto")
     add("--device", device, "cpu, cuda or cuda:N (default: cuda if there is one, else cpu)",
         metavar="DEVICE")  # fmt: skip
-    add("--out", Path, "folder for weights and curves (default: runs/DATASET-VARIANT)",
+    add("--out", Path, "folder of the run: weights, curves, metrics and what it needs to go on "
+        "(default: runs/DATASET-VARIANT, or that with a number where another run is)",
         metavar="DIR")  # fmt: skip
+    parser.add_argument("--restart", action="store_true", help="begin anew where --out holds a "
+        "run, which is deleted")  # fmt: skip
     add("--json", Path, "write the summary to FILE; without FILE to standard output, and all "
         "else to standard error", metavar="FILE", nargs="?", const=Path("-"))  # fmt: skip
+    add_preset_options(parser)
 
 
 def _train(options: argparse.Namespace) -> int:
     # scikit-learn, PyG and matplotlib are imported further down, where they are used
-    from grand_fast.experiment import (
-        BadOptionError,
-        Experiment,
-        NotWritableError,
-        check_writable,
-        run_seeds,
-        summary,
-        write_summary,
-    )
+    from grand_fast.experiment import run_seeds, summary, write_summary
 
-    chosen = preset(
-        options.dataset,
-        split=options.split,
-        labels_per_class=options.labels_per_class,
-        neighbours=options.neighbours,
-        variant=options.variant,
-        method=options.method,
-        hidden=options.hidden,
-        heads=options.heads,
-        attention_channels=options.attention_channels,
-        T=options.T,
-        step_size=options.step_size,
-        rtol=options.rtol,
-        atol=options.atol,
-        tol_scale=options.tol_scale,
-        adjoint=options.adjoint,
-        tol_scale_adjoint=options.tol_scale_adjoint,
-        memory_limit=options.memory_limit,
-        dropout=options.dropout,
-        input_dropout=options.input_dropout,
-        epochs=options.epochs,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        optimizer=options.optimizer,
-    )
-    device = options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    out = options.out or Path("runs") / f"{options.dataset}-{chosen.variant}"
-    experiment = Experiment(options.dataset, chosen, options.seeds, device, out, options.root)
     to_stdout = options.json == Path("-")
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if to_stdout else sys.stdout, flush=True)
 
-    if unused := _unused_option(options, chosen):
-        return _fail(unused, BAD_ARGUMENTS)
-    if reasons := _cannot_run(options.backend, device):
-        return _fail(reasons, FAILED)
     try:
-        check_writable(out, "--out")
+        experiment = _experiment(options)
+        if reasons := _cannot_run(options.backend, experiment.device):
+            return _fail(reasons, FAILED)
+        check_writable(experiment.out, "--out")
         if options.json is not None and not to_stdout:
             check_writable(options.json.parent, "--json")
             if options.json.is_dir():
                 raise NotWritableError(f"--json must be a file, got the folder {options.json}.")
-        with gf.backend(options.backend):
-            results = run_seeds(experiment, say)
+        results = run_seeds(experiment, say)
     except BadOptionError as error:
         return _fail(str(error), BAD_ARGUMENTS)
     except (DataError, NotWritableError, OSError, MemoryError, torch.OutOfMemoryError) as error:
@@ -204,14 +175,19 @@ def _train(options: argparse.Namespace) -> int:
     if results.runs:
         _report(say, summary(experiment, results))
     if results.saved is not None:
-        say(f"weights: {out / 'model.safetensors'} (with config.json)")
-        say(f"curves:  {out / 'curves.png'}")
+        say(f"weights: {experiment.out / WEIGHTS_FILE} (with {CONFIG_FILE})")
+        say(f"curves:  {experiment.out / CURVES_FILE}")
+        say(f"metrics: {experiment.out / METRICS_FILE}")
     if results.stopped is not None:
         interrupted = results.stopped == "interrupted"
         kept = "Nothing was saved"
         if results.saved is not None:
-            load = "load them with grand_fast.train.load_checkpoint"
-            kept = f"The best weights so far are in {out}; {load}"
+            kept = (
+                f"The best weights so far are in {experiment.out}; load them with "
+                f"grand_fast.checkpoint.load_checkpoint"
+            )
+            if interrupted:
+                kept += ", or give the same command to go on"
         return _fail(f"{results.stopped}. {kept}.", INTERRUPTED if interrupted else FAILED)
     if to_stdout:
         print(json.dumps(summary(experiment, results), indent=2))
@@ -224,6 +200,46 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _experiment(options: argparse.Namespace) -> Experiment:
+    """What the options ask for; raises BadOptionError, and DataError of the user's own graph."""
+    from grand_fast.experiment import Experiment
+    from grand_fast.graph_file import read_graph
+
+    config = {} if options.config is None else read_config(options.config)
+    given = given_options(options)
+    own = None
+    if options.data is not None:
+        if options.dataset is not None or options.root is not None:
+            other = "--dataset" if options.dataset is not None else "--root"
+            raise BadOptionError(f"{other} is not used with --data, which is a graph of your own.")
+        own = read_graph(options.data)
+        split = "random" if own.public_split is None else "public"
+        chosen = choose(None, config, given, split=split)
+    else:
+        dataset = options.dataset or config.get("dataset", "digits")
+        if options.root is not None and dataset == "digits":
+            raise BadOptionError(
+                "--root is not used by digits, which is built in. Did you forget --dataset?"
+            )
+        chosen = choose(dataset, config, given)
+    name = dataset if own is None else own.name
+    experiment = Experiment(
+        name,
+        chosen,
+        options.seeds,
+        options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        options.out or Path("runs"),
+        options.root,
+        own,
+        options.backend,
+        options.restart,
+    )
+    if options.out is None:
+        folder = usual_folder(f"{name}-{chosen.variant}", experiment.configuration)
+        experiment = replace(experiment, out=folder)
+    return experiment
+
+
 def _report(say: Callable[[str], None], content: dict[str, Any]) -> None:
     runs = len(content["test_accuracy"])
     count = "1 seed" if runs == 1 else f"{runs} seeds"
@@ -234,35 +250,6 @@ def _report(say: Callable[[str], None], content: dict[str, Any]) -> None:
             f"{spread['mean']:.4f} ± {spread['std']:.4f}"
         )
     say(line)
-
-
-def _unused_option(options: argparse.Namespace, chosen: Preset) -> str | None:
-    """An option that would be silently ignored."""
-    if options.neighbours is not None and options.dataset != "digits":
-        return f"--neighbours builds the graph of digits; {options.dataset} has a graph of its own."
-    if options.labels_per_class is not None and chosen.split == "planetoid":
-        return "--labels-per-class needs --split random, got --split planetoid."
-    if options.root is not None and options.dataset == "digits":
-        return "--root is not used by digits, which is built in. Did you forget --dataset?"
-    return _unused_solver_option(options, chosen)
-
-
-def _unused_solver_option(options: argparse.Namespace, chosen: Preset) -> str | None:
-    adaptive = chosen.method in ADAPTIVE
-    if options.step_size is not None and adaptive:
-        return f"--step-size is not used by {chosen.method}, which chooses its steps. Use --rtol."
-    if not adaptive and chosen.method != "implicit_adams":
-        for name in ("rtol", "atol", "tol_scale"):
-            if getattr(options, name) is not None:
-                flag = "--" + name.replace("_", "-")
-                return f"{flag} is not used by {chosen.method}, whose steps are --step-size."
-    if options.tol_scale is not None and (options.rtol or options.atol):
-        return "--tol-scale stands for --rtol and --atol: give it alone."
-    if options.tol_scale_adjoint is not None and chosen.adjoint != "continuous":
-        return "--tol-scale-adjoint needs --adjoint continuous."
-    if options.memory_limit is not None and chosen.adjoint != "checkpoint":
-        return f"--memory-limit needs --adjoint checkpoint, got --adjoint {chosen.adjoint}."
-    return None
 
 
 def _cannot_run(backend: str, device: torch.device) -> str | None:
@@ -306,20 +293,3 @@ def _bench(arguments: list[str]) -> int:
 def _fail(message: str, code: int) -> int:
     print(f"grand-fast: {message}", file=sys.stderr)
     return code
-
-
-def _preset_table() -> str:
-    columns = ("split", "variant", "hidden", "heads", "attention_channels", "T", "step_size",
-               "dropout", "input_dropout", "epochs", "lr", "weight_decay")  # fmt: skip
-    short = ("split", "variant", "hidden", "heads", "att.ch.", "T", "step", "dropout", "input",
-             "epochs", "lr", "decay")  # fmt: skip
-    rows = [["", *short]]
-    for name, values in PRESETS.items():
-        cells = [getattr(values, column) for column in columns]
-        rows.append([name, *(f"{c:g}" if not isinstance(c, str) else c for c in cells)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

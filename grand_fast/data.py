@@ -6,6 +6,7 @@ others.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from grand_fast import raw_files
 
 DATASETS: tuple[str, ...] = ("digits", *raw_files.NAMES)
-SPLITS: tuple[str, ...] = ("planetoid", "random")
+SPLITS: tuple[str, ...] = ("planetoid", "public", "random")
 _SPREADING_ALPHAS = (0.2, 0.5, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -34,11 +35,13 @@ class NodeData:
     """A graph with features and one label a node.
 
     Attributes:
-        name: one of `DATASETS`.
+        name: one of `DATASETS`, or of the user's file.
         x: features `[N, F]`, float32.
-        y: labels `[N]`, int64.
-        edge_index: `[2, E]`, each undirected edge in both directions, no self-loops.
+        y: labels `[N]`, int64; −1 where unknown, in a graph of the user's.
+        edge_index: `[2, E]`, row 0 sends; in `DATASETS` each undirected edge goes both ways, and
+            there are no self-loops.
         public_split: the split published with the data, or None.
+        edge_weight: `[E]`, float32, or None.
     """
 
     name: str
@@ -46,6 +49,7 @@ class NodeData:
     y: Tensor
     edge_index: Tensor
     public_split: Split | None = None
+    edge_weight: Tensor | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -81,6 +85,19 @@ def load(name: str, *, root: Path | str | None = None, neighbours: int = 10) -> 
     return NodeData(name, data.x, data.y, data.edge_index, public)
 
 
+def fingerprint(data: NodeData) -> str:
+    """Sixteen hexadecimal digits that differ for other features, labels, edges or splits."""
+    split = data.public_split
+    tensors = [data.x, data.y, data.edge_index, data.edge_weight]
+    tensors += [None] * 3 if split is None else [split.train, split.val, split.test]
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(b"none" if tensor is None else str(tuple(tensor.shape)).encode())
+        if tensor is not None:
+            total.update(tensor.contiguous().numpy())
+    return total.hexdigest()[:16]
+
+
 def largest_component(data: NodeData) -> NodeData:
     """The subgraph of the largest connected component, without a public split."""
     from torch_geometric.data import Data
@@ -100,15 +117,18 @@ def random_split(y: Tensor, *, seed: int, labels_per_class: int, development: in
     """Draw a split as the paper's released code does (Shchur et al. 2018).
 
     Of `development` random nodes, `labels_per_class` of each class are for training and the rest
-    for validation; all other nodes are the test set. Equal seeds give equal splits.
+    for validation; all other nodes are the test set. Nodes with label −1 are in none. Equal seeds
+    give equal splits.
     """
     labels = y.numpy()
-    if development >= labels.size:
+    labelled = np.flatnonzero(labels >= 0)
+    if development >= labelled.size:
         raise ValueError(
             f"data: a split with {development} nodes for training and validation needs more "
-            f"nodes than that, got {labels.size}."
+            f"nodes than that, got {labelled.size}. Choose a smaller `development`."
         )
-    chosen = np.random.RandomState(seed).choice(labels.size, development, replace=False)
+    drawn = np.random.RandomState(seed).choice(labelled.size, development, replace=False)
+    chosen = labelled[drawn]
     # The released code seeds a second time, so the same nodes as there are drawn
     random = np.random.RandomState(seed)
     train = []
@@ -127,7 +147,7 @@ def random_split(y: Tensor, *, seed: int, labels_per_class: int, development: in
             f"data: `labels_per_class` must leave nodes for validation, got {labels_per_class}, "
             f"which uses all of {development}."
         )
-    test_ids = np.setdiff1d(np.arange(labels.size), chosen)
+    test_ids = np.setdiff1d(labelled, chosen)
     return Split(*(torch.from_numpy(np.sort(ids)) for ids in (train_ids, val_ids, test_ids)))
 
 

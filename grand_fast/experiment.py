@@ -4,53 +4,44 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from grand_fast.data import (
-    NodeData,
-    Split,
-    label_spreading_accuracy,
-    largest_component,
-    load,
-    random_split,
-    row_normalized,
-)
+from grand_fast.arguments import BadOptionError
+from grand_fast.checkpoint import save_checkpoint
+from grand_fast.data import NodeData, Split, fingerprint, label_spreading_accuracy
 from grand_fast.graph import Graph
 from grand_fast.info import peak_memory_bytes, versions
+from grand_fast.metrics import Epoch, Metrics
 from grand_fast.nn import GRAND
+from grand_fast.ops._dispatch import Backend, backend
+from grand_fast.prepared_data import describe, prepared, splits_of
 from grand_fast.presets import Preset
+from grand_fast.run_folder import CURVES_FILE, RunFolder
 from grand_fast.solvers import ADAPTIVE
-from grand_fast.train import Fit, fit, save_checkpoint
-
-CURVES_FILE = "curves.png"
+from grand_fast.train import Fit, fit
 
 
-class BadOptionError(ValueError):
-    """Options that do not fit each other or the data."""
-
-
-class NotWritableError(RuntimeError):
-    """A place for results cannot be written."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experiment:
     """What to train, and where the results go.
 
     Attributes:
-        dataset: one of `grand_fast.data.DATASETS`.
+        dataset: one of `grand_fast.data.DATASETS`, or the name of `data`.
         preset: options of data, model and training.
         seeds: runs with seeds 0, 1, …; a seed draws the weights and a random split.
-        device: where to train.
-        out: folder of the checkpoint and the picture, those of the best validation accuracy.
+        device, backend: where to train, and by which operators.
+        out: folder of the run: the weights and the picture of the best validation accuracy, the
+            metrics of all epochs, and what a stopped run needs to go on.
         root: folder of the data sets, see `grand_fast.data.load`.
+        data: a graph of the user's instead, used whole.
+        restart: begin anew where `out` holds a run, which is deleted.
     """
 
     dataset: str
@@ -59,6 +50,22 @@ class Experiment:
     device: torch.device
     out: Path
     root: Path | None = None
+    data: NodeData | None = None
+    backend: Backend = "auto"
+    restart: bool = False
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What decides the results of a seed: two runs with equal ones are the same run."""
+        found = versions()
+        return {
+            "dataset": self.dataset,
+            "data": None if self.data is None else fingerprint(self.data),
+            **asdict(self.preset),
+            "device": self.device.type,
+            "backend": self.backend if self.backend != "auto" else _default_backend() or "auto",
+            "versions": {name: found[name] for name in ("grand_fast", "torch")},
+        }
 
 
 @dataclass(eq=False)
@@ -75,35 +82,92 @@ class Results:
 def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
     """Train every seed, saving the best weights and their curves after each.
 
+    Seeds that `out` says are finished are not trained again, and one that was stopped there, even
+    by a kill, goes on to the same result.
+
     Args:
         experiment: what to train.
         say: takes lines for the user.
 
     Raises:
-        BadOptionError: options that do not fit. DataError: files missing or damaged.
+        BadOptionError: options that do not fit, or another run in `out`. DataError: files missing
+            or damaged.
 
     An interrupt or a failed solve ends the runs: `Results.stopped` tells.
     """
     preset = experiment.preset
-    data = _data(experiment)
-    splits = _splits(data, experiment)
+    folder = RunFolder(experiment.out, experiment.configuration, restart=experiment.restart)
+    data = prepared(experiment.dataset, preset, experiment.root, experiment.data)
+    splits = splits_of(data, preset, experiment.seeds)
     config = model_config(data, preset)
-    graph = Graph.from_edge_index(data.edge_index, data.num_nodes, self_loops=preset.self_loops)
+    graph = Graph.from_edge_index(
+        data.edge_index, data.num_nodes, data.edge_weight, self_loops=preset.self_loops
+    )
     on_device = replace(data, x=data.x.to(experiment.device), y=data.y.to(experiment.device))
     graph = graph.to(experiment.device)
 
     results = Results()
-    say(_describe_data(data, splits[0], preset))
-    for seed, split in enumerate(splits):
-        torch.manual_seed(seed)
-        model = _model(config).to(experiment.device)
-        if seed == 0:
-            results.parameters = sum(p.numel() for p in model.parameters())
-            say(_describe_model(preset, results.parameters, experiment.device))
-        try:
-            run = fit(
+    done: list[tuple[int, list[Epoch]]] = []
+    metrics = Metrics(experiment.out, done)
+
+    def note(seed: int, index: int, epoch: Epoch) -> None:
+        folder.begin()
+        metrics.add(seed, index, epoch)
+
+    say(describe(data, splits[0], preset))
+    try:
+        for seed, split in enumerate(splits):
+            torch.manual_seed(seed)
+            model = _model(config).to(experiment.device)
+            if seed == 0:
+                results.parameters = sum(p.numel() for p in model.parameters())
+                say(_describe_model(preset, results.parameters, experiment.device))
+            earlier = folder.finished(seed)
+            if earlier is None:
+                if folder.has_begun and folder.state(seed).exists():
+                    say(f"seed {seed}: goes on from {folder.state(seed)}")
+                note_seed = partial(note, seed)
+                run = _fit(model, on_device, graph, split, seed, experiment, folder, note_seed)
+                _keep_if_best(results, run, seed, config, experiment)
+                if run.stopped is not None:
+                    results.stopped = run.stopped
+                    break
+                spread = label_spreading_accuracy(data, split) if data.name == "digits" else None
+                folder.finish(seed, run, spread)
+            else:
+                run, spread = earlier
+                _keep_if_best(results, run, seed, config, experiment)
+            done.append((seed, run.history))
+            results.runs.append(run)
+            if spread is not None:
+                results.label_spreading.append(spread)
+            say(
+                f"seed {seed}: test accuracy {run.test_accuracy:.4f}, validation "
+                f"{run.best.val_accuracy:.4f} at epoch {run.best_epoch}; "
+                f"{run.seconds_per_epoch:.3f} s an epoch, {run.best.nfe} evaluations of f"
+                + ("" if earlier is None else " (finished before)")
+            )
+    finally:
+        metrics.close()
+    return results
+
+
+def _fit(
+    model: GRAND,
+    data: NodeData,
+    graph: Graph,
+    split: Split,
+    seed: int,
+    experiment: Experiment,
+    folder: RunFolder,
+    note: Callable[[int, Epoch], None],
+) -> Fit:
+    preset = experiment.preset
+    try:
+        with backend(experiment.backend):
+            return fit(
                 model,
-                on_device,
+                data,
                 graph,
                 split,
                 epochs=preset.epochs,
@@ -111,30 +175,25 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
                 weight_decay=preset.weight_decay,
                 optimizer=preset.optimizer,
                 label=f"seed {seed}",
+                patience=preset.patience,
+                early_stop=preset.early_stop,
+                penalties=preset.penalties,
+                use_labels=preset.use_labels,
+                state=folder.state(seed),
+                resume=folder.has_begun,
+                on_epoch=note,
             )
-        except (TypeError, ValueError) as error:
-            if str(error).startswith("integrate: "):  # all it was given are options
-                raise BadOptionError(str(error)) from error
-            raise
-        _keep_if_best(results, run, seed, config, experiment)
-        if run.stopped is not None:
-            results.stopped = run.stopped
-            break
-        results.runs.append(run)
-        say(
-            f"seed {seed}: test accuracy {run.test_accuracy:.4f}, validation "
-            f"{run.best.val_accuracy:.4f} at epoch {run.best_epoch}; "
-            f"{run.seconds_per_epoch:.3f} s an epoch, {run.best.nfe} evaluations of f"
-        )
-        if data.name == "digits":
-            results.label_spreading.append(label_spreading_accuracy(data, split))
-    return results
+    except (TypeError, ValueError, NotImplementedError) as error:
+        if str(error).startswith(("integrate: ", "fit: ")):  # all it was given are options
+            raise BadOptionError(str(error)) from error
+        raise
 
 
 def summary(experiment: Experiment, results: Results) -> dict[str, Any]:
     """What `--json` writes: accuracies, seconds, bytes and versions."""
     preset, runs = experiment.preset, results.runs
     spread = results.label_spreading
+    memory = [epoch.peak_memory_bytes for run in runs for epoch in run.history]
     return {
         "dataset": experiment.dataset,
         "variant": preset.variant,
@@ -144,10 +203,11 @@ def summary(experiment: Experiment, results: Results) -> dict[str, Any]:
         "seconds_per_epoch": float(np.median([run.seconds_per_epoch for run in runs])),
         "nfe_forward": runs[-1].best.nfe,
         "nfe_backward": runs[-1].best.nfe_backward,
-        "peak_memory_bytes": peak_memory_bytes(experiment.device),
+        "peak_memory_bytes": max([peak_memory_bytes(experiment.device), *memory]),
         "parameters": results.parameters,
         "versions": versions(),
         "val_accuracy": [run.best.val_accuracy for run in runs],
+        "best_time": [run.best.time for run in runs],
         "label_spreading": _mean_std(spread) if spread else None,
         "device": str(experiment.device),
         "threads": torch.get_num_threads(),
@@ -161,48 +221,21 @@ def write_summary(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def check_writable(folder: Path, option: str) -> None:
-    """Fail early if `folder` cannot be written to, or be made.
-
-    Raises:
-        NotWritableError: names the option and the path.
-    """
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    try:
-        if not existing.is_dir():
-            raise NotADirectoryError(f"{existing} is not a folder")
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise NotWritableError(
-            f"{option} must be a place that can be written, got {folder}: {reason}. Choose another."
-        ) from error
-
-
 def model_config(data: NodeData, preset: Preset) -> dict[str, Any]:
     """The arguments of `GRAND`."""
+    same = (
+        "variant", "heads", "attention_channels", "score", "normalizer", "normalize", "reweight",
+        "laplacian", "attention_threshold", "attention_quantile", "source", "augment", "batch_norm",
+        "mlp", "fc_out", "constant_init", "dropout", "input_dropout", "method", "T", "step_size",
+        "rtol", "atol", "tol_scale", "adjoint", "tol_scale_adjoint", "memory_limit", "max_nfe",
+    )  # fmt: skip
     return {
         "in_channels": data.x.shape[1],
         "hidden_channels": preset.hidden,
         "out_channels": data.num_classes,
-        "variant": preset.variant,
-        "heads": preset.heads,
-        "attention_channels": preset.attention_channels,
-        "T": preset.T,
-        "method": preset.method,
-        "step_size": preset.step_size,
-        "rtol": preset.rtol,
-        "atol": preset.atol,
-        "tol_scale": preset.tol_scale,
-        "adjoint": preset.adjoint,
-        "tol_scale_adjoint": preset.tol_scale_adjoint,
-        "memory_limit": preset.memory_limit,
-        "dropout": preset.dropout,
-        "input_dropout": preset.input_dropout,
-        "source": preset.source,
+        "label_channels": data.num_classes if preset.use_labels else 0,
+        "regularizers": list(preset.penalties),
+        **{name: getattr(preset, name) for name in same},
     }
 
 
@@ -213,52 +246,21 @@ def _model(config: dict[str, Any]) -> GRAND:
         raise BadOptionError(str(error)) from error
 
 
-def _data(experiment: Experiment) -> NodeData:
-    preset = experiment.preset
-    try:
-        data = load(experiment.dataset, root=experiment.root, neighbours=preset.neighbours)
-    except ValueError as error:
-        raise BadOptionError(str(error)) from error
-    # The graph of digits is our own choice: all its images stay
-    if preset.split == "random" and data.name != "digits":
-        data = largest_component(data)
-    return row_normalized(data) if preset.row_normalize else data
-
-
-def _splits(data: NodeData, experiment: Experiment) -> list[Split]:
-    preset = experiment.preset
-    if preset.split == "planetoid":
-        if data.public_split is None:
-            raise BadOptionError(
-                f"--split planetoid is published for Cora, CiteSeer and PubMed, got "
-                f"{data.name}. Use --split random."
-            )
-        return [data.public_split] * experiment.seeds
-    try:
-        return [
-            random_split(
-                data.y,
-                seed=seed,
-                labels_per_class=preset.labels_per_class,
-                development=preset.development,
-            )
-            for seed in range(experiment.seeds)
-        ]
-    except ValueError as error:
-        raise BadOptionError(str(error)) from error
-
-
 def _keep_if_best(
     results: Results, run: Fit, seed: int, config: dict[str, Any], experiment: Experiment
 ) -> None:
-    if not run.weights:
+    saved = results.saved
+    if run.best_epoch < 0:
         return
-    if results.saved is not None and run.best.val_accuracy <= results.saved.best.val_accuracy:
+    if saved is not None and run.best.val_accuracy <= saved.best.val_accuracy:
+        return
+    results.saved = run
+    if not run.weights:  # finished before: its files are there
         return
     from grand_fast.plots import draw_training_curves
 
     about = {
-        "model": config,
+        "model": config | {"T": run.best.time},
         "dataset": experiment.dataset,
         "options": asdict(experiment.preset),
         "seed": seed,
@@ -268,28 +270,22 @@ def _keep_if_best(
         "versions": versions(),
     }
     save_checkpoint(experiment.out, run.weights, about)
-    results.saved = run
     title = f"GRAND-{experiment.preset.variant} on {experiment.dataset}, seed {seed}"
     draw_training_curves(run, experiment.out / CURVES_FILE, title=title)
 
 
-def _describe_data(data: NodeData, split: Split, preset: Preset) -> str:
-    return (
-        f"{data.name}: {data.num_nodes:,} nodes, {data.edge_index.shape[1]:,} directed edges, "
-        f"{data.x.shape[1]:,} features, {data.num_classes} classes; {preset.split} split, "
-        f"{split.train.numel()} / {split.val.numel()} / {split.test.numel()} nodes for "
-        f"training / validation / test"
-    )
-
-
 def _describe_model(preset: Preset, parameters: int, device: torch.device) -> str:
-    backend = os.environ.get("GRAND_FAST_BACKEND")
-    chosen = f", GRAND_FAST_BACKEND={backend}" if backend else ""
+    name = _default_backend()
+    chosen = f", GRAND_FAST_BACKEND={name}" if name else ""
     return (
         f"GRAND-{preset.variant}: {parameters:,} parameters, {preset.method} {_steps(preset)} "
         f"to T = {preset.T:g}; on {device}, "
         f"{torch.get_num_threads()} threads{chosen}"
     )
+
+
+def _default_backend() -> str | None:
+    return os.environ.get("GRAND_FAST_BACKEND")
 
 
 def _steps(preset: Preset) -> str:

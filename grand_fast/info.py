@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torch_geometric", "numpy", "scipy", "scikit-learn", "llvml
 _OPTIONAL = {
     "torchdiffeq": ("solvers to compare with", "bench"),
     "pytest-benchmark": ("`pytest bench/ops`", "bench"),
-    "ogb": ("the loader of ogbn-arxiv", "data"),
+    "tensorboard": ("curves of each epoch while training", "tensorboard"),
 }
 _GIB = 2**30
 

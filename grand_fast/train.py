@@ -1,75 +1,22 @@
-"""Training: the loop over epochs, and checkpoints of its best weights."""
+"""Training: the loop over epochs, which a killed process may take up again."""
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from grand_fast.data import NodeData, Split, accuracy
 from grand_fast.graph import Graph
+from grand_fast.metrics import Epoch
 from grand_fast.nn import GRAND
-from grand_fast.solvers import SolveError
+from grand_fast.optimizers import make_optimizer
+from grand_fast.trainer import Fit, Trainer
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamax": torch.optim.Adamax,
-    "rmsprop": torch.optim.RMSprop,
-}
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass: training loss, validation loss and accuracy, evaluations of f in the forward and in
-    the backward pass of training, and seconds for training and evaluation together.
-    """
-
-    loss: float
-    val_loss: float
-    val_accuracy: float
-    nfe: int
-    nfe_backward: int
-    seconds: float
-
-
-@dataclass(eq=False)
-class Fit:
-    """What a training run reached.
-
-    Attributes:
-        history: one `Epoch` each, also for epochs before a stop.
-        best_epoch: index of the highest validation accuracy (of equals, the lowest loss); −1 when
-            no epoch ended.
-        test_accuracy, weights: those of the best epoch; `weights` lies on the CPU.
-        stopped: None, `"interrupted"`, or why the training could not go on.
-    """
-
-    history: list[Epoch] = field(default_factory=list)
-    best_epoch: int = -1
-    test_accuracy: float = 0.0
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    stopped: str | None = None
-
-    @property
-    def best(self) -> Epoch:
-        """The epoch whose weights are kept."""
-        return self.history[self.best_epoch]
-
-    @property
-    def seconds_per_epoch(self) -> float:
-        """Median, so that an epoch which compiles kernels does not count."""
-        return statistics.median(epoch.seconds for epoch in self.history)
+STATE_SECONDS = 1.0  # between two writes of the state: some milliseconds each
 
 
 def fit(
@@ -83,147 +30,115 @@ def fit(
     weight_decay: float = 0.0,
     optimizer: str = "adam",
     label: str = "",
+    patience: int | None = None,
+    early_stop: float = 1.0,
+    penalties: Mapping[str, float] | None = None,
+    use_labels: bool = False,
+    state: Path | None = None,
+    resume: bool = True,
+    on_epoch: Callable[[int, Epoch], None] | None = None,
 ) -> Fit:
     """Train on cross entropy and keep the weights of the best validation epoch in memory.
 
     Args:
         model: trained in place; on return it holds the best weights.
         data, graph: on the device of `model`; the graph with the self-loops it is to have.
-        split: node ids; those of the test set are read for `test_accuracy` alone.
-        epochs: full-graph gradient steps.
-        lr, weight_decay, optimizer: `optimizer` is one of `OPTIMIZERS`.
+        split: node ids; the labels of those of the test set are read for `test_accuracy` alone.
+        epochs: full-graph gradient steps, at most.
+        optimizer, lr, weight_decay: `optimizer` names a class of `torch.optim`, in any case.
         label: of the progress bar, which shows on terminals only.
+        patience: stop after as many epochs that were not better than the best in validation.
+        early_stop: `k`, at least 1: evaluation integrates to `k T` and takes, of all steps, the
+            time of the best validation accuracy; 1 evaluates `T` alone.
+        penalties: weights, by which the means over the nodes of the model's `regularizers` are
+            added to the loss.
+        use_labels: labels are input too, of a model with `label_channels` classes. In training a
+            random half of the training labels, the loss being that of the other half; in
+            evaluation all training labels, and never those of validation or test.
+        state: a file for all that the training needs to go on, written about every second and at
+            the end. If it is there, the training continues from it, to the bit as if it had never
+            stopped. The caller deletes it.
+        resume: False begins anew even so.
+        on_epoch: is told the index of each epoch that ends, and what was measured; first of those
+            that the state brings. It may make the folder of `state`.
 
     Returns:
         The best epoch and the history. An interrupt (Ctrl-C) or a failed solve does not raise:
         `Fit.stopped` tells, and the best weights so far are there.
-    """
-    from tqdm import trange
 
-    result = Fit()
-    steps = OPTIMIZERS[optimizer](model.parameters(), lr=lr, weight_decay=weight_decay)
+    Raises:
+        ValueError: options that do not fit the model, or a state that does not.
+    """
+    from tqdm import tqdm
+
+    trainer = Trainer(
+        model,
+        data,
+        graph,
+        _on(split, data.x.device),
+        make_optimizer(optimizer, model.parameters(), lr=lr, weight_decay=weight_decay),
+        early_stop,
+        _checked_penalties(model, penalties or {}),
+        use_labels,
+    )
+    found = state is not None and resume and state.exists()
+    result = trainer.resume(state) if found else Fit()
+    first, saved = len(result.history), time.monotonic()
+    if on_epoch is not None:
+        for index, epoch in enumerate(result.history):
+            on_epoch(index, epoch)
+    bar = tqdm(
+        desc=f"{label} (compiling)", total=epochs, initial=first, unit="epoch", disable=None
+    )  # fmt: skip
     try:
-        with trange(epochs, desc=f"{label} (compiling)", unit="epoch", disable=None) as bar:
-            for index in bar:
-                result.stopped = _epoch(model, data, graph, split, steps, result)
-                if result.stopped is not None:
-                    result.stopped = f"{label}, epoch {index}: {result.stopped}"
-                    break
-                last = result.history[-1]
-                bar.set_description(label, refresh=False)
-                bar.set_postfix(
-                    loss=f"{last.loss:.3f}",
-                    val=f"{last.val_accuracy:.3f}",
-                    best=f"{result.best.val_accuracy:.3f}",
-                    nfe=last.nfe,
-                    s=f"{last.seconds:.2f}",
-                )
+        for index in range(first, epochs):
+            if patience is not None and index - 1 - result.best_epoch >= patience:
+                break
+            result.stopped = trainer.epoch(result)
+            if result.stopped is not None:
+                result.stopped = f"{label}, epoch {index}: {result.stopped}"
+                break
+            if on_epoch is not None:
+                on_epoch(index, result.history[-1])
+            if state is not None and time.monotonic() - saved > STATE_SECONDS:
+                trainer.save(state, result)
+                saved = time.monotonic()
+            _show(bar, label, result)
     except KeyboardInterrupt:
         result.stopped = "interrupted"
-    if result.weights:
+    finally:
+        bar.close()
+    if state is not None and result.stopped is None:
+        trainer.save(state, result)
+    if result.guess is not None:
+        result.test_accuracy = accuracy(result.guess, data.y.cpu(), split.test.cpu())
         model.load_state_dict(result.weights)
     model.eval()
     return result
 
 
-def _epoch(
-    model: GRAND,
-    data: NodeData,
-    graph: Graph,
-    split: Split,
-    steps: torch.optim.Optimizer,
-    result: Fit,
-) -> str | None:
-    """One gradient step and one evaluation, noted in `result`; or why it failed."""
-    start = time.perf_counter()
-    model.train()
-    steps.zero_grad()
-    loss = functional.cross_entropy(model(data.x, graph)[split.train], data.y[split.train])
-    if problem := _problem(model, loss):
-        return problem
-    try:
-        torch.autograd.backward(loss)
-    except SolveError as error:  # of the continuous adjoint
-        return str(error)
-    assert model.stats is not None and model.nfe_backward is not None
-    nfe, nfe_backward = model.stats.nfe, model.nfe_backward
-    steps.step()
-
-    model.eval()
-    with torch.no_grad():
-        logits = model(data.x, graph)
-        val_loss = functional.cross_entropy(logits[split.val], data.y[split.val])
-    if problem := _problem(model, val_loss):
-        return problem
-    guess = logits.argmax(dim=1)
-    val_accuracy = accuracy(guess, data.y, split.val)
-    seconds = time.perf_counter() - start
-    epoch = Epoch(loss.item(), val_loss.item(), val_accuracy, nfe, nfe_backward, seconds)
-    if not result.weights or _rank(epoch) > _rank(result.best):
-        weights = {name: w.detach().cpu().clone() for name, w in model.state_dict().items()}
-        result.test_accuracy = accuracy(guess, data.y, split.test)
-        # Last, so that an interrupt leaves weights and index of one epoch
-        result.weights, result.best_epoch = weights, len(result.history)
-    result.history.append(epoch)
-    return None
+def _on(split: Split, device: torch.device) -> Split:
+    return Split(*(ids.to(device) for ids in (split.train, split.val, split.test)))
 
 
-def _rank(epoch: Epoch) -> tuple[float, float]:
-    return epoch.val_accuracy, -epoch.val_loss
-
-
-def _problem(model: GRAND, loss: Tensor) -> str | None:
-    if failure := model.failure:
-        return failure
-    if not bool(torch.isfinite(loss)):
-        return f"the loss is {loss.item()}: try a smaller learning rate"
-    return None
-
-
-def save_checkpoint(folder: Path | str, weights: dict[str, Tensor], config: dict[str, Any]) -> Path:
-    """Write weights (safetensors) and configuration (JSON) into `folder`, whole or not at all.
-
-    Args:
-        folder: made if missing; an earlier checkpoint in it is replaced.
-        weights: `model.state_dict()`.
-        config: `config["model"]` holds the arguments of `GRAND`; anything else is for readers.
-
-    Returns:
-        The path of the weights.
-    """
-    from safetensors.torch import save
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        (CONFIG_FILE, json.dumps(config, indent=2).encode()),
-        (WEIGHTS_FILE, save(weights)),
-    ):
-        # A rename is atomic: an interrupt leaves the old file or the new one
-        part = folder / f"{name}.part"
-        part.write_bytes(content)
-        os.replace(part, folder / name)
-    return folder / WEIGHTS_FILE
-
-
-def load_checkpoint(folder: Path | str) -> GRAND:
-    """The model saved in `folder`, on the CPU and in evaluation mode.
-
-    Raises:
-        FileNotFoundError: the folder holds no checkpoint. ValueError: its files do not fit.
-    """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"load_checkpoint: `folder` must hold {name}, got {folder} without it. "
-                f"`grand-fast train --out {folder}` writes one."
+def _checked_penalties(model: GRAND, penalties: Mapping[str, float]) -> Mapping[str, float]:
+    for name in penalties:
+        if name not in model.regularizers:
+            raise ValueError(
+                f"fit: `penalties` must be among the model's regularizers "
+                f"{tuple(model.regularizers)}, got {name!r}. Build it with regularizers=({name!r},)."
             )
-    try:
-        model = GRAND(**json.loads((folder / CONFIG_FILE).read_text())["model"])
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except Exception as error:  # each of three file formats has errors of its own
-        raise ValueError(f"load_checkpoint: {folder} does not hold a model: {error}") from error
-    return model.eval()
+    return penalties
+
+
+def _show(bar: Any, label: str, result: Fit) -> None:
+    last = result.history[-1]
+    bar.update()
+    bar.set_description(label, refresh=False)
+    bar.set_postfix(
+        loss=f"{last.loss:.3f}",
+        val=f"{last.val_accuracy:.3f}",
+        best=f"{result.best.val_accuracy:.3f}",
+        nfe=last.nfe,
+        s=f"{last.seconds:.2f}",
+    )

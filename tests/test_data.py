@@ -1,7 +1,9 @@
 """Data sets and splits; the public ones where their files are at hand."""
 
+import gzip
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from grand_fast import data, raw_files
+from grand_fast.graph_file import read_graph
 from grand_fast.raw_files import DataError
 
 ROOT = os.environ.get("GRAND_FAST_DATA")
@@ -75,7 +78,7 @@ def test_digits_neighbours():
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="one of digits, Cora, .*, Photo, got 'cora2'"):
+    with pytest.raises(ValueError, match="one of digits, Cora, .*, ogbn-arxiv, got 'cora2'"):
         data.load("cora2")
 
 
@@ -117,6 +120,14 @@ def test_random_split_refuses_what_cannot_be(labels, development, text):
         data.random_split(y, seed=0, labels_per_class=labels, development=development)
 
 
+def test_random_split_leaves_out_nodes_without_a_label():
+    y = torch.arange(90) % 3
+    y[10:40] = -1
+    split = data.random_split(y, seed=0, labels_per_class=5, development=30)
+    ids = torch.cat([split.train, split.val, split.test])
+    assert sorted(ids.tolist()) == [*range(10), *range(40, 90)]
+
+
 def test_label_spreading_uses_our_graph_and_labels():
     digits = data.load("digits")
     split = data.random_split(digits.y, seed=0, labels_per_class=10, development=400)
@@ -155,7 +166,7 @@ def test_planetoid_files(tmp_path, place):
 def test_root_comes_from_the_environment(tmp_path, monkeypatch):
     planetoid_files(tmp_path / "Cora/raw")
     monkeypatch.setenv("GRAND_FAST_DATA", str(tmp_path))
-    assert raw_files.find("Cora") == tmp_path / "Cora/raw"
+    assert raw_files.find("Cora") == tmp_path / "Cora"
 
 
 def test_missing_files_are_named(tmp_path):
@@ -191,6 +202,182 @@ def test_a_cut_archive_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=f"{path} is damaged.*https://"):
         data.load("Photo", root=tmp_path)
+
+
+def arxiv_files(folder, **changed):
+    """Files in ogb's layout: five papers, the last of which cites itself and is cited twice."""
+    tables = {
+        "raw/edge": [[0, 1], [1, 2], [2, 1], [3, 4], [0, 4], [4, 4]],
+        "raw/node-feat": [[0.5, -1.0], [0.25, 3e-3], [1, 2], [3, 4], [5, 6]],
+        "raw/node-label": [[2], [0], [1], [1], [0]],
+        "split/time/train": [[3], [0]],
+        "split/time/valid": [[1]],
+        "split/time/test": [[2], [4]],
+    }
+    for name, rows in (tables | changed).items():
+        path = folder / f"{name}.csv.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()))
+
+
+@pytest.mark.parametrize("place", ["ogb/ogbn_arxiv", "ogbn_arxiv", "."])
+def test_ogbn_arxiv(tmp_path, place):
+    arxiv_files(tmp_path / place)
+    arxiv = data.load("ogbn-arxiv", root=tmp_path)
+    assert arxiv.x.dtype == torch.float32 and arxiv.x[1].tolist() == [0.25, float(np.float32(3e-3))]
+    assert arxiv.y.tolist() == [2, 0, 1, 1, 0]
+    both_ways = {(0, 1), (1, 2), (3, 4), (0, 4)}
+    edges = set(map(tuple, arxiv.edge_index.T.tolist()))
+    assert edges == both_ways | {(j, i) for i, j in both_ways}
+    assert arxiv.edge_index.shape == (2, 8)
+    split = arxiv.public_split
+    assert [ids.tolist() for ids in (split.train, split.val, split.test)] == [[0, 3], [1], [2, 4]]
+
+
+def test_missing_ogbn_arxiv(tmp_path):
+    with pytest.raises(DataError) as nothing:
+        data.load("ogbn-arxiv", root=tmp_path)
+    folder = f"{tmp_path}/ogb/ogbn_arxiv"
+    assert f"missing file {folder}/raw/edge.csv.gz and 5 others" in str(nothing.value)
+    assert "arxiv.zip && " in str(nothing.value) and f"'{folder}'" in str(nothing.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("raw/edge", [[0, 5]]),
+        ("raw/edge", [[0, 1, 2]]),
+        ("raw/edge", []),
+        ("raw/node-feat", [[1, 2], [3, "x"]]),
+        ("raw/node-label", [[0], [1]]),
+        ("split/time/test", [[-1]]),
+    ],
+)
+def test_damaged_ogbn_arxiv(tmp_path, name, rows):
+    arxiv_files(tmp_path / "ogbn_arxiv", **{name: rows})
+    path = tmp_path / "ogbn_arxiv" / f"{name}.csv.gz"
+    with pytest.raises(DataError, match=f"{path} is damaged.*arxiv.zip"):
+        data.load("ogbn-arxiv", root=tmp_path)
+
+
+def test_a_cut_table_of_ogbn_arxiv_is_named(tmp_path):
+    arxiv_files(tmp_path / "ogbn_arxiv")
+    path = tmp_path / "ogbn_arxiv/raw/node-feat.csv.gz"
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(DataError, match=f"{path} is damaged"):
+        data.load("ogbn-arxiv", root=tmp_path)
+
+
+OWN = {
+    "edge_index": np.array([[0, 1, 2], [1, 2, 0]], dtype=np.int32),
+    "x": np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]),
+    "y": np.array([0, 1, 1, -1]),
+}
+OWN_SPLIT = {"train": np.array([2]), "val": np.array([1]), "test": np.array([0])}
+
+
+def write_csv(folder, arrays, suffix=".csv"):
+    folder.mkdir()
+    for name, array in arrays.items():
+        np.savetxt(folder / f"{name}{suffix}", array.T if name == "edge_index" else array,
+                   fmt="%g", delimiter=",")  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["npz", "csv", "csv.gz"])
+def test_own_graph(tmp_path, form):
+    arrays = OWN | OWN_SPLIT | {"edge_weight": np.array([0.5, 1.0, 2.0])}
+    path = tmp_path / "mine"
+    if form == "npz":
+        path = tmp_path / "mine.npz"
+        np.savez(path, **arrays)
+    else:
+        write_csv(path, arrays, f".{form}")
+    own = read_graph(path)
+    assert own.name == "mine" and own.num_classes == 2
+    assert own.x.dtype == torch.float32 and own.x.tolist() == OWN["x"].tolist()
+    assert own.y.tolist() == [0, 1, 1, -1]
+    assert own.edge_index.tolist() == OWN["edge_index"].tolist()
+    assert own.edge_weight.tolist() == [0.5, 1.0, 2.0]
+    split = own.public_split
+    assert [ids.tolist() for ids in (split.train, split.val, split.test)] == [[2], [1], [0]]
+
+
+def test_own_graph_without_the_optional_arrays(tmp_path):
+    np.savez(tmp_path / "mine.npz", **OWN)
+    own = read_graph(tmp_path / "mine.npz")
+    assert own.edge_weight is None and own.public_split is None
+
+
+def test_own_split_may_be_masks(tmp_path):
+    masks = {name: np.isin(np.arange(4), ids) for name, ids in OWN_SPLIT.items()}
+    np.savez(tmp_path / "mine.npz", **OWN, **masks)
+    split = read_graph(tmp_path / "mine.npz").public_split
+    assert [ids.tolist() for ids in (split.train, split.val, split.test)] == [[2], [1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"x": None}, "`x` is missing; there must be edge_index, x, y"),
+        ({"x": np.ones(4)}, r"`x` must be \[N, F\] numbers, got float64 of shape \[4\]"),
+        ({"x": np.full((4, 2), np.nan)}, "`x` must be finite"),
+        ({"y": np.zeros(3, int)}, r"`y` must be \[N\] = \[4\] integers, got int64 of shape \[3\]"),
+        ({"y": np.zeros(4)}, "integers, got float64"),
+        ({"y": np.full(4, -2)}, "classes from 0, or -1"),
+        ({"edge_index": OWN["edge_index"].T}, r"`edge_index` must be \[2, E\] integers"),
+        ({"edge_index": np.array([[0], [4]])}, "numbers of nodes, 0 to 3"),
+        ({"edge_weight": np.ones(2)}, r"`edge_weight` must be \[E\] = \[3\] numbers"),
+        ({"train": np.array([0])}, "must be train, val and test, got train"),
+        (OWN_SPLIT | {"val": np.array([2])}, "`val` must share no node .* got node 2 again"),
+        (OWN_SPLIT | {"test": np.array([4])}, "`test` must hold numbers of nodes, 0 to 3"),
+        (OWN_SPLIT | {"test": np.array([3])}, "got node 3 with y = -1"),
+        (OWN_SPLIT | {"test": np.array([], int)}, "at least one node"),
+        ({"y": np.array([0, 1, 1, None], dtype=object)}, "plain arrays.*cannot be read"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
+def test_own_graph_errors(tmp_path, changed, text):
+    arrays = {name: array for name, array in (OWN | changed).items() if array is not None}
+    path = tmp_path / "mine.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=f"{path}: .*{text}"):
+        read_graph(path)
+
+
+def test_own_graph_that_is_no_graph(tmp_path):
+    with pytest.raises(DataError, match="no such file or folder. It must be an npz file of"):
+        read_graph(tmp_path / "mine.npz")
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(DataError, match="text.npz: must be an npz file of plain arrays"):
+        read_graph(tmp_path / "text.npz")
+    write_csv(tmp_path / "folder", OWN)
+    (tmp_path / "folder/x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="folder/x.csv: must hold numbers .*header is not allowed"):
+        read_graph(tmp_path / "folder")
+
+
+def test_a_pickle_in_a_file_is_not_executed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "sprung").touch, ()
+
+    np.savez(tmp_path / "mine.npz", **(OWN | {"x": np.array([Trap()], dtype=object)}))
+    with pytest.raises(DataError):
+        read_graph(tmp_path / "mine.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_fingerprint():
+    mine = data.NodeData("a", torch.ones(3, 2), torch.arange(3), torch.zeros(2, 4, dtype=int))
+    same = data.NodeData("b", torch.ones(3, 2), torch.arange(3), torch.zeros(2, 4, dtype=int))
+    assert data.fingerprint(mine) == data.fingerprint(same)
+    others = [
+        replace(mine, x=torch.zeros(3, 2)),
+        replace(mine, edge_weight=torch.ones(4)),
+        replace(mine, public_split=data.Split(*torch.arange(3).split(1))),
+    ]
+    assert len({data.fingerprint(other) for other in [mine, *others]}) == 4
 
 
 @needs_files

@@ -7,11 +7,11 @@ import pytest
 import grand_fast as gf
 
 SURFACE = {
-    gf: {"Graph", "Solution", "Stats", "Status", "__version__", "backend", "integrate", "nn",
-         "odeint", "odeint_adjoint", "ops"},
+    gf: {"Graph", "Solution", "Stats", "Status", "__version__", "backend", "diffusion_rewiring",
+         "integrate", "nn", "odeint", "odeint_adjoint", "ops"},
     gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "csr_diffusion", "edge_attention",
              "error_ratio", "projected_attention_diffusion", "stage_update"},
-    gf.nn: {"GRAND", "AttentionDiffusion"},
+    gf.nn: {"GRAND", "AttentionDiffusion", "GRANDConv"},
 }  # fmt: skip
 
 
@@ -27,7 +27,8 @@ def test_surface(module):
 @pytest.mark.parametrize("function", [
     gf.ops.attention_diffusion, gf.ops.csr_diffusion, gf.ops.edge_attention,
     gf.ops.projected_attention_diffusion, gf.ops.stage_update, gf.ops.error_ratio, gf.integrate,
-    gf.odeint, gf.odeint_adjoint, gf.Graph.from_edge_index,
+    gf.odeint, gf.odeint_adjoint, gf.Graph.from_edge_index, gf.Graph.keep_edges,
+    gf.diffusion_rewiring,
 ])  # fmt: skip
 def test_every_argument_is_documented(function):
     documented = function.__doc__

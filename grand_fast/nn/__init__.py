@@ -2,5 +2,6 @@
 
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.nn.grand import GRAND
+from grand_fast.nn.grand_conv import GRANDConv
 
-__all__ = ["GRAND", "AttentionDiffusion"]
+__all__ = ["GRAND", "AttentionDiffusion", "GRANDConv"]

@@ -17,8 +17,10 @@ class NonlinearDiffusion(AbstractTerm):
         self.field, self.graph, self.x0 = field, graph, x0
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The layer's parameters and the source."""
-        return (*self.field.parameters(), *([] if self.x0 is None else [self.x0]))
+        """The layer's parameters, the source and, where they multiply the scores, edge weights."""
+        weight = self.graph.edge_weight if self.field.reweight else None
+        further = [t for t in (self.x0, weight) if t is not None]
+        return (*self.field.parameters(), *further)
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""

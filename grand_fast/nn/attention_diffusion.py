@@ -17,6 +17,7 @@ from grand_fast.ops._scores import AbstractScore, check_attention
 
 Add = Sequence[tuple[float, Tensor]]
 _NAME = "AttentionDiffusion"
+_CONSTANT = 1e-5  # that of GRAND's released code
 
 
 class AttentionDiffusion(nn.Module):
@@ -35,6 +36,8 @@ class AttentionDiffusion(nn.Module):
         reweight: multiply the scores by the edge weights of the graph, where it has any.
         mix_features: heads carry values of their own,
             `f = alpha (W_out mean_h A^h W_V^h x − x) + beta x0`.
+        constant_init: start with all weights of queries and keys at 1e-5, so with an attention that
+            is nearly the same on all edges of a row. Not with `"gat"`, which has neither.
         alpha: `"learned"` is the sigmoid of a parameter that starts at 0; a float fixes it.
         source: add `beta x0` with a learned `beta` that starts at 0.
         per_channel: `alpha` and `beta`, where learned, are `[channels]` instead of scalars.
@@ -57,6 +60,7 @@ class AttentionDiffusion(nn.Module):
         normalize: str = "receiver",
         reweight: bool = False,
         mix_features: bool = False,
+        constant_init: bool = False,
         alpha: float | Literal["learned"] = "learned",
         source: bool = False,
         per_channel: bool = False,
@@ -72,8 +76,14 @@ class AttentionDiffusion(nn.Module):
         self.channels, self.attention_channels, self.heads = channels, attention_channels, heads
         self.score, self.normalizer, self.normalize = score, normalizer, normalize
         self.reweight, self.mix_features = reweight, mix_features
+        self.constant_init = constant_init
         d_k = attention_channels // heads
         self.is_gat = of_score.name == ops.GAT.name
+        if constant_init and self.is_gat:
+            raise ValueError(
+                "AttentionDiffusion: `constant_init` must be False with score 'gat', got True: it "
+                "has no queries and keys."
+            )
         if self.is_gat:
             self.shared = nn.Linear(channels, attention_channels, bias=False)
             self.a_query = nn.Parameter(torch.empty(heads, d_k))
@@ -90,13 +100,13 @@ class AttentionDiffusion(nn.Module):
         self.scale = DiffusionScale(
             alpha, source=source, channels=channels if per_channel else None
         )
-        self._reset_vectors()
+        self._reset_own()
 
     def reset_parameters(self) -> None:
-        """Start again: random projections, `σ = ℓ = 1`, `alpha = 1/2` if learned, `beta = 0`."""
+        """Start again as it was built: `σ = ℓ = 1`, `alpha = 1/2` if learned, `beta = 0`."""
         for module in self.children():
             module.reset_parameters()  # type: ignore[operator]
-        self._reset_vectors()
+        self._reset_own()
 
     def forward(
         self,
@@ -216,7 +226,10 @@ class AttentionDiffusion(nn.Module):
         if x0 is not None:
             self._check("x0", x0, graph)
 
-    def _reset_vectors(self) -> None:
+    def _reset_own(self) -> None:
+        if self.constant_init:
+            nn.init.constant_(self.query.weight, _CONSTANT)
+            nn.init.constant_(self.key.weight, _CONSTANT)
         if self.is_gat:
             nn.init.xavier_uniform_(self.a_query)
             nn.init.xavier_uniform_(self.a_key)

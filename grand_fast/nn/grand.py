@@ -1,62 +1,72 @@
 """`GRAND`: encoder → diffusion → decoder."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from grand_fast.graph import Graph, cached_graph
+from grand_fast.nn._diffusion import AbstractDiffusion
+from grand_fast.nn._ends import MLP, check_labels, check_sizes
 from grand_fast.nn._scale import DiffusionScale
-from grand_fast.nn._terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
+from grand_fast.nn._thinning import check_thinning, thinned
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.ops._scores import AbstractScore
-from grand_fast.solvers import (
-    AbstractTerm,
-    Adjoint,
-    ContinuousOptions,
-    Method,
-    Stats,
-    Status,
-    integrate,
-)
-from grand_fast.solvers._solution import Outcome
+from grand_fast.solvers import Adjoint, Method
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._tolerances import Convention
 from grand_fast.solvers.regularizers import Regularizer
 
-VARIANTS = ("l", "nl", "laplacian")
+VARIANTS = ("l", "nl", "nl-rw", "laplacian", "mixed")
 LAPLACIANS = ("random_walk", "symmetric")
 
 
-class GRAND(nn.Module):
+class GRAND(AbstractDiffusion):
     """Graph neural diffusion for node classification.
 
     `x(0) = encoder(input)`, `dx/dt = f(x)` up to `T`, `logits = decoder(relu(x(T)))`
 
     Args:
-        in_channels, hidden_channels, out_channels: of the input, of the state (`d`), classes.
+        in_channels, hidden_channels, out_channels: of the input, of the state, classes. The state
+            has `d = hidden_channels + label_channels + augment` channels.
         variant: `"l"` attention from `x(0)`, constant in time; `"nl"` attention from each `x(t)`;
-            `"laplacian"` no attention: weights from the graph's edge weights.
-        laplacian: of that variant, `"random_walk"` or `"symmetric"`, as `Graph` computes them.
+            `"nl-rw"` the same on the edges that `attention_threshold` or `attention_quantile`
+            keeps; `"laplacian"` no attention: weights from the graph's edge weights; `"mixed"`
+            `(1 − σ(γ))` times the attention from `x(0)` plus `σ(γ)` times those weights, γ learned
+            from 0.
+        laplacian: of the last two, `"random_walk"` or `"symmetric"`, as `Graph` computes them.
         heads, attention_channels: `H` and `H · d_k` (by default `hidden_channels`).
-        score, normalizer, normalize, reweight, mix_features: as in `AttentionDiffusion`.
+        score, normalizer, normalize, reweight, mix_features, constant_init: as in
+            `AttentionDiffusion`.
+        attention_threshold: ρ: each forward pass keeps the edges with `a_ij > ρ`, `a` the mean over
+            the heads of the attention at `x(0)`; the attention on them is then normalised anew, and
+            trained. A node that keeps no edge decays to 0. Of variants `"l"` and `"nl-rw"`.
+        attention_quantile: instead, of the same variants: in training, the edges whose `a_ij` is
+            above that quantile (in [0, 1)) over all edges are kept; in evaluation all are.
         T, method, step_size, rtol, atol, tol_scale, tol_convention, adjoint, memory_limit, max_nfe:
             as in `grand_fast.integrate`; `T` in units of diffusion time. `step_size` does nothing
             where the method chooses its steps.
         tol_scale_adjoint, adjoint_method: tolerances and method of adjoint `"continuous"`; by
             default those of the forward solve.
         regularizers: as in `grand_fast.integrate`, while training.
-        dropout, input_dropout: before the decoder, before the encoder.
+        dropout, input_dropout: before the decoder and within the layers of `mlp`; before the
+            encoder.
         alpha, source, per_channel: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
+        mlp: two more linear layers in the encoder, with residual connections.
+        label_channels: channels of known labels, appended to the encoded input.
+        batch_norm: normalise what is encoded, labels included, over the nodes.
+        augment: channels of zeros appended to `x(0)`; the decoder does not see them.
+        fc_out: a linear layer more before the decoder.
 
     After a forward pass `.stats` holds the solver's work, `.status` whether it succeeded, `.t` the
     time it reached, `.failure` what to try; after backward, `.nfe_backward` the evaluations there.
     A failed solve raises nothing: the logits are then those of the state it reached. After a pass
     in training `.penalties` holds the regularisers by node, `[N]` each, to add their means to the
     loss.
-    Reference: GRAND (Chamberlain et al. 2021), section 4.
+    Reference: GRAND (Chamberlain et al. 2021), section 4, equation 12 (`"nl-rw"`); augmentation:
+    Dupont et al. 2019.
     """
 
     def __init__(
@@ -74,6 +84,9 @@ class GRAND(nn.Module):
         normalize: str = "receiver",
         reweight: bool = False,
         mix_features: bool = False,
+        constant_init: bool = False,
+        attention_threshold: float | None = None,
+        attention_quantile: float | None = None,
         T: float = 1.0,
         method: Method | AbstractSolver = "rk4",
         step_size: float | None = 1.0,
@@ -92,22 +105,25 @@ class GRAND(nn.Module):
         alpha: float | Literal["learned"] = "learned",
         source: bool = False,
         per_channel: bool = False,
+        mlp: bool = False,
+        label_channels: int = 0,
+        batch_norm: bool = False,
+        augment: int = 0,
+        fc_out: bool = False,
     ) -> None:
         super().__init__()
-        if variant == "nl-rw":
-            known = ", ".join(VARIANTS)
-            raise NotImplementedError(
-                f"GRAND: `variant` is supported for {known} in this version, got 'nl-rw'."
-            )
-        if variant not in VARIANTS:
+        _check_choice("variant", variant, VARIANTS)
+        _check_choice("laplacian", laplacian, LAPLACIANS)
+        if variant == "mixed" and mix_features:
             raise ValueError(
-                f"GRAND: `variant` must be one of {', '.join(VARIANTS)}, got {variant!r}."
+                "GRAND: `mix_features` must be False with variant 'mixed', got True: the Laplacian "
+                "has one matrix for all channels."
             )
-        if laplacian not in LAPLACIANS:
-            raise ValueError(
-                f"GRAND: `laplacian` must be one of {', '.join(LAPLACIANS)}, got {laplacian!r}."
-            )
+        check_thinning(variant, attention_threshold, attention_quantile)
+        check_sizes("GRAND", label_channels=label_channels, augment=augment)
         self.variant, self.laplacian = variant, laplacian
+        self.attention_threshold = attention_threshold
+        self.attention_quantile = attention_quantile
         self.T, self.method, self.step_size = T, method, step_size
         self.rtol, self.atol = rtol, atol
         self.tol_scale, self.tol_convention = tol_scale, tol_convention
@@ -115,116 +131,116 @@ class GRAND(nn.Module):
         self.tol_scale_adjoint, self.adjoint_method = tol_scale_adjoint, adjoint_method
         self.regularizers = regularizers
         self.dropout, self.input_dropout = dropout, input_dropout
+        self.label_channels, self.augment = label_channels, augment
+
         self.encoder = nn.Linear(in_channels, hidden_channels)
+        self.mlp = MLP(hidden_channels, dropout=dropout) if mlp else None
+        encoded = hidden_channels + label_channels
+        self.batch_norm = nn.BatchNorm1d(encoded) if batch_norm else None
+        channels = encoded + augment
         self.field: AttentionDiffusion | DiffusionScale
         if variant == "laplacian":
-            channels = hidden_channels if per_channel else None
-            self.field = DiffusionScale(alpha, source=source, channels=channels)
+            self.field = DiffusionScale(
+                alpha, source=source, channels=channels if per_channel else None
+            )
         else:
             self.field = AttentionDiffusion(
-                hidden_channels,
-                attention_channels,
+                channels,
+                hidden_channels if attention_channels is None else attention_channels,
                 heads,
                 score=score,
                 normalizer=normalizer,
                 normalize=normalize,
                 reweight=reweight,
                 mix_features=mix_features,
+                constant_init=constant_init,
                 alpha=alpha,
                 source=source,
                 per_channel=per_channel,
             )
-        self.decoder = nn.Linear(hidden_channels, out_channels)
-        self.penalties: dict[str, Tensor] = {}
-        self._outcome: Outcome | None = None  # of the last solve
+        self.gamma = nn.Parameter(torch.zeros(())) if variant == "mixed" else None
+        self.fc = nn.Linear(encoded, encoded) if fc_out else None
+        self.decoder = nn.Linear(encoded, out_channels)
 
     def reset_parameters(self) -> None:
-        """Start again from random weights."""
-        for module in (self.encoder, self.field, self.decoder):
-            module.reset_parameters()
+        """Start again from random weights, and γ from 0."""
+        for module in self.children():
+            module.reset_parameters()  # type: ignore[operator]
+        if self.gamma is not None:
+            nn.init.zeros_(self.gamma)
 
-    def forward(self, x: Tensor, graph_or_edge_index: Graph | Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, graph_or_edge_index: Graph | Tensor, labels: Tensor | None = None
+    ) -> Tensor:
         """Logits `[N, out_channels]` of the nodes with input `x [N, in_channels]`.
 
         A `Graph` is used as it is. An `edge_index` (source to target) is sorted once and kept as
-        long as that tensor lives unchanged; it gets no self-loops.
+        long as that tensor lives unchanged; it gets no self-loops. `labels [N, label_channels]`
+        holds the classes that may be known, one-hot, and zeros in the rows of all other nodes: a
+        model that is given the labels it is trained on learns to read them off.
         """
-        graph = graph_or_edge_index
-        if not isinstance(graph, Graph):
-            graph = cached_graph(graph, x.shape[0])
+        x, graph = self._start(x, graph_or_edge_index, labels)
+        return self._decode(self._diffuse(x, graph))
+
+    @torch.no_grad()
+    def trajectory(
+        self,
+        x: Tensor,
+        graph_or_edge_index: Graph | Tensor,
+        T: float,
+        labels: Tensor | None = None,
+    ) -> list[tuple[float, Tensor]]:
+        """Times and logits at 0 and after each step that counts, to `T`, without gradients.
+
+        Past `self.T` the diffusion goes on from there, so that the logits at `self.T` are those of
+        `forward`, bit for bit. Where the solve fails the list ends; `.status` and `.stats` are those
+        of the solve to `self.T`.
+
+        Args:
+            x, graph_or_edge_index, labels: as in `forward`.
+            T: end time, at least 0, in units of diffusion time.
+        """
+        found: list[tuple[float, Tensor]] = []
+        x, graph = self._start(x, graph_or_edge_index, labels)
+        self._observe(x, graph, T, lambda t, state: found.append((t, self._decode(state))))
+        return found
+
+    def _start(
+        self, x: Tensor, graph_or_edge_index: Graph | Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Graph]:
+        """`x(0) [N, d]`, and the graph it diffuses over."""
+        graph = cached_graph(graph_or_edge_index, x.shape[0])
+        check_labels("GRAND", labels, x, self.label_channels)
         x = functional.dropout(x, self.input_dropout, self.training)
         x = self.encoder(x)
-        solution = integrate(
-            self._term(x, graph),
-            x,
-            self.T,
-            method=self.method,
-            step_size=self.step_size,
-            rtol=self.rtol,
-            atol=self.atol,
-            tol_scale=self.tol_scale,
-            tol_convention=self.tol_convention,
-            adjoint=self.adjoint,
-            adjoint_options=ContinuousOptions(
-                method=self.adjoint_method,
-                tol_scale=self.tol_scale_adjoint,
-                tol_convention=self.tol_convention,
-            ),
-            memory_limit=self.memory_limit,
-            max_nfe=self.max_nfe,
-            regularizers=self.regularizers if self.training else (),
-        )
-        if not torch.compiler.is_exporting():  # a program keeps nothing between calls
-            self._outcome, self.penalties = solution.outcome, solution.penalties
-        x = functional.dropout(torch.relu(solution.x), self.dropout, self.training)
+        if self.mlp is not None:
+            x = self.mlp(x)
+        if labels is not None:
+            x = torch.cat([x, labels.to(x.dtype)], dim=1)
+        if self.batch_norm is not None:
+            x = self.batch_norm(x)
+        if self.augment:
+            x = functional.pad(x, (0, self.augment))
+        quantile = self.attention_quantile if self.training else None
+        if self.attention_threshold is not None or quantile is not None:
+            assert isinstance(self.field, AttentionDiffusion)
+            graph = thinned(
+                self.field, x, graph, threshold=self.attention_threshold, quantile=quantile
+            )
+        return x, graph
+
+    def _decode(self, x: Tensor) -> Tensor:
+        """Logits of a state `[N, d]`."""
+        if self.augment:
+            x = x[:, : -self.augment]
+        x = torch.relu(x)
+        if self.fc is not None:
+            x = torch.relu(self.fc(x))
+        x = functional.dropout(x, self.dropout, self.training)
         logits: Tensor = self.decoder(x)
         return logits
 
-    @property
-    def stats(self) -> Stats | None:
-        """Work of the last solve; None before the first."""
-        return None if self._outcome is None else self._outcome.stats
 
-    @property
-    def status(self) -> Status | None:
-        """How the last solve ended (reads one value from the device); None before the first."""
-        return None if self._outcome is None else self._outcome.status
-
-    @property
-    def t(self) -> float | None:
-        """Time that the last solve reached: `T`, or where it failed; None before the first."""
-        return None if self._outcome is None else self._outcome.t
-
-    @property
-    def failure(self) -> str | None:
-        """Status, time reached and what to try if the last solve failed; else None."""
-        return None if self._outcome is None else self._outcome.failure
-
-    @property
-    def nfe_backward(self) -> int | None:
-        """Evaluations of f in the backward pass of the last solve; None before the first."""
-        return None if self._outcome is None else self._outcome.nfe_backward
-
-    def _term(self, x0: Tensor, graph: Graph) -> AbstractTerm:
-        field = self.field
-        scale = field if isinstance(field, DiffusionScale) else field.scale
-        source = None if scale.beta is None else x0
-        if isinstance(field, AttentionDiffusion):
-            if self.variant == "nl":
-                return NonlinearDiffusion(field, graph, source)
-            if field.mix_features:
-                a = field.attention(x0, graph, mean_heads=False, edge_order="csr")
-                return LinearMixing(field, a, graph, source)
-            return NonlinearDiffusion(field, graph, source).freeze(0.0, x0)
-        if self.laplacian == "symmetric":
-            a = graph.symmetric_weights(x0.dtype, edge_order="csr")
-        else:
-            a = graph.random_walk_weights(x0.dtype, edge_order="csr")
-        return LinearDiffusion(a, graph, alpha=scale.alpha, beta=scale.beta, x0=source)
-
-    def extra_repr(self) -> str:
-        """The solve, for `print(model)`."""
-        return (
-            f"variant={self.variant}, T={self.T}, method={self.method}, "
-            f"step_size={self.step_size}, adjoint={self.adjoint}"
-        )
+def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"GRAND: `{name}` must be one of {', '.join(known)}, got {value!r}.")

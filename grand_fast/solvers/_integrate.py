@@ -43,6 +43,7 @@ def integrate(
     max_nfe: int | None = None,
     regularizers: Sequence[Regularizer] = (),
     generator: torch.Generator | None = None,
+    observe: Callable[[float, Tensor], None] | None = None,
 ) -> Solution:
     """Integrate `dx/dt = f(t, x)` from `x(0) = x0` to time `T`.
 
@@ -84,6 +85,8 @@ def integrate(
             first take second derivatives of `f`. Their error counts as the state's does. Not with
             methods that want a matrix.
         generator: of ε, random signs that are drawn once a solve; None: torch's default.
+        observe: called with `t` and the state at 0 and after each step that counts. Under
+            `torch.no_grad()`, without regularizers.
 
     Returns:
         `Solution` with `.x` (like `x0`), `.t`, `.stats`, `.status`, `.xs` and `.penalties`.
@@ -112,6 +115,11 @@ def integrate(
     rtol, atol = tolerances(x0.dtype, rtol, atol, tol_scale, tol_convention)
     if isinstance(method, str):
         check_choice("method", method, tuple(METHODS))
+    if observe is not None and (torch.is_grad_enabled() or regularizers):
+        raise NotImplementedError(
+            "integrate: `observe` must come under torch.no_grad() and with no regularizers. Ask "
+            "for states with `times`, which are differentiable."
+        )
     if torch.compiler.is_compiling():
         check_traceable(method, adjoint, memory_limit)
     solver = solver_of(method, rtol, atol, x0)
@@ -135,7 +143,9 @@ def integrate(
         max_steps=max_steps,
         max_nfe=max_nfe,
     )
-    if not torch.is_grad_enabled():
+    if observe is not None:
+        result = problem.observed(observe)
+    elif not torch.is_grad_enabled():
         result = problem.march(ADJOINTS["direct"])
     elif adjoint == "continuous":
         result = continuous(problem, adjoint_options or ContinuousOptions())

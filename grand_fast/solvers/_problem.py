@@ -1,5 +1,6 @@
 """A solve that is about to run: what is integrated, by what, and where its states are wanted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,19 +100,26 @@ class Problem:
             start, tau, order=self.solver.order, ends=self.ends, max_steps=self.max_steps
         )
 
+    def observed(self, observe: Callable[[float, Tensor], None], x0: Tensor | None = None) -> Result:
+        """Solve it without a graph; `observe` hears of the start and the end of each step."""
+
+        def before(t: float, x: Tensor, tau: float) -> None:
+            observe(t, x)
+
+        with torch.no_grad():
+            result = self.march(
+                lambda step, x, carry: step(x, carry), x0=x0, callbacks=Callbacks(accept=before)
+            )
+        observe(result.t, result.x)
+        return result
+
     def record(self, x0: Tensor) -> tuple[Result, list[float], list[Tensor]]:
         """Solve it without a graph; also the ends of its steps, and the states there."""
         times: list[float] = []
         states: list[Tensor] = []
 
-        def keep(t: float, x: Tensor, tau: float) -> None:
+        def keep(t: float, x: Tensor) -> None:
             times.append(t)
             states.append(x)
 
-        with torch.no_grad():
-            result = self.march(
-                lambda step, x, carry: step(x, carry), x0=x0, callbacks=Callbacks(accept=keep)
-            )
-        times.append(result.t)
-        states.append(result.x)
-        return result, times, states
+        return self.observed(keep, x0), times, states

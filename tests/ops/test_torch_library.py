@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast import graph as graphs
+from grand_fast.graph import _views as graphs
 from grand_fast.kernels import _cpu
 from grand_fast.kernels._weighting import scaled_dot
 from grand_fast.ops import _operator

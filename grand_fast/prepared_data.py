@@ -1,0 +1,98 @@
+"""The data of an experiment as its options ask: component, rewiring, normalisation, splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from grand_fast import raw_files
+from grand_fast.arguments import BadOptionError
+from grand_fast.data import (
+    NodeData,
+    Split,
+    largest_component,
+    load,
+    random_split,
+    row_normalized,
+)
+from grand_fast.presets import Preset
+from grand_fast.rewiring import diffusion_rewiring
+
+
+def prepared(
+    dataset: str, preset: Preset, root: Path | None = None, own: NodeData | None = None
+) -> NodeData:
+    """The graph to train on.
+
+    Args:
+        dataset: one of `grand_fast.data.DATASETS`; of random splits the largest component.
+        preset: its options of the data.
+        root: see `grand_fast.data.load`.
+        own: a graph of the user's instead, whole.
+
+    Raises:
+        BadOptionError: options that do not fit. DataError: files missing or damaged.
+    """
+    try:
+        data = own or load(dataset, root=root, neighbours=preset.neighbours)
+        # The graphs of digits and of the user are as they were meant
+        if own is None and preset.split == "random" and dataset != "digits":
+            data = largest_component(data)
+        if preset.rewiring is not None:
+            edge_index, edge_weight = diffusion_rewiring(
+                data.edge_index,
+                data.num_nodes,
+                kernel=preset.rewiring,
+                alpha=preset.rewiring_alpha,
+                t=preset.rewiring_t,
+                top_k=preset.rewiring_top_k,
+                threshold=preset.rewiring_threshold,
+            )
+            data = replace(data, edge_index=edge_index, edge_weight=edge_weight)
+    except ValueError as error:
+        raise BadOptionError(str(error)) from error
+    return row_normalized(data) if preset.row_normalize else data
+
+
+def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
+    """The split of each seed.
+
+    Raises:
+        BadOptionError: the data have no such split.
+    """
+    planetoid = raw_files.PLANETOID
+    if preset.split == "planetoid" and data.name not in planetoid:
+        raise BadOptionError(
+            f"--split planetoid is published for {', '.join(planetoid[:-1])} and {planetoid[-1]}, "
+            f"got {data.name}. Use --split random."
+        )
+    if preset.split != "random":
+        if data.public_split is None:
+            raise BadOptionError(
+                f"--split {preset.split} needs a split that comes with the data, got {data.name}, "
+                f"which has none. Use --split random."
+            )
+        return [data.public_split] * seeds
+    try:
+        return [
+            random_split(
+                data.y,
+                seed=seed,
+                labels_per_class=preset.labels_per_class,
+                development=preset.development,
+            )
+            for seed in range(seeds)
+        ]
+    except ValueError as error:
+        raise BadOptionError(str(error)) from error
+
+
+def describe(data: NodeData, split: Split, preset: Preset) -> str:
+    """One line about the graph and a split."""
+    return (
+        f"{data.name}: {data.num_nodes:,} nodes, {data.edge_index.shape[1]:,} directed edges, "
+        f"{data.x.shape[1]:,} features, {data.num_classes} classes"
+        f"{f', rewired by {preset.rewiring}' if preset.rewiring else ''}; {preset.split} split, "
+        f"{split.train.numel()} / {split.val.numel()} / {split.test.numel()} nodes for "
+        f"training / validation / test"
+    )

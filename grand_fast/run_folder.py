@@ -1,0 +1,152 @@
+"""The folder of a run: what it is, which seeds are finished, and where a stopped one goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from grand_fast.arguments import BadOptionError
+from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, write_whole
+from grand_fast.metrics import METRICS_FILE, TENSORBOARD_FOLDER, Epoch
+from grand_fast.train import Fit
+
+CURVES_FILE = "curves.png"
+RUN_FILE = "run.json"
+SEEDS_FOLDER = "seeds"
+_SHOWN_DIFFERENCES = 3
+
+Configuration = Mapping[str, Any]  # what decides the results, as JSON
+
+
+class NotWritableError(RuntimeError):
+    """A place for results cannot be written."""
+
+
+class RunFolder:
+    """A folder that holds one run, or none yet.
+
+    Args:
+        path: of the folder; made by `begin`.
+        configuration: what decides the results of the run but for the number of its seeds.
+        restart: `begin` drops what is there.
+
+    Raises:
+        BadOptionError: there is another run. Nothing of it is touched.
+    """
+
+    def __init__(self, path: Path, configuration: Configuration, *, restart: bool = False) -> None:
+        self.path, self.configuration, self._restart = path, configuration, restart
+        self.has_begun = not restart and _holds_run(path)
+        if not restart and (difference := _difference(path, configuration)):
+            raise BadOptionError(
+                f"--out must be a folder without another run, got {path}: {difference}. Choose "
+                f"another, or --restart, which deletes that run."
+            )
+
+    def begin(self) -> None:
+        """Make the folder and say in it what the run is, unless that stands there."""
+        if self.has_begun:
+            return
+        if self._restart:
+            self._clear()
+        (self.path / SEEDS_FOLDER).mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / RUN_FILE, _json(self.configuration))
+        self.has_begun = True
+
+    def state(self, seed: int) -> Path:
+        """The file from which an unfinished seed goes on."""
+        return self.path / SEEDS_FOLDER / f"{seed}.safetensors"
+
+    def finish(self, seed: int, run: Fit, label_spreading: float | None) -> None:
+        """Keep the figures of a seed, whose state is no longer needed."""
+        content = {
+            "test_accuracy": run.test_accuracy,
+            "best_epoch": run.best_epoch,
+            "label_spreading": label_spreading,
+            "epochs": [astuple(epoch) for epoch in run.history],
+        }
+        write_whole(self._figures(seed), _json(content))
+        self.state(seed).unlink(missing_ok=True)
+
+    def finished(self, seed: int) -> tuple[Fit, float | None] | None:
+        """The figures of a finished seed, without weights, and label spreading's; else None."""
+        path = self._figures(seed)
+        if not self.has_begun or not path.is_file():
+            return None
+        content = json.loads(path.read_text())
+        run = Fit(
+            history=[Epoch(*values) for values in content["epochs"]],
+            best_epoch=content["best_epoch"],
+            test_accuracy=content["test_accuracy"],
+        )
+        return run, content["label_spreading"]
+
+    def _figures(self, seed: int) -> Path:
+        return self.path / SEEDS_FOLDER / f"{seed}.json"
+
+    def _clear(self) -> None:
+        for name in (SEEDS_FOLDER, TENSORBOARD_FOLDER):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (METRICS_FILE, CURVES_FILE, WEIGHTS_FILE, CONFIG_FILE, RUN_FILE):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def usual_folder(name: str, configuration: Configuration) -> Path:
+    """`runs/<name>`, or `runs/<name>-2` and so on where others hold another run."""
+    candidates: Iterator[Path] = (
+        Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1)
+    )
+    return next(path for path in candidates if _difference(path, configuration) is None)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Fail early if `folder` cannot be written to, or be made.
+
+    Raises:
+        NotWritableError: names the option and the path.
+    """
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is not a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise NotWritableError(
+            f"{option} must be a place that can be written, got {folder}: {reason}. Choose another."
+        ) from error
+
+
+def _holds_run(path: Path) -> bool:
+    return (path / RUN_FILE).is_file()
+
+
+def _difference(path: Path, configuration: Configuration) -> str | None:
+    """What tells the run in a folder from this one; None if it is the same, or there is none."""
+    if not _holds_run(path):
+        return f"it holds {WEIGHTS_FILE}" if (path / WEIGHTS_FILE).is_file() else None
+    try:
+        there = json.loads((path / RUN_FILE).read_text())
+    except (OSError, ValueError) as error:
+        return f"its {RUN_FILE} cannot be read ({error})"
+    here = json.loads(_json(configuration))
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    if not names:
+        return None
+    shown = [f"{name} {there.get(name)} there, {here.get(name)} here"
+             for name in names[:_SHOWN_DIFFERENCES]]  # fmt: skip
+    more = len(names) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
