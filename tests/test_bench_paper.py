@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import grand_fast.train
+import grand_fast.trainer
 from bench.__main__ import main
 from bench.models.setting import setting
 from bench.paper import accuracy, depth, jobs, parameters, peers, published, superpixels, sweeps
@@ -81,7 +82,9 @@ def test_store_keeps_what_is_current(tmp_path):
     again.add(small_job(seed=1).row())
     assert len(json.loads(path.read_text())["runs"]) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["part.json"]
+    store.states.mkdir()
     assert Store(path, HEADER, resume=False).runs == []
+    assert not store.states.exists()
 
 
 def test_damaged_store_is_named(tmp_path):
@@ -124,7 +127,7 @@ def test_interrupted_run_ends_as_if_left_alone(tmp_path, monkeypatch):
     job = small_job(epochs=12)
     alone = train(job, tmp_path / "alone")
     store = Store(tmp_path / "p.json", HEADER, resume=True)
-    step, calls = grand_fast.train._Trainer.epoch, []
+    step, calls = grand_fast.trainer.Trainer.epoch, []
 
     def interrupted(self, result):
         calls.append(len(result.history))
@@ -132,7 +135,7 @@ def test_interrupted_run_ends_as_if_left_alone(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(self, result)
 
-    monkeypatch.setattr(grand_fast.train._Trainer, "epoch", interrupted)
+    monkeypatch.setattr(grand_fast.trainer.Trainer, "epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         work([job], store, Budget(None))
     assert store.runs == []
@@ -141,7 +144,7 @@ def test_interrupted_run_ends_as_if_left_alone(tmp_path, monkeypatch):
     assert calls[6] > 0  # it did not begin anew
     for key in ("test_accuracy", "val_accuracy", "best_epoch", "epochs", "nfe_forward", "alpha"):
         assert run[key] == alone[key], key
-    assert not (tmp_path / "p.state").exists()
+    assert not list((tmp_path / "p.state").iterdir())
 
 
 def test_a_failed_solve_is_a_result(tmp_path):
@@ -307,9 +310,9 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accuracy, "DATASETS", {"table2": ("digits",)})
     monkeypatch.setattr(accuracy, "TABLE_PEERS", {"table2": ("GCN",)})
     monkeypatch.setattr(accuracy, "PUBLISHED", {"table2": {"digits": {"GRAND-l": (95.0, 1.0)}}})
-    monkeypatch.setattr(
-        accuracy, "configuration", lambda dataset, variant: replace(SMALL, variant=variant)
-    )
+    quantile = {"nl-rw": 0.2}
+    monkeypatch.setattr(accuracy, "configuration", lambda dataset, variant: replace(
+        SMALL, variant=variant, attention_quantile=quantile.get(variant)))  # fmt: skip
     monkeypatch.setattr(accuracy, "peer_preset", lambda name, data: replace(
         peers.peer_preset(name, data), epochs=3))  # fmt: skip
     command = ["paper", "--part", "table2", "--seeds", "1", "--out", str(tmp_path)]

@@ -1,22 +1,19 @@
-"""The configurations `configs/<dataset>-<variant>.toml`, as `grand-fast train --config` takes them."""
+"""The configurations in `configs/`, one per data set and variant."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
-from grand_fast.presets import Preset, preset
+from grand_fast.presets import Preset
+from grand_fast.train_options import choose, read_config
 
 FOLDER = Path(__file__).parent / "configs"
 
 
 def configurations() -> list[tuple[str, str]]:
     """Data set and variant of each file, in the order of the file names."""
-    found = []
-    for path in sorted(FOLDER.glob("*.toml")):
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        found.append((values["dataset"], values["variant"]))
-    return found
+    found = (read_config(path) for path in sorted(FOLDER.glob("*.toml")))
+    return [(config["dataset"], config["variant"]) for config in found]
 
 
 def configuration(dataset: str, variant: str) -> Preset:
@@ -29,5 +26,4 @@ def configuration(dataset: str, variant: str) -> Preset:
     if not path.is_file():
         known = ", ".join(f"{d}-{v}" for d, v in configurations())
         raise ValueError(f"configuration: must be one of {known}, got {dataset}-{variant}.")
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
-    return preset(values.pop("dataset"), **values)
+    return choose(dataset, read_config(path), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchdiffeq
@@ -48,8 +49,8 @@ class ReleasedModel(nn.Module):
         adjoint: None differentiates the solver's steps, as torchdiffeq's odeint does.
 
     As there, the source is detached; and through the adjoint of GRAND-l neither queries nor keys
-    get a gradient, nor is one computed: to its advantage. `nfe` counts the evaluations of f in
-    forward and backward.
+    get a gradient, nor is one computed: to its advantage. `nfe` counts the evaluations of f in the
+    last forward pass, `nfe_backward` those since.
     """
 
     def __init__(self, model: GRAND, graph: Graph, adjoint: Continuous | None) -> None:
@@ -58,18 +59,21 @@ class ReleasedModel(nn.Module):
         self.encoder, self.decoder = copy.deepcopy(model.encoder), copy.deepcopy(model.decoder)
         self.field = _Field(model, graph)
         self.input_dropout, self.dropout = model.input_dropout, model.dropout
-        self.solve = {"rtol": model.rtol, "atol": model.atol, "method": model.method}
+        self.solve: dict[str, Any] = {"method": model.method}
         if model.tol_scale is not None:
             self.solve |= {"rtol": RTOL * model.tol_scale, "atol": ATOL * model.tol_scale}
-        if model.method == "rk4":
+        elif model.rtol is not None:
+            self.solve |= {"rtol": model.rtol, "atol": model.atol}
+        else:
             self.solve["options"] = {"step_size": model.step_size}
         self.times = torch.tensor([0.0, model.T])
         self.adjoint = adjoint
+        self.nfe = 0
 
     @property
-    def nfe(self) -> int:
-        """Evaluations of f since the last forward pass began, which in backward go on."""
-        return self.field.nfe
+    def nfe_backward(self) -> int:
+        """Evaluations of f since the last forward pass ended."""
+        return self.field.nfe - self.nfe
 
     def forward(self, x: Tensor, graph: Graph) -> Tensor:
         """Logits; the edges are those given on construction."""
@@ -85,6 +89,7 @@ class ReleasedModel(nn.Module):
                 adjoint_atol=ATOL * self.adjoint.tol_scale,
                 adjoint_params=tuple(self.field.solved_parameters()),
             )  # fmt: skip
+        self.nfe = self.field.nfe
         x = functional.dropout(torch.relu(states[-1]), self.dropout, self.training)
         logits: Tensor = self.decoder(x)
         return logits

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from pathlib import Path
-
-import torch
 
 from grand_fast import Graph
 from grand_fast.data import NodeData, Split
-from grand_fast.experiment import Experiment, _data, _splits, model_config
+from grand_fast.experiment import model_config
 from grand_fast.nn import GRAND
+from grand_fast.prepared_data import prepared, splits_of
 from grand_fast.presets import Preset
 
 
@@ -33,8 +31,7 @@ def setting(dataset: str, preset: Preset, seed: int) -> Setting:
     names = [field.name for field in fields(Preset) if field.metadata["group"] == "data"]
     of_data = replace(Preset(), **{name: getattr(preset, name) for name in names})
     data, graph = _prepared(dataset, of_data)
-    split = _splits(data, _experiment(dataset, of_data, seed + 1))[seed]
-    return Setting(data, graph, split)
+    return Setting(data, graph, splits_of(data, of_data, seed + 1)[seed])
 
 
 def grand(data: NodeData, preset: Preset) -> GRAND:
@@ -44,12 +41,9 @@ def grand(data: NodeData, preset: Preset) -> GRAND:
 
 @lru_cache(maxsize=4)  # jobs come data set by data set, and rewiring takes its time
 def _prepared(dataset: str, preset: Preset) -> tuple[NodeData, Graph]:
-    data = _data(_experiment(dataset, preset, 1))
+    data = prepared(dataset, preset)
     graph = Graph.from_edge_index(
         data.edge_index, data.num_nodes, data.edge_weight, self_loops=preset.self_loops
     )
     return data, graph
 
-
-def _experiment(dataset: str, preset: Preset, seeds: int) -> Experiment:
-    return Experiment(dataset, preset, seeds, torch.device("cpu"), Path())

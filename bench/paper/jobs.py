@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,12 +75,13 @@ def work(jobs: Sequence[Job], store: Store, budget: Budget) -> list[Row]:
         progress.say(str(job))
         try:
             with budget:
-                run = train(job, store.path.with_suffix(".state"))
+                run = train(job, store.states)
         except KeyboardInterrupt:
             if not budget.over:
                 raise
             break
         store.add(run)
+        _state(job, store.states).unlink(missing_ok=True)
         progress.done()
     progress.close()
     found = [store.find(job.row()) for job in jobs]
@@ -89,17 +89,16 @@ def work(jobs: Sequence[Job], store: Store, budget: Budget) -> list[Row]:
 
 
 def train(job: Job, states: Path) -> Row:
-    """Train, resuming from the state below `states` if there is one, which is removed at the end.
+    """Train, going on from the state below `states` if there is one; the caller deletes it.
 
     A solve that fails ends the run and is a result: `stopped` says why, `diverged` is True.
 
     Raises:
         KeyboardInterrupt: interrupted; the state is kept.
     """
-    preset, start = job.preset, time.perf_counter()
+    preset = job.preset
     here = setting(job.dataset, preset, job.seed)
-    state = states / _name(job)
-    state.parent.mkdir(parents=True, exist_ok=True)
+    states.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.seed)
     model = _model(job, here)
     run = fit(
@@ -116,11 +115,10 @@ def train(job: Job, states: Path) -> Row:
         early_stop=preset.early_stop,
         penalties=preset.penalties,
         use_labels=preset.use_labels,
-        state=state,
+        state=_state(job, states),
     )
     if run.stopped == "interrupted":
         raise KeyboardInterrupt
-    state.unlink(missing_ok=True)
     best = run.best if run.best_epoch >= 0 else None
     return job.row() | {
         "test_accuracy": run.test_accuracy if best else None,
@@ -129,7 +127,7 @@ def train(job: Job, states: Path) -> Row:
         "best_time": best.time if best else None,
         "epochs": len(run.history),
         "seconds_per_epoch": run.seconds_per_epoch if run.history else None,
-        "seconds": time.perf_counter() - start,
+        "seconds": sum(epoch.seconds for epoch in run.history),
         "nfe_forward": best.nfe if best else None,
         "nfe_backward": best.nfe_backward if best else None,
         "alpha": _alpha(model),
@@ -153,7 +151,7 @@ def _alpha(model: torch.nn.Module) -> float | None:
     return alpha if alpha is not None and math.isfinite(alpha) else None
 
 
-def _name(job: Job) -> str:
-    """A file for the state of this very run: with other options it would not fit."""
+def _state(job: Job, states: Path) -> Path:
+    """A file for this very run: with other options the state would not fit."""
     text = json.dumps(job.row(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return states / hashlib.sha256(text.encode()).hexdigest()[:16]

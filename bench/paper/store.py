@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from bench.report import Row
+from grand_fast.checkpoint import write_whole
 
 # What makes two runs the same run; if their options differ, the older one is out of date.
 IDENTITY = ("dataset", "model", "at", "seed")
@@ -21,14 +22,19 @@ class Store:
         header: of the machine and the command, written beside the runs.
         resume: keep what `path` holds; else start again, and overwrite it with the first run.
 
+    `states` is the folder for what runs that were interrupted need to go on.
+
     Raises:
         ValueError: `path` is not what a store wrote; how to go on.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
         self.path, self.header = path, header
+        self.states = path.with_suffix(".state")
         self.runs: list[Row] = []
-        if resume and path.is_file():
+        if not resume:
+            shutil.rmtree(self.states, ignore_errors=True)
+        elif path.is_file():
             try:
                 self.runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -49,19 +55,13 @@ class Store:
         """Keep `run` in place of any with its identity, and write the file."""
         run = _plain(run | {"commit": self.header["commit"]})
         self.runs = [old for old in self.runs if not _same(old, run)] + [run]
-        self.write()
-
-    def write(self) -> None:
-        """Write the file; an interrupt leaves the old one or the new one."""
-        write_whole(self.path, {"header": self.header, "runs": self.runs})
+        write_json(self.path, {"header": self.header, "runs": self.runs})
 
 
-def write_whole(path: Path, content: Row) -> None:
-    """Write JSON so that `path` never holds a part of it; its folder is made."""
+def write_json(path: Path, content: Row) -> None:
+    """Write so that `path` never holds a part of it; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _same(run: Row, other: Row) -> bool:

@@ -11,7 +11,7 @@ from bench.paper import accuracy, depth, parameters, superpixels, sweeps
 from bench.paper.budget import Budget
 from bench.paper.jobs import Job, work
 from bench.paper.options import PARTS
-from bench.paper.store import Store, write_whole
+from bench.paper.store import Store, write_json
 from bench.report import Report, Row
 from grand_fast.raw_files import DataError
 
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             if part in OTHERS:
                 rows = OTHERS[part](options, report, folder)
                 report.rows += [{"part": part, **row} for row in rows]
-                write_whole(folder / f"{part}.json", {"header": report.header, "rows": rows})
+                write_json(folder / f"{part}.json", {"header": report.header, "rows": rows})
             else:
                 _train(part, options, report, folder)
         except DataError as missing:

@@ -22,7 +22,7 @@ STEP_SIZES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 PAPER_STEP_SIZE = 0.005  # the one at which the paper finds explicit Adams stable
 KEPT = (2, 4, 8, 16, 32, 64)
 METHODS = ("explicit_adams", "implicit_adams", "semi_implicit_euler", "dopri5")
-# Adams–Bashforth of order 4 is stable for tau |λ| below this, λ real; diffusion has |λ| ≤ 2 alpha.
+# Adams–Bashforth of order 4 is stable for tau |λ| below this, λ < 0; diffusion has |λ| ≤ 2 alpha.
 BASHFORTH_INTERVAL = 0.3
 
 
