@@ -40,19 +40,19 @@ def jobs(part: str, options: argparse.Namespace) -> list[Job]:
 
 def show(part: str, runs: Sequence[Row], wanted: Sequence[Job], report: Report) -> None:
     """A line for each depth; how far accuracy falls from its maximum."""
-    at = {(run["model"], run["at"]): [] for run in runs}
-    for run in runs:
-        at[run["model"], run["at"]].append(run)
-    means = {key: mean_std(accuracies(some)) for key, some in at.items()}
+    means = {}
+    for model in MODELS:
+        for depth in DEPTHS:
+            here = (run for run in runs if run["model"] == model and run["at"] == depth)
+            means[model, depth] = mean_std(accuracies(here))
     cells = [
-        [f"{depth}", *(text(means.get((model, float(depth)))) for model in MODELS)]
-        for depth in DEPTHS
+        [f"{depth}", *(text(means[model, depth]) for model in MODELS)] for depth in DEPTHS
     ]
     print_table("depth (figure 2): Cora, test accuracy in percent; the paper prints a picture, and "
                 "that its baselines degrade by 50 % after 4 layers",
                 ["T, layers", *MODELS], cells)  # fmt: skip
     for model in MODELS:
-        own = {depth: value[0] for (name, depth), value in means.items() if name == model and value}
+        own = {depth: value[0] for depth in DEPTHS if (value := means[model, depth])}
         if JUDGED in own:
             name = f"depth: {model}, accuracy at {JUDGED} less its maximum"
             report.figure(name, own[JUDGED] - max(own.values()), "points")

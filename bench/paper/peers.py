@@ -6,6 +6,7 @@ hidden channels for all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -43,6 +44,7 @@ class Peer(nn.Module):
         convolutions: layers of PyG.
         arguments: of each after the features: the edge index, and what the layer wants of edges.
         dropout: before each convolution.
+        activation: between them.
         residual: add a layer's input to its output where the two are equally wide.
 
     The other attributes are what the training reads from GRAND: no solve, no failure.
@@ -60,13 +62,14 @@ class Peer(nn.Module):
         *,
         encoder: nn.Module | None = None,
         dropout: float,
+        activation: Callable[[Tensor], Tensor] = functional.relu,
         residual: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.convolutions = nn.ModuleList(convolutions)
         self.arguments = arguments
-        self.dropout, self.residual = dropout, residual
+        self.dropout, self.activation, self.residual = dropout, activation, residual
 
     def forward(self, x: Tensor, graph: object, labels: Tensor | None = None) -> Tensor:
         """Logits; the edges are those given on construction, whatever `graph` is."""
@@ -77,7 +80,7 @@ class Peer(nn.Module):
             y = convolution(y, *self.arguments)
             if index == len(self.convolutions) - 1:
                 return y
-            y = functional.elu(y)
+            y = self.activation(y)
             x = x + y if self.residual and x.shape == y.shape else y
         raise AssertionError("a peer has a layer")
 
@@ -96,7 +99,7 @@ def build(name: str, data: NodeData, preset: Preset, *, layers: int = 2) -> Peer
         head = hidden // GAT_HEADS
         chain = [GATConv(a, head, heads=GAT_HEADS, dropout=drop) for a, _ in _pairs(widths[:-1])]
         chain.append(GATConv(widths[-2], data.num_classes, heads=1, dropout=drop))
-        return Peer(chain, (edges,), dropout=drop)
+        return Peer(chain, (edges,), dropout=drop, activation=functional.elu)
     if name == "MoNet":
         chain = [GMMConv(a, b, dim=2, kernel_size=MONET_KERNELS) for a, b in _pairs(widths)]
         return Peer(chain, (edges, _degree_coordinates(data)), dropout=drop)
