@@ -99,7 +99,8 @@ def load_state(path: Path) -> Any:
 
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies, because what is read may be a view of the file, which will be replaced
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return _filled(json.loads(file.metadata()[_OUTLINE]), tensors)
     except Exception as error:  # of either format
         raise ValueError(f"load_state: {path} does not hold a state: {error}") from error

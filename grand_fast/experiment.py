@@ -25,7 +25,8 @@ from grand_fast.prepared_data import describe, prepared, splits_of
 from grand_fast.presets import Preset
 from grand_fast.run_folder import CURVES_FILE, RunFolder
 from grand_fast.solvers import ADAPTIVE
-from grand_fast.train import Fit, fit
+from grand_fast.train import fit
+from grand_fast.trainer import Fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,7 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
     on_device = replace(data, x=data.x.to(experiment.device), y=data.y.to(experiment.device))
     graph = graph.to(experiment.device)
 
+    is_digits = experiment.data is None and experiment.dataset == "digits"
     results = Results()
     done: list[tuple[int, list[Epoch]]] = []
     metrics = Metrics(experiment.out, done)
@@ -132,7 +134,7 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
                 if run.stopped is not None:
                     results.stopped = run.stopped
                     break
-                spread = label_spreading_accuracy(data, split) if data.name == "digits" else None
+                spread = label_spreading_accuracy(data, split) if is_digits else None
                 folder.finish(seed, run, spread)
             else:
                 run, spread = earlier

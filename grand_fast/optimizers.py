@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 # SparseAdam takes sparse gradients only, and ours are dense
+_OTHERS = (Optimizer, torch.optim.SparseAdam)
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
     for name, kind in vars(torch.optim).items()
-    if isinstance(kind, type) and issubclass(kind, Optimizer) and name not in (
-        "Optimizer", "SparseAdam",
-    )
-}  # fmt: skip
+    if isinstance(kind, type) and issubclass(kind, Optimizer) and kind not in _OTHERS
+}
 
 
 def make_optimizer(

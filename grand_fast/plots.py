@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from grand_fast.train import Fit
+from grand_fast.trainer import Fit
 
 
 def draw_training_curves(run: Fit, path: Path, *, title: str) -> None:

@@ -20,13 +20,13 @@ from grand_fast.data import SPLITS
 from grand_fast.nn.grand import LAPLACIANS, VARIANTS
 from grand_fast.ops._scores import DIRECTIONS, NORMALIZERS, SCORES
 from grand_fast.optimizers import OPTIMIZERS
+from grand_fast.rewiring import KERNELS
 from grand_fast.solvers import METHODS, Adjoint
 
-REWIRINGS = ("ppr", "heat")
-_count, _positive, _nonnegative = (
-    number(int, low=1), number(float, above=0), number(float, low=0),
-)  # fmt: skip
-_dropped = number(float, low=0, below=1)
+_count = number(int, low=1)
+_positive = number(float, above=0)
+_nonnegative = number(float, low=0)
+_share = number(float, low=0, below=1)
 _within = number(float, above=0, below=1)
 
 
@@ -71,10 +71,10 @@ class Preset:
     neighbours: int = _data(10, _count, "of each image in the graph of digits")
     self_loops: float | None = _data(1.0, optional(_nonnegative),
         "weight of the loop appended to each node, or none for no loops")  # fmt: skip
-    rewiring: str | None = _data(None, _names(REWIRINGS), "replace the edges by those of a "
+    rewiring: str | None = _data(None, _names(KERNELS), "replace the edges by those of a "
         "diffusion: personalised PageRank or heat kernel (Klicpera et al. 2019)")  # fmt: skip
-    rewiring_top_k: int | None = _data(None, _count, "edges kept of each node")
-    rewiring_threshold: float | None = _data(None, _positive, "smallest weight of a kept edge")
+    rewiring_top_k: int | None = _data(None, _count, "edges kept of each node, the strongest")
+    rewiring_threshold: float | None = _data(None, _positive, "or smallest strength of a kept edge")
     rewiring_alpha: float = _data(0.15, _within, "teleport probability of ppr")
     rewiring_t: float = _data(5.0, _positive, "diffusion time of heat")
 
@@ -88,11 +88,11 @@ class Preset:
     normalizer: str = _model("softmax", _names(NORMALIZERS), "of the scores")
     normalize: str = _model("receiver", _names(DIRECTIONS), "whose edges weigh 1 together")
     reweight: bool = _model(False, flag, "multiply the scores by the edge weights")
-    laplacian: str = _model("random_walk", _names(LAPLACIANS), "weights of variant laplacian")
-    attention_threshold: float | None = _model(None, _within,
-        "of nl-rw: keep edges with mean attention above this")  # fmt: skip
-    attention_quantile: float | None = _model(None, _within,
-        "of nl-rw: in training keep edges above this quantile of the mean attention")  # fmt: skip
+    laplacian: str = _model("random_walk", _names(LAPLACIANS), "weights of variants laplacian and mixed")
+    attention_threshold: float | None = _model(None, _share,
+        "of nl-rw and l: keep edges whose attention at x(0) is above this")  # fmt: skip
+    attention_quantile: float | None = _model(None, _share,
+        "of nl-rw and l: in training keep edges above this quantile of it")  # fmt: skip
     source: bool = _model(True, flag, "x(0) feeds the diffusion, by a learned beta")
     augment: int = _model(0, number(int, low=0), "zero channels appended to x(0)")
     batch_norm: bool = _model(False, flag, "batch normalisation of x(0)")
@@ -101,8 +101,8 @@ class Preset:
     use_labels: bool = _model(False, flag, "training labels are input too: half of them while "
         "training on the other half, all of them for prediction")  # fmt: skip
     constant_init: bool = _model(False, flag, "queries and keys start from equal weights")
-    dropout: float = _model(0.1, _dropped, "before the decoder")
-    input_dropout: float = _model(0.5, _dropped, "before the encoder")
+    dropout: float = _model(0.1, _share, "before the decoder")
+    input_dropout: float = _model(0.5, _share, "before the encoder")
 
     method: str = _solve("rk4", _names(tuple(METHODS)), "how the diffusion is integrated")
     T: float = _solve(4.0, _nonnegative, "diffusion time")

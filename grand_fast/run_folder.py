@@ -14,7 +14,7 @@ from typing import Any
 from grand_fast.arguments import BadOptionError
 from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, write_whole
 from grand_fast.metrics import METRICS_FILE, TENSORBOARD_FOLDER, Epoch
-from grand_fast.train import Fit
+from grand_fast.trainer import Fit
 
 CURVES_FILE = "curves.png"
 RUN_FILE = "run.json"
@@ -79,6 +79,7 @@ class RunFolder:
         path = self._figures(seed)
         if not self.has_begun or not path.is_file():
             return None
+        self.state(seed).unlink(missing_ok=True)  # of a run killed between the two
         content = json.loads(path.read_text())
         run = Fit(
             history=[Epoch(*values) for values in content["epochs"]],

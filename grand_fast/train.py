@@ -60,7 +60,7 @@ def fit(
             stopped. The caller deletes it.
         resume: False begins anew even so.
         on_epoch: is told the index of each epoch that ends, and what was measured; first of those
-            that the state brings. It may make the folder of `state`.
+            that the state brings.
 
     Returns:
         The best epoch and the history. An interrupt (Ctrl-C) or a failed solve does not raise:

@@ -99,8 +99,8 @@ def choose(
 
 def _unused(dataset: str | None, chosen: Preset, given: Collection[str]) -> str | None:
     """The first of the options given that would be silently ignored, and what it needs."""
-    attention = ("heads", "attention_channels", "score", "normalizer", "normalize", "reweight",
-                 "constant_init")  # fmt: skip
+    # Not the sizes, so that one command serves every variant
+    attention = ("score", "normalizer", "normalize", "reweight", "constant_init")
     thinning = ("attention_threshold", "attention_quantile")
     rewired = [name for name in _FIELDS if name.startswith("rewiring_")]
     adaptive = chosen.method in ADAPTIVE
@@ -117,9 +117,10 @@ def _unused(dataset: str | None, chosen: Preset, given: Collection[str]) -> str 
         (("rewiring_t",), chosen.rewiring != "ppr", "needs --rewiring heat"),
         (attention, chosen.variant != "laplacian",
          "is of the attention, which --variant laplacian has not"),
-        (("laplacian",), chosen.variant == "laplacian",
-         f"needs --variant laplacian, got {chosen.variant}"),
-        (thinning, chosen.variant == "nl-rw", f"needs --variant nl-rw, got {chosen.variant}"),
+        (("laplacian",), chosen.variant in ("laplacian", "mixed"),
+         f"needs --variant laplacian or mixed, got {chosen.variant}"),
+        (thinning, chosen.variant in ("l", "nl-rw"),
+         f"needs --variant nl-rw or l, got {chosen.variant}"),
         (("step_size",), not adaptive, f"{solver}, which chooses its steps. Use --rtol"),
         (("rtol", "atol", "tol_scale"), adaptive or adams,
          f"{solver}, whose steps are --step-size"),

@@ -79,14 +79,13 @@ class Trainer:
         seconds = time.perf_counter() - start
         memory = peak_memory_bytes(self.data.x.device)
         epoch = Epoch(loss, val_loss, val_accuracy, nfe, nfe_backward, seconds, memory, at)
-        if result.guess is None or _rank(epoch) > _rank(result.best):
+        is_better = result.guess is None or _rank(epoch) > _rank(result.best)
+        result.history.append(epoch)  # first: an interrupt leaves weights and index of one epoch
+        if is_better:
             state = self.model.state_dict()
             weights = {name: w.detach().to("cpu", copy=True) for name, w in state.items()}
-            # Last, so that an interrupt leaves weights and index of one epoch
-            result.guess, result.weights, result.best_epoch = (
-                guess.cpu(), weights, len(result.history),
-            )  # fmt: skip
-        result.history.append(epoch)
+            best = (guess.cpu(), weights, len(result.history) - 1)
+            result.guess, result.weights, result.best_epoch = best
         return None
 
     def _step(self) -> float:
@@ -111,20 +110,12 @@ class Trainer:
             order = targets[torch.randperm(targets.numel()).to(targets.device)]
             half = targets.numel() // 2
             known, targets = self._known(order[:half]), order[half:]
-        logits = self._logits(known)
+        logits = self.model(self.data.x, self.graph, known)
         loss = functional.cross_entropy(logits[targets], self.data.y[targets])
         for name, weight in self.penalties.items():
             loss = loss + weight * self.model.penalties[name].mean()
         self._check(loss)
         return loss
-
-    def _logits(self, known: Tensor | None) -> Tensor:
-        logits: Tensor
-        if known is None:
-            logits = self.model(self.data.x, self.graph)
-        else:
-            logits = self.model(self.data.x, self.graph, known)
-        return logits
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[Tensor, float, float, float]:
@@ -132,7 +123,7 @@ class Trainer:
         self.model.eval()
         known = self._known(self.split.train) if self.use_labels else None
         if self.early_stop == 1:
-            states = [(self.model.T, self._logits(known))]
+            states = [(float(self.model.T), self.model(self.data.x, self.graph, known))]
         else:
             end = self.early_stop * self.model.T
             states = self.model.trajectory(self.data.x, self.graph, end, known)
@@ -169,12 +160,13 @@ class Trainer:
             "guess": result.guess,
             "weights": result.weights,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_state(path, content)
 
     def resume(self, path: Path) -> Fit:
         """Put the model, its optimiser and the random numbers where they were."""
-        content = load_state(path)
         try:
+            content = load_state(path)
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             set_random_state(content["random"], self.data.x.device)
@@ -186,7 +178,8 @@ class Trainer:
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"fit: `state` must be that of this model and these options, got {path}: {error}"
+                f"fit: `state` must be that of this model and these options, got {path}: {error}. "
+                f"Delete it, or train with --restart."
             ) from error
 
 

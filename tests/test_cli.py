@@ -4,46 +4,26 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
-from grand_fast import cli
+from grand_fast import cli, train
+from grand_fast.checkpoint import load_checkpoint
 from grand_fast.data import DATASETS, load
 from grand_fast.graph import Graph
-from grand_fast.presets import PRESETS, Preset, preset
-from grand_fast.train import GRAND, load_checkpoint
+from grand_fast.nn import GRAND
+from grand_fast.presets import Preset
+from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixture
 
 ROOT = os.environ.get("GRAND_FAST_DATA")
-# Two epochs of a small model: seconds
-QUICK = ["--epochs", "2", "--hidden", "8", "--attention-channels", "4", "--heads", "2",
-         "--T", "1", "--backend", "reference"]  # fmt: skip
 KEYS = {
     "dataset", "variant", "method", "seeds", "test_accuracy", "mean", "std", "seconds_per_epoch",
     "nfe_forward", "peak_memory_bytes", "parameters", "versions",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Results go to `runs/` below the current folder; threads only wait on models this small."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GRAND_FAST_DATA", raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def fails(capsys, arguments, code):
-    """The one line on standard error of a command that must fail with `code`."""
-    assert cli.main(arguments) == code
-    out, err = capsys.readouterr()
-    assert err.count("\n") == 1 and "Traceback" not in err
-    assert err.startswith("grand-fast")
-    return err
 
 
 def test_train_writes_everything(capsys, tmp_path):
@@ -110,49 +90,6 @@ def test_solver_options(capsys, options, says, nfe):
     assert isinstance(load_checkpoint(f"runs/digits-{content['variant']}"), GRAND)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (
-            ["--dataset", "cora2"],
-            "--dataset: must be one of digits, Cora, CiteSeer, PubMed, Coauth",
-        ),
-        (
-            ["--method", "rk45"],
-            "--method: must be one of euler, midpoint, rk4, rk4_classic, dopri5",
-        ),
-        (["--variant", "nl-rw"], "--variant: must be one of l, nl, laplacian, got 'nl-rw'"),
-        (["--split", "public"], "--split: must be one of planetoid, random, got 'public'"),
-        (["--backend", "tpu"], "--backend: must be one of auto, gpu, cpu, reference, got 'tpu'"),
-        (["--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
-        (["--seeds", "0"], "--seeds: must be an integer at least 1, got '0'"),
-        (["--epochs", "2.5"], "--epochs: must be an integer at least 1, got '2.5'"),
-        (["--lr", "0"], "--lr: must be a number above 0, got '0'"),
-        (["--T", "nan"], "--T: must be a number at least 0, got 'nan'"),
-        (["--dropout", "1"], "--dropout: must be a number at least 0 and below 1, got '1'"),
-        (["--heads", "3"], "`heads` must divide attention_channels=64, got 3"),
-        (["--neighbours", "1797"], "`neighbours` must lie in [1, 1796], got 1797"),
-        (["--labels-per-class", "60"], "`labels_per_class` must be at most"),
-        (["--split", "planetoid"], "published for Cora, CiteSeer and PubMed, got digits"),
-        (["--root", "."], "--root is not used by digits"),
-        (["--dataset", "Cora", "--neighbours", "5"], "--neighbours builds the graph of digits"),
-        (["--dataset", "Cora", "--labels-per-class", "5"], "needs --split random"),
-        (["--method", "dopri5", "--step-size", "1"], "--step-size is not used by dopri5"),
-        (["--tol-scale", "10"], "--tol-scale is not used by rk4, whose steps are --step-size"),
-        (["--method", "bosh3", "--tol-scale", "10", "--rtol", "1e-3"], "give it alone"),
-        (["--tol-scale-adjoint", "10"], "--tol-scale-adjoint needs --adjoint continuous"),
-        (["--memory-limit", "1000", "--adjoint", "direct"], "needs --adjoint checkpoint, got"),
-        (["--memory-limit", "1000"], "`memory_limit` must be at least"),
-        (["--method", "uniformisation"], "`term` must be linear"),
-        (["--hiden", "5"], "unrecognized arguments: --hiden 5"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_arguments(capsys, arguments, words):
-    assert words in fails(capsys, ["train", *arguments], 2)
-    assert not Path("runs").exists()
-
-
 def test_no_command(capsys):
     assert "COMMAND" in fails(capsys, [], 2)
     assert "invalid choice: 'trian'" in fails(capsys, ["trian"], 2)
@@ -217,8 +154,8 @@ def test_interrupt_leaves_the_best_weights(capsys, monkeypatch):
     assert cli.main(["train", *QUICK, "--json", "summary.json"]) == 130
     out, err = capsys.readouterr()
     assert err == (
-        "grand-fast: interrupted. The best weights so far are in runs/digits-nl; "
-        "load them with grand_fast.train.load_checkpoint.\n"
+        "grand-fast: interrupted. The best weights so far are in runs/digits-nl; load them with "
+        "grand_fast.checkpoint.load_checkpoint, or give the same command to go on.\n"
     )
     assert not Path("summary.json").exists()
     folder = Path("runs/digits-nl").resolve()
@@ -229,6 +166,42 @@ def test_interrupt_leaves_the_best_weights(capsys, monkeypatch):
 def test_interrupt_before_there_are_weights(capsys, monkeypatch):
     interrupt_after(monkeypatch, 0)
     assert "Nothing was saved" in fails(capsys, ["train", *QUICK], 130)
+
+
+def test_the_same_command_again(capsys):
+    assert cli.main(["train", *QUICK, "--seeds", "2"]) == 0
+    first = capsys.readouterr().out
+    assert cli.main(["train", *QUICK, "--seeds", "2"]) == 0
+    again = capsys.readouterr().out
+    assert again.count("(finished before)") == 2
+    assert again.replace(" (finished before)", "") == first
+    assert cli.main(["train", *QUICK, "--seeds", "2", "--restart"]) == 0
+    assert "(finished before)" not in capsys.readouterr().out
+    assert [path.name for path in Path("runs").iterdir()] == ["digits-nl"]
+
+
+def test_another_run_gets_a_folder_of_its_own(capsys):
+    assert cli.main(["train", *QUICK]) == 0
+    assert cli.main(["train", *QUICK, "--lr", "0.02"]) == 0
+    assert cli.main(["train", *QUICK, "--lr", "0.02"]) == 0
+    out = capsys.readouterr().out
+    assert "runs/digits-nl/curves.png" in out and out.count("runs/digits-nl-2/curves.png") == 2
+    line = fails(capsys, ["train", *QUICK, "--out", "runs/digits-nl-2"], 2)
+    assert "got runs/digits-nl-2: lr 0.02 there, 0.03 here. Choose another, or --restart" in line
+
+
+def test_an_interrupted_run_goes_on(capsys, monkeypatch):
+    monkeypatch.setattr(train, "STATE_SECONDS", 0.0)
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        assert cli.main(["train", *QUICK]) == 130
+    capsys.readouterr()
+    assert cli.main(["train", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "seed 0: goes on from runs/digits-nl/seeds/0.safetensors" in out
+    assert cli.main(["train", *QUICK, "--out", "whole"]) == 0
+    whole, resumed = (Path(f, "model.safetensors").read_bytes() for f in ("whole", "runs/digits-nl"))
+    assert whole == resumed
 
 
 def test_failed_solve(capsys):
@@ -242,6 +215,8 @@ def test_help_teaches(capsys):
     out = capsys.readouterr().out
     assert "grand-fast train --dataset Cora --root" in out
     assert all(name in out for name in DATASETS)
+    for field in fields(Preset):
+        assert f"--{field.name.replace('_', '-')}" in out or f"[no-]{field.name}" in out
     assert cli.main(["--help"]) == 0
     assert "train" in capsys.readouterr().out
 
@@ -253,6 +228,7 @@ def test_info(capsys):
         assert word in out
     assert f"torch            {torch.__version__.partition('+')[0]}" in out
     assert "missing file data/planetoid/Cora/raw/ind.cora.x" in out
+    assert "missing file data/ogb/ogbn_arxiv/raw/edge.csv.gz" in out
     if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
         assert "gpu              unavailable" in out
 
@@ -279,11 +255,6 @@ def test_as_a_module():
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert (run.returncode, run.stdout.split()[0]) == (0, "grand-fast")
-
-
-def test_presets():
-    assert set(PRESETS) == set(DATASETS)
-    assert preset("Cora", hidden=7, heads=None) == Preset(**(vars(PRESETS["Cora"]) | {"hidden": 7}))
 
 
 @pytest.mark.slow

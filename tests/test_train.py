@@ -1,15 +1,17 @@
-"""The training loop and its checkpoints, on a graph of two groups that is learnt in seconds."""
+"""The training loop, on a graph of two groups that is learnt in seconds."""
 
-import json
+import math
 
 import pytest
 import torch
 
-from grand_fast.data import NodeData, Split
+from grand_fast.data import NodeData, Split, accuracy
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
+from grand_fast.optimizers import OPTIMIZERS
 from grand_fast.solvers import Status
-from grand_fast.train import CONFIG_FILE, WEIGHTS_FILE, Fit, fit, load_checkpoint, save_checkpoint
+from grand_fast.train import fit
+from grand_fast.trainer import Fit
 
 N = 60
 MODEL = {
@@ -84,10 +86,143 @@ def test_equal_seeds_give_equal_runs(groups):
     assert [epoch.loss for epoch in first.history] == [epoch.loss for epoch in second.history]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamax", "rmsprop"])
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "muon"])
 def test_optimizers(groups, optimizer):
-    run = train(GRAND(**MODEL), groups, epochs=2, optimizer=optimizer, weight_decay=0.01)
-    assert len(run.history) == 2
+    decay = 0.0 if optimizer in ("rprop", "lbfgs") else 0.01
+    model = GRAND(**MODEL)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    name = optimizer.upper()
+    run = train(model, groups, epochs=3, optimizer=name, weight_decay=decay)
+    assert len(run.history) == 3
+    assert all(math.isfinite(epoch.loss) for epoch in run.history)
+    assert any(not torch.equal(w, before[name]) for name, w in run.weights.items())
+    assert len({epoch.loss for epoch in run.history}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"optimizer": "adamm"}, "`optimizer` must be one of adafactor, .*, got 'adamm'"),
+        ({"optimizer": "rprop", "weight_decay": 0.1}, "must be 0 with Rprop, which has none"),
+        ({"optimizer": "muon"}, "must take this model and these options, got Muon: "),
+        ({"penalties": {"kinetic": 1.0}}, r"must be among the model's regularizers \(\), got 'kin"),
+    ],
+)
+def test_options_that_do_not_fit(groups, options, text):
+    with pytest.raises(ValueError, match=f"^fit: .*{text}"):
+        train(GRAND(**MODEL), groups, **options)
+
+
+def test_patience_stops_that_many_epochs_after_the_best(groups):
+    run = train(GRAND(**MODEL), groups, epochs=200, patience=4, lr=0.2)
+    assert run.stopped is None
+    assert 5 <= len(run.history) == run.best_epoch + 5 < 200
+
+
+def test_early_stopping_takes_the_best_time(groups):
+    data, graph, split = groups
+    model = GRAND(**MODEL)
+    run = train(model, groups, epochs=3, early_stop=2.5)
+    assert all(epoch.nfe == 8 for epoch in run.history)  # training goes to T
+    found = model.trajectory(data.x, graph, 5.0)
+    assert [t for t, _ in found] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    guesses = {t: logits.argmax(1) for t, logits in found}
+    assert run.best.val_accuracy == max(accuracy(g, data.y, split.val) for g in guesses.values())
+    assert torch.equal(run.guess, guesses[run.best.time])
+    assert run.test_accuracy == accuracy(guesses[run.best.time], data.y, split.test)
+
+
+def test_without_early_stopping_the_time_is_T(groups):
+    assert {epoch.time for epoch in train(GRAND(**MODEL), groups, epochs=2).history} == {2.0}
+
+
+def test_penalties_are_added_to_the_loss(groups):
+    model = GRAND(**MODEL, regularizers=("kinetic",))
+    plain = train(model, groups, epochs=1, lr=1e-30)
+    weighted = train(model, groups, epochs=1, lr=1e-30, penalties={"kinetic": 3.0})
+    added = 3.0 * model.penalties["kinetic"].mean().item()
+    assert added > 0
+    assert weighted.history[0].loss == pytest.approx(plain.history[0].loss + added)
+
+
+def test_a_penalty_is_made_small(groups):
+    def kinetic(weight):
+        torch.manual_seed(0)
+        model = GRAND(**MODEL, regularizers=("kinetic",))
+        train(model, groups, penalties={"kinetic": weight})
+        model.train()
+        model(groups[0].x, groups[1])
+        return model.penalties["kinetic"].mean()
+
+    assert kinetic(10.0) < 0.5 * kinetic(0.0)
+
+
+class Recording(GRAND):
+    """Keeps the labels that it is given."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.given = []
+
+    def forward(self, x, graph_or_edge_index, labels=None):
+        self.given.append((self.training, labels))
+        return super().forward(x, graph_or_edge_index, labels)
+
+
+def test_labels_as_input(groups):
+    data, _, split = groups
+    model = Recording(**MODEL, label_channels=2)
+    train(model, groups, epochs=6, use_labels=True)
+    one_hot = torch.nn.functional.one_hot(data.y).float()
+    halves = []
+    for is_training, labels in model.given:
+        known = labels.sum(1).nonzero().flatten().tolist()
+        assert torch.equal(labels[known], one_hot[known])
+        assert labels.sum() == len(known)
+        if is_training:
+            assert len(known) == len(split.train) // 2 and set(known) < set(split.train.tolist())
+            halves.append(tuple(known))
+        else:
+            assert known == split.train.tolist()
+    assert len(halves) == 6 and len(set(halves)) > 1
+
+
+def test_the_loss_is_of_labels_that_are_not_input(groups):
+    """A model that reads its label input off gains nothing in training."""
+    data, graph, split = groups
+
+    class Reading(GRAND):
+        def forward(self, x, graph_or_edge_index, labels=None):
+            return super().forward(x, graph_or_edge_index, labels) * 0 + 100 * labels
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Reading(**MODEL, label_channels=2)
+        run = fit(model, data, graph, split, epochs=1, lr=0.1, use_labels=True)
+    assert run.history[0].loss == pytest.approx(math.log(2))
+    assert run.history[0].val_loss == pytest.approx(math.log(2))
+
+
+def test_labels_of_the_test_set_are_read_once_at_the_end(groups):
+    """Other test labels: the same run but for the test accuracy."""
+    data, graph, split = groups
+    runs = []
+    for y in (data.y, data.y.clone().index_fill_(0, split.test, 0)):
+        torch.manual_seed(0)
+        model = GRAND(**MODEL, label_channels=2)
+        given = NodeData("groups", data.x, y, data.edge_index)
+        runs.append(train(model, (given, graph, split), epochs=5, use_labels=True))
+    a, b = runs
+    assert all(torch.equal(w, b.weights[name]) for name, w in a.weights.items())
+    assert [e.val_loss for e in a.history] == [e.val_loss for e in b.history]
+    assert a.test_accuracy != b.test_accuracy
+
+
+def test_on_epoch_is_told_of_each(groups):
+    told = []
+    run = train(GRAND(**MODEL), groups, epochs=3, on_epoch=lambda *args: told.append(args))
+    assert told == list(enumerate(run.history))
+    assert all(epoch.peak_memory_bytes > 2**20 for epoch in run.history)
 
 
 class Interrupting(GRAND):
@@ -97,11 +232,11 @@ class Interrupting(GRAND):
         super().__init__(**options)
         self.left = at
 
-    def forward(self, x, graph_or_edge_index):
+    def forward(self, x, graph_or_edge_index, labels=None):
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return super().forward(x, graph_or_edge_index)
+        return super().forward(x, graph_or_edge_index, labels)
 
 
 @pytest.mark.parametrize("at", [4, 5])
@@ -158,29 +293,3 @@ def test_loss_that_is_not_finite_stops(groups):
     with torch.no_grad():
         model.decoder.bias[0] = float("nan")
     assert "the loss is nan" in train(model, groups).stopped
-
-
-def test_checkpoint_gives_the_same_logits(groups, tmp_path):
-    data, graph, _ = groups
-    model = GRAND(**MODEL)
-    run = train(model, groups, epochs=3)
-    path = save_checkpoint(tmp_path / "new" / "folder", run.weights, {"model": MODEL})
-    assert path == tmp_path / "new" / "folder" / WEIGHTS_FILE
-    loaded = load_checkpoint(path.parent)
-    assert torch.equal(loaded(data.x, graph), model(data.x, graph))
-    assert not loaded.training
-    assert {file.name for file in path.parent.iterdir()} == {WEIGHTS_FILE, CONFIG_FILE}
-
-
-def test_checkpoint_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"must hold {CONFIG_FILE}, got {tmp_path}"):
-        load_checkpoint(tmp_path)
-    save_checkpoint(tmp_path, GRAND(**MODEL).state_dict(), {"model": MODEL})
-    weights = (tmp_path / WEIGHTS_FILE).read_bytes()
-    (tmp_path / WEIGHTS_FILE).write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ValueError, match=f"{tmp_path} does not hold a model"):
-        load_checkpoint(tmp_path)
-    (tmp_path / WEIGHTS_FILE).write_bytes(weights)
-    (tmp_path / CONFIG_FILE).write_text(json.dumps({"model": MODEL | {"hidden_channels": 9}}))
-    with pytest.raises(ValueError, match="does not hold a model"):
-        load_checkpoint(tmp_path)

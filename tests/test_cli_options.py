@@ -1,0 +1,190 @@
+"""The options of `grand-fast train`: what each does, and one line for each that cannot be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grand_fast import cli
+from grand_fast.checkpoint import load_checkpoint
+from grand_fast.data import DATASETS
+from grand_fast.presets import PRESETS, Preset, preset
+from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixture
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--dataset", "cora2"],
+            "--dataset: must be one of digits, Cora, CiteSeer, PubMed, Coauth",
+        ),
+        (
+            ["--method", "rk45"],
+            "--method: must be one of euler, midpoint, rk4, rk4_classic, dopri5",
+        ),
+        (["--variant", "gcn"], "--variant: must be one of l, nl, nl-rw, laplacian, mixed, got 'gcn'"),
+        (["--split", "half"], "--split: must be one of planetoid, public, random, got 'half'"),
+        (["--split", "public"], "--split public needs a split that comes with the data, got digits"),
+        (["--backend", "tpu"], "--backend: must be one of auto, gpu, cpu, reference, got 'tpu'"),
+        (["--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
+        (["--seeds", "0"], "--seeds: must be an integer at least 1, got '0'"),
+        (["--epochs", "2.5"], "--epochs: must be an integer at least 1, got '2.5'"),
+        (["--lr", "0"], "--lr: must be a number above 0, got '0'"),
+        (["--T", "nan"], "--T: must be a number at least 0, got 'nan'"),
+        (["--dropout", "1"], "--dropout: must be a number at least 0 and below 1, got '1'"),
+        (["--heads", "3"], "`heads` must divide attention_channels=64, got 3"),
+        (["--neighbours", "1797"], "`neighbours` must lie in [1, 1796], got 1797"),
+        (["--labels-per-class", "60"], "`labels_per_class` must be at most"),
+        (["--split", "planetoid"], "published for Cora, CiteSeer and PubMed, got digits"),
+        (["--root", "."], "--root is not used by digits"),
+        (["--dataset", "Cora", "--neighbours", "5"], "--neighbours builds the graph of digits"),
+        (["--dataset", "Cora", "--labels-per-class", "5"], "needs --split random"),
+        (["--method", "dopri5", "--step-size", "1"], "--step-size is not used by dopri5"),
+        (["--tol-scale", "10"], "--tol-scale is not used by rk4, whose steps are --step-size"),
+        (["--method", "bosh3", "--tol-scale", "10", "--rtol", "1e-3"], "give it alone"),
+        (["--tol-scale-adjoint", "10"], "--tol-scale-adjoint needs --adjoint continuous"),
+        (["--memory-limit", "1000", "--adjoint", "direct"], "needs --adjoint checkpoint, got"),
+        (["--memory-limit", "1000"], "`memory_limit` must be at least"),
+        (["--method", "uniformisation"], "`term` must be linear"),
+        (["--dataset", "Cora", "--development", "5"], "--development needs --split random, got"),
+        (["--variant", "laplacian", "--score", "gat"], "--score is of the attention, which --varia"),
+        (["--laplacian", "symmetric"], "--laplacian needs --variant laplacian or mixed, got nl"),
+        (["--attention-threshold", "0.1"], "--attention-threshold needs --variant nl-rw or l, got"),
+        (["--rewiring-top-k", "5"], "--rewiring-top-k needs --rewiring."),
+        (["--rewiring", "heat", "--rewiring-alpha", "0.1"], "--rewiring-alpha needs --rewiring ppr"),
+        (["--rewiring", "ppr", "--rewiring-t", "3"], "--rewiring-t needs --rewiring heat"),
+        (["--rewiring", "ppr"], "`top_k` or `threshold` must be given, one of them, got neither"),
+        (["--score", "dot"], "--score: must be one of scaled_dot, cosine, pearson, exp_kernel, gat"),
+        (["--optimizer", "sgdd"], "--optimizer: must be one of adafactor, "),
+        (["--optimizer", "rprop"], "`weight_decay` must be 0 with Rprop, which has none, got 0.001"),
+        (["--augment", "-1"], "--augment: must be an integer at least 0, got '-1'"),
+        (["--early-stop", "0.5"], "--early-stop: must be a number at least 1, got '0.5'"),
+        (["--patience", "0"], "--patience: must be an integer at least 1, got '0'"),
+        (["--data", "g.npz", "--dataset", "Cora"], "--dataset is not used with --data"),
+        (["--data", "g.npz", "--root", "."], "--root is not used with --data"),
+        (["--config", "none.toml"], "--config: none.toml: No such file or directory."),
+        (["--hiden", "5"], "unrecognized arguments: --hiden 5"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments(capsys, arguments, words):
+    assert words in fails(capsys, ["train", *arguments], 2)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--score", "exp_kernel", "--normalizer", "squareplus", "--normalize", "sender",
+         "--constant-init"],
+        ["--variant", "nl-rw", "--attention-quantile", "0.3", "--augment", "2", "--no-source"],
+        ["--variant", "l", "--attention-threshold", "0.01", "--batch-norm", "--mlp", "--fc-out"],
+        ["--variant", "mixed", "--laplacian", "symmetric", "--use-labels", "--reweight"],
+        ["--rewiring", "ppr", "--rewiring-top-k", "8", "--self-loops", "none"],
+        ["--rewiring", "heat", "--rewiring-t", "2", "--rewiring-threshold", "0.02"],
+        ["--kinetic", "0.1", "--jacobian", "0.01", "--early-stop", "2", "--patience", "1"],
+        ["--max-nfe", "1000", "--optimizer", "AdamW", "--row-normalize", "--development", "500"],
+    ],
+    ids=lambda options: " ".join(options),
+)  # fmt: skip
+def test_model_options(capsys, options):
+    assert cli.main(["train", *QUICK, *options, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    names = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
+    for name in names:
+        default = getattr(PRESETS["digits"], name.removeprefix("no_"))
+        assert content["options"][name.removeprefix("no_")] != default or name == "no_source"
+    model = load_checkpoint(f"runs/digits-{content['variant']}")
+    assert sum(p.numel() for p in model.parameters()) == content["parameters"]
+
+
+def test_an_option_may_be_set_to_nothing(capsys):
+    assert cli.main(["train", *QUICK, "--self-loops", "none", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["options"]["self_loops"] is None
+
+
+CONFIG = """
+# A comment
+dataset = "digits"
+variant = "l"
+hidden = 8
+heads = 2
+attention_channels = 4
+T = 1
+epochs = 2
+source = true
+self_loops = "none"
+method = "dopri5"
+tol_scale = 1e4
+"""
+
+
+def test_config(capsys):
+    Path("small.toml").write_text(CONFIG)
+    options = ["--backend", "reference", "--config", "small.toml", "--json"]
+    assert cli.main(["train", *options, "--hidden", "6", "--no-source"]) == 0
+    chosen = json.loads(capsys.readouterr().out)["options"]
+    assert (chosen["variant"], chosen["T"], chosen["epochs"]) == ("l", 1.0, 2)
+    assert (chosen["hidden"], chosen["source"]) == (6, False)  # the command line wins
+    assert chosen["self_loops"] is None
+    assert chosen["labels_per_class"] == PRESETS["digits"].labels_per_class
+
+    assert cli.main(["train", *options, "--rtol", "0.1"]) == 0  # a pair instead of the scale
+    chosen = json.loads(capsys.readouterr().out)["options"]
+    assert (chosen["rtol"], chosen["tol_scale"]) == (0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("hiden = 5", "small.toml: unknown key 'hiden'. Did you mean hidden?"),
+        ("zzz = 5", "small.toml: unknown key 'zzz'. See grand-fast train --help."),
+        ("hidden = 2.5", "small.toml: hidden must be an integer at least 1, got '2.5'."),
+        ("hidden = [2]", "small.toml: hidden must be one value, got list."),
+        ("source = 1", "small.toml: source must be true or false, got '1'."),
+        ('dataset = "cora2"', "small.toml: dataset must be one of digits, Cora,"),
+        ("hidden 5", "small.toml is not TOML: "),
+    ],
+)
+def test_bad_config(capsys, line, words):
+    Path("small.toml").write_text(line)
+    assert words in fails(capsys, ["train", "--config", "small.toml"], 2)
+
+
+def own_graph(**more):
+    """Two cliques of ten nodes."""
+    ids = np.arange(20)
+    pairs = [(i, j) for i in ids for j in ids if i != j and i // 10 == j // 10]
+    np.savez("mine.npz", edge_index=np.array(pairs).T, x=np.eye(20)[:, :5], y=ids // 10, **more)
+
+
+def test_own_graph(capsys):
+    own_graph(train=np.array([0, 10]), val=np.array([1, 11]), test=np.arange(12, 20))
+    assert cli.main(["train", *QUICK, "--data", "mine.npz", "--json"]) == 0
+    out, err = capsys.readouterr()
+    content = json.loads(out)
+    assert (content["dataset"], content["options"]["split"]) == ("mine", "public")
+    assert "public split, 2 / 2 / 8 nodes" in err
+    assert Path("runs/mine-nl/model.safetensors").is_file()
+
+
+def test_own_graph_without_a_split(capsys):
+    own_graph()
+    command = ["train", *QUICK, "--data", "mine.npz"]
+    line = fails(capsys, command, 2)
+    assert "more nodes than that, got 20. Choose a smaller `development`" in line
+    options = ["--development", "12", "--labels-per-class", "3"]
+    assert cli.main([*command, *options]) == 0
+    assert "random split, 6 / 6 / 8 nodes" in capsys.readouterr().out
+
+
+def test_bad_own_graph(capsys):
+    assert "mine.npz: no such file" in fails(capsys, ["train", "--data", "mine.npz"], 1)
+
+
+def test_presets():
+    assert set(PRESETS) == set(DATASETS)
+    assert preset(None, split="public", self_loops="none") == Preset(split="public", self_loops=None)
+    assert preset("Cora", hidden=7, heads=None) == Preset(**(vars(PRESETS["Cora"]) | {"hidden": 7}))
