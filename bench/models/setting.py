@@ -46,4 +46,3 @@ def _prepared(dataset: str, preset: Preset) -> tuple[NodeData, Graph]:
         data.edge_index, data.num_nodes, data.edge_weight, self_loops=preset.self_loops
     )
     return data, graph
-

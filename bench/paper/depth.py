@@ -45,9 +45,7 @@ def show(part: str, runs: Sequence[Row], wanted: Sequence[Job], report: Report) 
         for depth in DEPTHS:
             here = (run for run in runs if run["model"] == model and run["at"] == depth)
             means[model, depth] = mean_std(accuracies(here))
-    cells = [
-        [f"{depth}", *(text(means[model, depth]) for model in MODELS)] for depth in DEPTHS
-    ]
+    cells = [[f"{depth}", *(text(means[model, depth]) for model in MODELS)] for depth in DEPTHS]
     print_table("depth (figure 2): Cora, test accuracy in percent; the paper prints a picture, and "
                 "that its baselines degrade by 50 % after 4 layers",
                 ["T, layers", *MODELS], cells)  # fmt: skip

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from bench.models.setting import Setting, grand, setting
 from bench.paper.budget import Budget
 from bench.paper.peers import PEERS, build
-from bench.paper.setting import Setting, grand, setting
 from bench.paper.store import Store
 from bench.progress import Progress
 from bench.report import Row
@@ -147,7 +147,7 @@ def _alpha(model: torch.nn.Module) -> float | None:
     """The learned scale of the diffusion, which decides what step sizes are stable."""
     field = getattr(model, "field", None)
     scale = getattr(field, "scale", field)
-    alpha = None if scale is None else float(scale.alpha)
+    alpha = None if scale is None else float(torch.as_tensor(scale.alpha).detach())
     return alpha if alpha is not None and math.isfinite(alpha) else None
 
 

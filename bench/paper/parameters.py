@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from bench.models.configurations import configuration, configurations
+from bench.models.setting import grand
 from bench.paper.peers import PEERS, build, peer_preset
 from bench.paper.published import ARXIV_PARAMETERS, FEATURES_CLASSES
-from bench.paper.setting import grand
 from bench.report import Report, Row, print_table
 from grand_fast.data import NodeData
 
