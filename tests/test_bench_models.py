@@ -1,15 +1,14 @@
 """The suite `models`: configurations, agreement with the released sequence, its figures."""
 
 import argparse
-import subprocess
-import sys
+import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from bench import machine
+from bench import fresh, machine
+from bench.__main__ import main
 from bench.models import epoch as epochs
 from bench.models import suite
 from bench.models.configurations import configuration, configurations
@@ -21,7 +20,6 @@ from bench.report import Report
 from grand_fast.data import DATASETS, NodeData
 from grand_fast.presets import Preset
 
-ROOT = Path(__file__).parents[1]
 SMALL = Preset(hidden=8, heads=2, attention_channels=8, T=2.0, method="dopri5", tol_scale=800.0)
 
 
@@ -167,10 +165,22 @@ def test_suite_reports_ratios_and_bars(monkeypatch, tmp_path, capsys):
     assert (tmp_path / suite.PICTURE).stat().st_size > 0
 
 
-@pytest.mark.slow
-def test_command_line(tmp_path, data_root):
-    command = [sys.executable, "-m", "bench", "models", "--dataset", "Cora", "--variant", "l",
-               "--quick", "--json", str(tmp_path / "models.json")]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "released over ours" in result.stdout
+def test_peak_memory_of_an_epoch(monkeypatch):
+    monkeypatch.setattr(epochs, "setup", lambda dataset, variant: tiny(dataset, variant=variant))
+    peak = fresh.model_peak_memory("PubMed", "nl", epochs.RELEASED)
+    assert 0 <= peak["bytes"] < peak["process_bytes"]
+
+
+def test_command_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(suite, "setup", lambda dataset, variant: tiny(dataset, variant=variant))
+    monkeypatch.setattr(suite.fresh, "run", lambda task, values: {"bytes": 1, "process_bytes": 2e9})
+    command = ["models", "--dataset", "ogbn-arxiv", "--quick", "--json", str(tmp_path / "m.json")]
+    assert main(command) == 0
+    assert "whole process" in capsys.readouterr().out
+    values = json.loads((tmp_path / "m.json").read_text())
+    assert [row["competitor"] for row in values["rows"]] == [OURS]
+    assert {"figure": "ogbn-arxiv GRAND-nl, an epoch, whole process", "value": 2.0,
+            "unit": "GB (bar 4)"} in values["figures"]  # fmt: skip
+    with pytest.raises(SystemExit):
+        main(["models", "--dataset", "Photo"])
+    assert "must be one of Cora, PubMed" in capsys.readouterr().err

@@ -12,7 +12,8 @@ FOLDER = Path(__file__).parent / "configs"
 
 def configurations() -> list[tuple[str, str]]:
     """Data set and variant of each file, in the order of the file names."""
-    found = (read_config(path) for path in sorted(FOLDER.glob("*.toml")))
+    paths = sorted(FOLDER.glob("*.toml"), key=lambda path: path.stem)
+    found = [read_config(path) for path in paths]
     return [(config["dataset"], config["variant"]) for config in found]
 
 
