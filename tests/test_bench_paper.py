@@ -206,7 +206,7 @@ def test_table_prints_paper_ours_difference(capsys, tmp_path):
     report = Report("paper", HEADER)
     accuracy.show("table1", runs, wanted, report)
     out = capsys.readouterr().out
-    assert "2 initialisations" in out
+    assert "initialisations: 2" in out
     line = next(line for line in out.splitlines() if line.startswith("| GRAND-l "))
     assert [cell.strip() for cell in line.split("|")[1:-1]] == [
         "GRAND-l", "84.7 ± 0.6", "85.0 ± 0.0", "+0.3", "yes", "2",
@@ -242,7 +242,7 @@ def test_depth_is_steps_and_layers(capsys, tmp_path):
 def test_sweeps_show_failures(part, capsys, tmp_path):
     wanted = sweeps.jobs(part, OPTIONS)
     keys = {(job.model, job.at) for job in wanted}
-    assert len(wanted) == 2 * len(keys)
+    assert len(wanted) == 2 * len(keys) - (part == "solvers")  # the paper's step size runs once
     runs = []
     for job in wanted:
         failed = job.model == "explicit_adams" and (job.at or 0) > 0.5

@@ -28,10 +28,10 @@ TABLE_PEERS = {
 }
 SEEDS = {"table1": 20, "table2": 10}
 PROTOCOL = {
-    "table1": "published Planetoid splits on the whole graph, {seeds} initialisations (the paper: "
-    "20, largest component)",
-    "table2": "{seeds} random splits of the largest component, 20 labels a class, one "
-    "initialisation each (the paper: 100 splits, 20 initialisations)",
+    "table1": "published Planetoid splits on the whole graph; initialisations: {seeds} (the paper: "
+    "20, on the largest component)",
+    "table2": "random splits of the largest component, 20 labels a class, one initialisation each: "
+    "{seeds} (the paper: 100 splits, 20 initialisations)",
 }
 
 

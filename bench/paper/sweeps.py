@@ -19,7 +19,8 @@ from grand_fast.presets import Preset
 DATASET, VARIANT = "Cora", "l"
 SEEDS = 3
 STEP_SIZES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
-PAPER_STEP_SIZE = 0.005  # the one at which the paper finds explicit Adams stable
+# The one at which the paper finds explicit Adams stable; once, for it takes 3,658 steps an epoch.
+PAPER_STEP_SIZE = 0.005
 KEPT = (2, 4, 8, 16, 32, 64)
 METHODS = ("explicit_adams", "implicit_adams", "semi_implicit_euler", "dopri5")
 # Adams–Bashforth of order 4 is stable for tau |λ| below this, λ < 0; diffusion has |λ| ≤ 2 alpha.
@@ -48,7 +49,8 @@ def jobs(part: str, options: argparse.Namespace) -> list[Job]:
     points = _step_sizes(base) if part == "solvers" else _rewired(base)
     seeds = range(options.seeds or SEEDS)
     return [Job(DATASET, method, seed, preset, at=at)
-            for seed in seeds for method, at, preset in points]  # fmt: skip
+            for seed in seeds for method, at, preset in points
+            if seed == 0 or at != PAPER_STEP_SIZE]  # fmt: skip
 
 
 def _step_sizes(base: Preset) -> list[tuple[str, float | None, Preset]]:
