@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
+        usage="grand-fast train [--dataset NAME | --data FILE] [--config FILE.toml] [options]",
         help="train GRAND on a data set",
         description="Train GRAND to classify the nodes of a graph; keep the weights of the best\n"
         "validation accuracy, draw the training curves and report the test accuracy. A run that\n"
@@ -151,7 +152,8 @@ def _add_train(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     # scikit-learn, PyG and matplotlib are imported further down, where they are used
-    from grand_fast.experiment import run_seeds, summary, write_summary
+    from grand_fast.experiment import run_seeds
+    from grand_fast.summary import summary, write_summary
 
     to_stdout = options.json == Path("-")
 

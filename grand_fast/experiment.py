@@ -1,8 +1,7 @@
-"""`grand-fast train`: some seeds of one model on one data set, and their summary."""
+"""`grand-fast train`: some seeds of one model on one data set."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -10,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from grand_fast.arguments import BadOptionError
 from grand_fast.checkpoint import save_checkpoint
 from grand_fast.data import NodeData, Split, fingerprint, label_spreading_accuracy
 from grand_fast.graph import Graph
-from grand_fast.info import peak_memory_bytes, versions
+from grand_fast.info import versions
 from grand_fast.metrics import Epoch, Metrics
 from grand_fast.nn import GRAND
 from grand_fast.ops._dispatch import Backend, backend
@@ -91,8 +89,8 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
         say: takes lines for the user.
 
     Raises:
-        BadOptionError: options that do not fit, or another run in `out`. DataError: files missing
-            or damaged.
+        BadOptionError: options that do not fit, or another run in `out`, or another process at
+            work there. DataError: files missing or damaged.
 
     An interrupt or a failed solve ends the runs: `Results.stopped` tells.
     """
@@ -116,8 +114,9 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
         folder.begin()
         metrics.add(seed, index, epoch)
 
-    say(describe(data, splits[0], preset))
     try:
+        folder.lock()
+        say(describe(data, splits[0], preset))
         for seed, split in enumerate(splits):
             torch.manual_seed(seed)
             model = _model(config).to(experiment.device)
@@ -151,6 +150,7 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
             )
     finally:
         metrics.close()
+        folder.close()
     return results
 
 
@@ -189,38 +189,6 @@ def _fit(
         if str(error).startswith(("integrate: ", "fit: ")):  # all it was given are options
             raise BadOptionError(str(error)) from error
         raise
-
-
-def summary(experiment: Experiment, results: Results) -> dict[str, Any]:
-    """What `--json` writes: accuracies, seconds, bytes and versions."""
-    preset, runs = experiment.preset, results.runs
-    spread = results.label_spreading
-    memory = [epoch.peak_memory_bytes for run in runs for epoch in run.history]
-    return {
-        "dataset": experiment.dataset,
-        "variant": preset.variant,
-        "method": preset.method,
-        "seeds": experiment.seeds,
-        **_mean_std([run.test_accuracy for run in runs]),
-        "seconds_per_epoch": float(np.median([run.seconds_per_epoch for run in runs])),
-        "nfe_forward": runs[-1].best.nfe,
-        "nfe_backward": runs[-1].best.nfe_backward,
-        "peak_memory_bytes": max([peak_memory_bytes(experiment.device), *memory]),
-        "parameters": results.parameters,
-        "versions": versions(),
-        "val_accuracy": [run.best.val_accuracy for run in runs],
-        "best_time": [run.best.time for run in runs],
-        "label_spreading": _mean_std(spread) if spread else None,
-        "device": str(experiment.device),
-        "threads": torch.get_num_threads(),
-        "options": asdict(preset),
-    }
-
-
-def write_summary(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as JSON, making the folder if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def model_config(data: NodeData, preset: Preset) -> dict[str, Any]:
@@ -296,12 +264,3 @@ def _steps(preset: Preset) -> str:
     given = {"rtol": preset.rtol, "atol": preset.atol, "tol_scale": preset.tol_scale}
     named = [f"{name} = {value:g}" for name, value in given.items() if value is not None]
     return f"with {' and '.join(named) or 'default tolerances'}"
-
-
-def _mean_std(values: list[float]) -> dict[str, Any]:
-    """Mean and population standard deviation, as the paper's released code reports."""
-    return {
-        "test_accuracy": values,
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values)),
-    }

@@ -51,7 +51,7 @@ def read_graph(path: Path | str) -> NodeData:
                 f"{list(array.shape)}."
             )
 
-    x, y, edges = (arrays[name] for name in _REQUIRED)
+    edges, x, y = (arrays[name] for name in _REQUIRED)
     check("x", x.ndim == 2 and x.shape[0] > 0 and x.dtype.kind in "fiub", "[N, F] numbers")
     n = x.shape[0]
     check("x", bool(np.isfinite(x).all()), "finite")

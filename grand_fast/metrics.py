@@ -54,7 +54,7 @@ def history_tensor(history: Sequence[Epoch]) -> Tensor:
 
 def history_of(table: Tensor) -> list[Epoch]:
     """What `history_tensor` was made of."""
-    kinds = [float if field.type == "float" else int for field in fields(Epoch)]
+    kinds: list[type] = [float if field.type == "float" else int for field in fields(Epoch)]
     return [
         Epoch(*(kind(value) for kind, value in zip(kinds, row, strict=True)))
         for row in table.tolist()

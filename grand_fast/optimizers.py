@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 _OTHERS = (Optimizer, torch.optim.SparseAdam)
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): kind
-    for name, kind in vars(torch.optim).items()
+    for name, kind in sorted(vars(torch.optim).items(), key=lambda item: item[0].lower())
     if isinstance(kind, type) and issubclass(kind, Optimizer) and kind not in _OTHERS
 }
 
@@ -35,7 +36,7 @@ def make_optimizer(
     kind = OPTIMIZERS.get(name.lower())
     if kind is None:
         raise ValueError(f"fit: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
-    options = {"lr": lr}
+    options: dict[str, Any] = {"lr": lr}
     if "weight_decay" in inspect.signature(kind).parameters:
         options["weight_decay"] = weight_decay
     elif weight_decay:

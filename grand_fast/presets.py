@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from grand_fast.arguments import NONE, flag, number, one_of, optional
 from grand_fast.data import SPLITS
@@ -71,8 +71,9 @@ class Preset:
     neighbours: int = _data(10, _count, "of each image in the graph of digits")
     self_loops: float | None = _data(1.0, optional(_nonnegative),
         "weight of the loop appended to each node, or none for no loops")  # fmt: skip
-    rewiring: str | None = _data(None, _names(KERNELS), "replace the edges by those of a "
-        "diffusion: personalised PageRank or heat kernel (Klicpera et al. 2019)")  # fmt: skip
+    rewiring: Literal["ppr", "heat"] | None = _data(None, _names(KERNELS), "replace "
+        "the edges by those of a diffusion: personalised PageRank or heat kernel "
+        "(Klicpera et al. 2019)")  # fmt: skip
     rewiring_top_k: int | None = _data(None, _count, "edges kept of each node, the strongest")
     rewiring_threshold: float | None = _data(None, _positive, "or smallest strength of a kept edge")
     rewiring_alpha: float = _data(0.15, _within, "teleport probability of ppr")
@@ -88,7 +89,9 @@ class Preset:
     normalizer: str = _model("softmax", _names(NORMALIZERS), "of the scores")
     normalize: str = _model("receiver", _names(DIRECTIONS), "whose edges weigh 1 together")
     reweight: bool = _model(False, flag, "multiply the scores by the edge weights")
-    laplacian: str = _model("random_walk", _names(LAPLACIANS), "weights of variants laplacian and mixed")
+    laplacian: str = _model(
+        "random_walk", _names(LAPLACIANS), "weights of variants laplacian and mixed"
+    )
     attention_threshold: float | None = _model(None, _share,
         "of nl-rw and l: keep edges whose attention at x(0) is above this")  # fmt: skip
     attention_quantile: float | None = _model(None, _share,

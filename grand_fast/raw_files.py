@@ -55,9 +55,7 @@ _SOURCES = {
     "CoauthorCS": _npz("coauthor", "Coauthor", "CS", "ms_academic_cs.npz"),
     "Computers": _npz("amazon", "Amazon", "Computers", "amazon_electronics_computers.npz"),
     "Photo": _npz("amazon", "Amazon", "Photo", "amazon_electronics_photo.npz"),
-    "ogbn-arxiv": _Source(
-        "ogb", "NodePropPredDataset", "ogbn_arxiv", OGB_FILES, _OGB_ARCHIVE
-    ),
+    "ogbn-arxiv": _Source("ogb", "NodePropPredDataset", "ogbn_arxiv", OGB_FILES, _OGB_ARCHIVE),
 }
 NAMES: tuple[str, ...] = tuple(_SOURCES)
 PLANETOID: tuple[str, ...] = tuple(n for n, s in _SOURCES.items() if s.loader == "Planetoid")

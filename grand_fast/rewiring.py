@@ -51,9 +51,9 @@ def diffusion_rewiring(
         threshold: instead, keep all entries of at least this.
         tolerance: a walk is not followed further from node `j` after `l` steps where the
             probability that it is there and goes on is below `tolerance · D_j`. So at most
-            `(1 + E[l]) / tolerance` edges are followed for a row, and no entry is too large; in an
-            undirected graph it is too small by at most `tolerance · √(D_i D_j)` for each length at
-            which that happens. 0 leaves nothing out.
+            `E[l] / tolerance` edges are followed for a row, E[l] = (1 − alpha) / alpha or t, and no
+            entry is too large; in an undirected graph it is too small by at most
+            `tolerance · √(D_i D_j)` for each length at which that happens. 0 leaves nothing out.
 
     Returns:
         `edge_index` int64 `[2, E']` (row 0 sends), sorted by receiver, then by sender, self-loops
@@ -69,25 +69,23 @@ def diffusion_rewiring(
 
     graph = Graph.from_edge_index(edge_index, num_nodes)
     length = geom(alpha, loc=-1) if kernel == "ppr" else poisson(t)
-    senders, weights, counts = [], [], []
-    for first, s in _rows(graph.to("cpu"), length, tolerance, label=f"{kernel} rewiring"):
-        kept = _largest(s, top_k) if threshold is None else s >= threshold
-        row, col = np.nonzero(kept)
-        value = s[row, col]
-        count = np.bincount(row, minlength=len(s))
-        value /= np.bincount(row, weights=value, minlength=len(s))[row]
-        senders.append(col.astype(np.int32))
-        weights.append(value.astype(np.float32))
-        counts.append(count)
-    receiver = np.repeat(np.arange(graph.num_nodes), np.concatenate([*counts, []]).astype(np.int64))
-    sender = np.concatenate([*senders, np.empty(0, np.int32)])
-    weight = np.concatenate([*weights, np.empty(0, np.float32)])
-    edges = torch.from_numpy(np.stack([sender.astype(np.int64), receiver]))
-    return edges.to(graph.device), torch.from_numpy(weight).to(graph.device)
+    blocks = []
+    for first, row, col, value in _blocks(graph.to("cpu"), length, tolerance, f"{kernel} rewiring"):
+        kept = value >= threshold if top_k is None else _largest(row, value, top_k)
+        row, col, value = row[kept], col[kept], value[kept]
+        value /= np.bincount(row, weights=value)[row]
+        edges = np.stack([col, first + row]).astype(np.int32)
+        blocks.append((torch.from_numpy(edges), torch.from_numpy(value.astype(np.float32))))
+    if not blocks:
+        return graph.edge_index(), torch.empty(0, device=graph.device)
+    edge_index, weight = (torch.cat(parts, dim=-1) for parts in zip(*blocks, strict=True))
+    return edge_index.to(graph.device, torch.int64), weight.to(graph.device)
 
 
-def _rows(graph: Graph, length: Any, tolerance: float, *, label: str) -> Iterator[tuple[int, Any]]:
-    """Blocks of rows of `S`, dense `[rows, N]`, each with the number of its first row."""
+def _blocks(
+    graph: Graph, length: Any, tolerance: float, label: str
+) -> Iterator[tuple[int, Any, Any, Any]]:
+    """Some rows of `S` at a time: number of the first; rows less that, columns, values above 0."""
     from scipy.sparse import csr_array, eye_array
     from tqdm import tqdm
 
@@ -96,18 +94,16 @@ def _rows(graph: Graph, length: Any, tolerance: float, *, label: str) -> Iterato
     a = csr_array((ones, graph.col.numpy(), graph.rowptr.numpy()), shape=(n, n))
     a = (a + eye_array(n, format="csr")).tocsr()
     degree = a.sum(axis=1)
-    walk = (a.multiply(1 / degree[:, None])).tocsr()
+    walk = a.multiply(1 / degree[:, None]).tocsr()
     steps = np.arange(int(length.isf(_TAIL)) + 1)
     ends, goes_on = length.pmf(steps), length.sf(steps)
     root = np.sqrt(degree)
     size = max(1, _BLOCK // max(n, 1))
     for first in tqdm(range(0, n, size), desc=label, unit="block", disable=None):
-        last = min(first + size, n)
-        start = eye_array(last - first, n, k=first, format="csr")
-        s = _ends_of_walks(start, walk, ends, goes_on, tolerance * degree)
-        s *= root[first:last, None]
-        s /= root
-        yield first, s
+        start = eye_array(min(size, n - first), n, k=first, format="csr")
+        ended = _ends_of_walks(start, walk, ends, goes_on, tolerance * degree)
+        row, col = np.nonzero(ended)
+        yield first, row, col, ended[row, col] * root[first + row] / root[col]
 
 
 def _ends_of_walks(at: Any, walk: Any, ends: Any, goes_on: Any, least: Any) -> Any:
@@ -128,19 +124,22 @@ def _ends_of_walks(at: Any, walk: Any, ends: Any, goes_on: Any, least: Any) -> A
     return total
 
 
-def _largest(s: Any, top_k: int | None) -> Any:
-    """Where the `top_k` largest of the entries above 0 of each row are."""
-    row, col = np.nonzero(s)
-    order = np.lexsort((col, -s[row, col], row))
-    begin = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(s)))])
-    chosen = order[np.arange(len(order)) - begin[row[order]] < top_k]
-    kept = np.zeros(s.shape, dtype=np.bool_)
-    kept[row[chosen], col[chosen]] = True
+def _largest(row: Any, value: Any, top_k: int) -> Any:
+    """Which entries, sorted by row, are among the `top_k` largest of it; of equals the first."""
+    order = np.lexsort((-value, row))
+    begin = np.concatenate([[0], np.cumsum(np.bincount(row))])
+    kept = np.zeros(len(row), dtype=np.bool_)
+    kept[order[np.arange(len(row)) - begin[row[order]] < top_k]] = True
     return kept
 
 
 def _check(
-    kernel: str, alpha: float, t: float, top_k: int | None, threshold: float | None, tolerance: float
+    kernel: str,
+    alpha: float,
+    t: float,
+    top_k: int | None,
+    threshold: float | None,
+    tolerance: float,
 ) -> None:
     if kernel not in KERNELS:
         known = ", ".join(KERNELS)
@@ -151,7 +150,7 @@ def _check(
         ("threshold", threshold, 0.0, math.inf),
         ("tolerance", tolerance, -math.ulp(0.0), math.inf),
     ):
-        if value is None:
+        if value is None and name == "threshold":
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             got = type(value).__name__
@@ -167,4 +166,6 @@ def _check(
             "Try top_k=64."
         )
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"diffusion_rewiring: `top_k` must be an int of at least 1, got {top_k!r}.")
+        raise ValueError(
+            f"diffusion_rewiring: `top_k` must be an int of at least 1, got {top_k!r}."
+        )

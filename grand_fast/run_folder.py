@@ -9,14 +9,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from grand_fast.arguments import BadOptionError
 from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, write_whole
 from grand_fast.metrics import METRICS_FILE, TENSORBOARD_FOLDER, Epoch
 from grand_fast.trainer import Fit
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 CURVES_FILE = "curves.png"
+LOCK_FILE = ".lock"
 RUN_FILE = "run.json"
 SEEDS_FOLDER = "seeds"
 _SHOWN_DIFFERENCES = 3
@@ -43,6 +49,7 @@ class RunFolder:
     def __init__(self, path: Path, configuration: Configuration, *, restart: bool = False) -> None:
         self.path, self.configuration, self._restart = path, configuration, restart
         self.has_begun = not restart and _holds_run(path)
+        self._lock: TextIO | None = None
         if not restart and (difference := _difference(path, configuration)):
             raise BadOptionError(
                 f"--out must be a folder without another run, got {path}: {difference}. Choose "
@@ -53,11 +60,37 @@ class RunFolder:
         """Make the folder and say in it what the run is, unless that stands there."""
         if self.has_begun:
             return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
         if self._restart:
             self._clear()
-        (self.path / SEEDS_FOLDER).mkdir(parents=True, exist_ok=True)
+        (self.path / SEEDS_FOLDER).mkdir(exist_ok=True)
         write_whole(self.path / RUN_FILE, _json(self.configuration))
         self.has_begun = True
+
+    def lock(self) -> None:
+        """Keep other processes out, if there is a folder, until `close` or this process's end.
+
+        Raises:
+            BadOptionError: another process is at work there.
+        """
+        if fcntl is None or self._lock is not None or not self.path.is_dir():
+            return
+        self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115  # closed by `close`
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise BadOptionError(
+                f"--out must be a folder where no other process trains, got {self.path}. Wait for "
+                f"it, or choose another."
+            ) from None
+
+    def close(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def state(self, seed: int) -> Path:
         """The file from which an unfinished seed goes on."""
@@ -79,14 +112,21 @@ class RunFolder:
         path = self._figures(seed)
         if not self.has_begun or not path.is_file():
             return None
+        try:
+            content = json.loads(path.read_text())
+            run = Fit(
+                history=[Epoch(*values) for values in content["epochs"]],
+                best_epoch=content["best_epoch"],
+                test_accuracy=content["test_accuracy"],
+            )
+            spread: float | None = content["label_spreading"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadOptionError(
+                f"--out must be a folder with whole files, got {path}, which is damaged: {error}. "
+                f"Delete that file, and its seed is trained again."
+            ) from error
         self.state(seed).unlink(missing_ok=True)  # of a run killed between the two
-        content = json.loads(path.read_text())
-        run = Fit(
-            history=[Epoch(*values) for values in content["epochs"]],
-            best_epoch=content["best_epoch"],
-            test_accuracy=content["test_accuracy"],
-        )
-        return run, content["label_spreading"]
+        return run, spread
 
     def _figures(self, seed: int) -> Path:
         return self.path / SEEDS_FOLDER / f"{seed}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,8 @@ def read_table(path: Path, dtype: type, *, columns: int | None = None) -> np.nda
         TableError: not such a table, cut short, or empty.
     """
     try:
-        table = np.loadtxt(path, delimiter=",", dtype=dtype, ndmin=2)
+        with warnings.catch_warnings(action="ignore"):  # of an empty file, which is an error here
+            table: np.ndarray = np.loadtxt(path, delimiter=",", dtype=dtype, ndmin=2)
     except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
         reason = str(error).partition("; use `usecols`")[0]
         raise TableError(path, f"must hold numbers separated by commas: {reason}") from error

@@ -16,7 +16,7 @@ from grand_fast.nn import GRAND
 from grand_fast.optimizers import make_optimizer
 from grand_fast.trainer import Fit, Trainer
 
-STATE_SECONDS = 1.0  # between two writes of the state: some milliseconds each
+STATE_SHARE = 0.02  # of the time, which writing the state may take
 
 
 def fit(
@@ -55,9 +55,10 @@ def fit(
         use_labels: labels are input too, of a model with `label_channels` classes. In training a
             random half of the training labels, the loss being that of the other half; in
             evaluation all training labels, and never those of validation or test.
-        state: a file for all that the training needs to go on, written about every second and at
-            the end. If it is there, the training continues from it, to the bit as if it had never
-            stopped. The caller deletes it.
+        state: a file for all that the training needs to go on, written after the first epoch, then
+            as often as 2 % of the time allow (about every second), and at the end. If it is there,
+            the training continues from it, to the bit as if it had never stopped. The caller
+            deletes it.
         resume: False begins anew even so.
         on_epoch: is told the index of each epoch that ends, and what was measured; first of those
             that the state brings.
@@ -81,9 +82,10 @@ def fit(
         _checked_penalties(model, penalties or {}),
         use_labels,
     )
-    found = state is not None and resume and state.exists()
-    result = trainer.resume(state) if found else Fit()
-    first, saved = len(result.history), time.monotonic()
+    result = Fit()
+    if state is not None and resume and state.exists():
+        result = trainer.resume(state)
+    first, due = len(result.history), time.monotonic()
     if on_epoch is not None:
         for index, epoch in enumerate(result.history):
             on_epoch(index, epoch)
@@ -100,9 +102,10 @@ def fit(
                 break
             if on_epoch is not None:
                 on_epoch(index, result.history[-1])
-            if state is not None and time.monotonic() - saved > STATE_SECONDS:
+            if state is not None and (start := time.monotonic()) >= due:
                 trainer.save(state, result)
-                saved = time.monotonic()
+                end = time.monotonic()
+                due = end + (end - start) / STATE_SHARE
             _show(bar, label, result)
     except KeyboardInterrupt:
         result.stopped = "interrupted"
@@ -126,7 +129,8 @@ def _checked_penalties(model: GRAND, penalties: Mapping[str, float]) -> Mapping[
         if name not in model.regularizers:
             raise ValueError(
                 f"fit: `penalties` must be among the model's regularizers "
-                f"{tuple(model.regularizers)}, got {name!r}. Build it with regularizers=({name!r},)."
+                f"{tuple(model.regularizers)}, got {name!r}. Build it with "
+                f"regularizers=({name!r},)."
             )
     return penalties
 

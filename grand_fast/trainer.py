@@ -93,13 +93,13 @@ class Trainer:
         self.model.train()
         value = float("nan")
 
-        def loss_and_gradients() -> Tensor:
+        def loss_and_gradients() -> float:
             nonlocal value
             self.optimizer.zero_grad()
             loss = self._loss()
             torch.autograd.backward(loss)
             value = loss.item()
-            return loss.detach()
+            return value
 
         self.optimizer.step(loss_and_gradients)
         return value

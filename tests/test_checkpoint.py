@@ -50,7 +50,9 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     shared = torch.randn(3, 4)
     state = {
         "tensors": [shared, shared[1:], shared.T, torch.tensor(7), torch.zeros(0, 2)],
-        "dtypes": {kind: torch.ones(2, dtype=kind) for kind in (torch.uint8, torch.float64)}.values(),
+        "dtypes": {
+            kind: torch.ones(2, dtype=kind) for kind in (torch.uint8, torch.float64)
+        }.values(),
         0: {"betas": (0.9, 0.999), "none": None, "yes": True, "text": "a \u00e9"},
         "floats": [0.1, 1e-300, math.inf, -0.0, 2**60 + 1],
     }

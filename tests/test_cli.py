@@ -191,7 +191,7 @@ def test_another_run_gets_a_folder_of_its_own(capsys):
 
 
 def test_an_interrupted_run_goes_on(capsys, monkeypatch):
-    monkeypatch.setattr(train, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(train, "STATE_SHARE", float("inf"))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
         assert cli.main(["train", *QUICK]) == 130
@@ -200,7 +200,9 @@ def test_an_interrupted_run_goes_on(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "seed 0: goes on from runs/digits-nl/seeds/0.safetensors" in out
     assert cli.main(["train", *QUICK, "--out", "whole"]) == 0
-    whole, resumed = (Path(f, "model.safetensors").read_bytes() for f in ("whole", "runs/digits-nl"))
+    whole, resumed = (
+        Path(f, "model.safetensors").read_bytes() for f in ("whole", "runs/digits-nl")
+    )
     assert whole == resumed
 
 

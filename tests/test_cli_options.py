@@ -24,9 +24,15 @@ from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixt
             ["--method", "rk45"],
             "--method: must be one of euler, midpoint, rk4, rk4_classic, dopri5",
         ),
-        (["--variant", "gcn"], "--variant: must be one of l, nl, nl-rw, laplacian, mixed, got 'gcn'"),
+        (
+            ["--variant", "gcn"],
+            "--variant: must be one of l, nl, nl-rw, laplacian, mixed, got 'gcn'",
+        ),
         (["--split", "half"], "--split: must be one of planetoid, public, random, got 'half'"),
-        (["--split", "public"], "--split public needs a split that comes with the data, got digits"),
+        (
+            ["--split", "public"],
+            "--split public needs a split that comes with the data, got digits",
+        ),
         (["--backend", "tpu"], "--backend: must be one of auto, gpu, cpu, reference, got 'tpu'"),
         (["--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
         (["--seeds", "0"], "--seeds: must be an integer at least 1, got '0'"),
@@ -49,16 +55,28 @@ from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixt
         (["--memory-limit", "1000"], "`memory_limit` must be at least"),
         (["--method", "uniformisation"], "`term` must be linear"),
         (["--dataset", "Cora", "--development", "5"], "--development needs --split random, got"),
-        (["--variant", "laplacian", "--score", "gat"], "--score is of the attention, which --varia"),
+        (
+            ["--variant", "laplacian", "--score", "gat"],
+            "--score is of the attention, which --varia",
+        ),
         (["--laplacian", "symmetric"], "--laplacian needs --variant laplacian or mixed, got nl"),
         (["--attention-threshold", "0.1"], "--attention-threshold needs --variant nl-rw or l, got"),
         (["--rewiring-top-k", "5"], "--rewiring-top-k needs --rewiring."),
-        (["--rewiring", "heat", "--rewiring-alpha", "0.1"], "--rewiring-alpha needs --rewiring ppr"),
+        (
+            ["--rewiring", "heat", "--rewiring-alpha", "0.1"],
+            "--rewiring-alpha needs --rewiring ppr",
+        ),
         (["--rewiring", "ppr", "--rewiring-t", "3"], "--rewiring-t needs --rewiring heat"),
         (["--rewiring", "ppr"], "`top_k` or `threshold` must be given, one of them, got neither"),
-        (["--score", "dot"], "--score: must be one of scaled_dot, cosine, pearson, exp_kernel, gat"),
-        (["--optimizer", "sgdd"], "--optimizer: must be one of adafactor, "),
-        (["--optimizer", "rprop"], "`weight_decay` must be 0 with Rprop, which has none, got 0.001"),
+        (
+            ["--score", "dot"],
+            "--score: must be one of scaled_dot, cosine, pearson, exp_kernel, gat",
+        ),
+        (["--optimizer", "sgdd"], "--optimizer: must be one of adadelta, "),
+        (
+            ["--optimizer", "rprop"],
+            "`weight_decay` must be 0 with Rprop, which has none, got 0.001",
+        ),
         (["--augment", "-1"], "--augment: must be an integer at least 0, got '-1'"),
         (["--early-stop", "0.5"], "--early-stop: must be a number at least 1, got '0.5'"),
         (["--patience", "0"], "--patience: must be an integer at least 1, got '0'"),
@@ -186,5 +204,7 @@ def test_bad_own_graph(capsys):
 
 def test_presets():
     assert set(PRESETS) == set(DATASETS)
-    assert preset(None, split="public", self_loops="none") == Preset(split="public", self_loops=None)
+    assert preset(None, split="public", self_loops="none") == Preset(
+        split="public", self_loops=None
+    )
     assert preset("Cora", hidden=7, heads=None) == Preset(**(vars(PRESETS["Cora"]) | {"hidden": 7}))

@@ -161,7 +161,9 @@ def test_by_number_nothing_is_copied():
 
 def test_the_order_is_sought_once_and_for_the_cpu_alone(monkeypatch):
     calls = []
-    monkeypatch.setattr("grand_fast.graph._graph.visiting_order", lambda *views: calls.append(views))
+    monkeypatch.setattr(
+        "grand_fast.graph._graph.visiting_order", lambda *views: calls.append(views)
+    )
     graph = awkward()
     graph.csr()
     graph.csr(transposed=True)

@@ -19,7 +19,7 @@ from grand_fast.graph._input import (
     message,
     num_nodes_of,
 )
-from grand_fast.graph._kept import check_mask, kept_arrays
+from grand_fast.graph._kept import Arrays, check_mask, kept_arrays
 from grand_fast.graph._views import alias, views_of
 from grand_fast.kernels._csr import Csr, Plan
 from grand_fast.kernels._locality import reverse_cuthill_mckee, visiting_order
@@ -54,7 +54,7 @@ class Graph:
     def __reduce__(self) -> Any:
         return Graph, (*self._arrays(), self.edge_weight)  # what is planned is planned anew
 
-    def _arrays(self) -> tuple[Tensor, ...]:
+    def _arrays(self) -> Arrays:
         return self.rowptr, self.col, self.rowptr_t, self.col_t, self.perm, self.perm_t
 
     @property
@@ -248,7 +248,7 @@ class Graph:
         if bool(mask.all()):
             return self
         weight = None if self.edge_weight is None else self.edge_weight[mask]
-        graph = Graph(*kept_arrays(self._arrays(), mask), edge_weight=weight)
+        graph = Graph(*kept_arrays(self._arrays(), mask), weight)
         if "order" in self._views:  # as good for fewer edges, and slower to find than they to keep
             graph._views["order"] = self._views["order"]
         return graph

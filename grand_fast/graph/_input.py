@@ -116,9 +116,7 @@ def check_weight(weight: Tensor | None, receiver: Tensor, validate: bool) -> Non
     if tuple(weight.shape) != (e,):
         shape = list(weight.shape)
         remedy = "Did you mean edge_weight.flatten()?" if weight.numel() == e else ""
-        raise ValueError(
-            message("edge_weight", f"must have shape [E] = [{e}]", str(shape), remedy)
-        )
+        raise ValueError(message("edge_weight", f"must have shape [E] = [{e}]", str(shape), remedy))
     if weight.device != receiver.device:
         raise ValueError(
             message(

@@ -1,11 +1,12 @@
 """The arrays of a subgraph: both views stay sorted, so that nothing is sorted again."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from grand_fast.graph._input import index_dtype, message
+
+# rowptr, col, rowptr_t, col_t, perm, perm_t
+Arrays = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def check_mask(mask: Tensor, col: Tensor) -> None:
@@ -20,26 +21,27 @@ def check_mask(mask: Tensor, col: Tensor) -> None:
     if mask.device != col.device:
         remedy = f"Move it with .to('{col.device}')."
         raise ValueError(
-            message("mask", f"must be on the graph's device, {col.device}", str(mask.device), remedy)
+            message(
+                "mask", f"must be on the graph's device, {col.device}", str(mask.device), remedy
+            )
         )
 
 
-def kept_arrays(arrays: Sequence[Tensor], mask: Tensor) -> tuple[Tensor, ...]:
+def kept_arrays(arrays: Arrays, mask: Tensor) -> Arrays:
     """Those of a `Graph`, of the edges in `mask` alone, numbered in the order they had."""
     rowptr, col, rowptr_t, col_t, perm, perm_t = arrays
     is_kept = mask.index_select(0, perm)  # [E], by slot of A
     is_kept_t = is_kept.index_select(0, perm_t)
     edge, slot, slot_t = (_numbers(m, rowptr.dtype) for m in (mask, is_kept, is_kept_t))
     index = index_dtype(rowptr.numel() - 1, int(slot[-1]))
-    kept = (
-        slot.index_select(0, rowptr),
-        col[is_kept],
-        slot_t.index_select(0, rowptr_t),
-        col_t[is_kept_t],
-        edge.index_select(0, perm[is_kept]),
-        slot.index_select(0, perm_t[is_kept_t]),
+    return (
+        slot.index_select(0, rowptr).to(index),
+        col[is_kept].to(index),
+        slot_t.index_select(0, rowptr_t).to(index),
+        col_t[is_kept_t].to(index),
+        edge.index_select(0, perm[is_kept]).to(index),
+        slot.index_select(0, perm_t[is_kept_t]).to(index),
     )
-    return tuple(t.to(index) for t in kept)
 
 
 def _numbers(mask: Tensor, index: torch.dtype) -> Tensor:

@@ -1,6 +1,7 @@
-"""`AbstractDiffusion`: what modules that diffuse a state share: the term, its solve, how it went."""
+"""`AbstractDiffusion`: what modules that diffuse a state share: the term and its solve."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,10 @@ class AbstractDiffusion(nn.Module):
         super().__init__()
         self.penalties: dict[str, Tensor] = {}
         self._outcome: Outcome | None = None  # of the last solve
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or a file of the module: penalties belong to a graph of autograd, which has none
+        return self.__dict__ | {"penalties": {}}
 
     def _diffuse(self, x: Tensor, graph: Graph) -> Tensor:
         """The state at `T` from `x [N, d]` at 0."""

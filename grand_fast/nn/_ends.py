@@ -46,8 +46,8 @@ def check_labels(module: str, labels: Tensor | None, x: Tensor, channels: int) -
         return
     if channels == 0:
         raise ValueError(
-            f"{module}: `labels` must be None without label_channels, got a tensor. Build the model "
-            f"with label_channels=number of classes."
+            f"{module}: `labels` must be None without label_channels, got a tensor. Build the "
+            f"model with label_channels=number of classes."
         )
     if tuple(labels.shape) != (x.shape[0], channels):
         remedy = " Did you mean torch.nn.functional.one_hot(labels)?" if labels.dim() == 1 else ""

@@ -25,10 +25,11 @@ def check_thinning(variant: str, threshold: float | None, quantile: float | None
             raise ValueError(f"GRAND: `{name}` must lie in [0, 1), got {value}.")
         if variant not in ("l", "nl-rw"):
             remedy = " Did you mean 'nl-rw'?" if variant == "nl" else ""
-            raise ValueError(f"GRAND: `{name}` must come with variant l or nl-rw, got {variant!r}.{remedy}")
+            raise ValueError(
+                f"GRAND: `{name}` must come with variant l or nl-rw, got {variant!r}.{remedy}"
+            )
 
 
-@torch.no_grad()
 def thinned(
     field: AttentionDiffusion,
     x0: Tensor,
@@ -48,9 +49,14 @@ def thinned(
             "exported program, got one of them: the values say which edges there are. Compile "
             "without fullgraph."
         )
-    a = field.attention(x0, graph, mean_heads=True)
-    if quantile is not None and a.numel() > 0:
-        # Above this edge's value are just those above the quantile, which lies between it and the
-        # next. torch.quantile takes no more than 2^24 values.
-        threshold = a.kthvalue(math.floor(quantile * (a.numel() - 1)) + 1).values
-    return graph if threshold is None else graph.keep_edges(a > threshold)
+    with torch.no_grad():
+        a = field.attention(x0, graph, mean_heads=True)
+    if quantile is None:
+        assert threshold is not None
+        return graph.keep_edges(a > threshold)
+    if a.numel() == 0:
+        return graph
+    # Above this edge's value are just those above the quantile, which lies between it and the
+    # next. torch.quantile takes no more than 2^24 values.
+    rank = math.floor(quantile * (a.numel() - 1)) + 1
+    return graph.keep_edges(a > a.kthvalue(rank).values)

@@ -193,8 +193,8 @@ class GRAND(AbstractDiffusion):
         """Times and logits at 0 and after each step that counts, to `T`, without gradients.
 
         Past `self.T` the diffusion goes on from there, so that the logits at `self.T` are those of
-        `forward`, bit for bit. Where the solve fails the list ends; `.status` and `.stats` are those
-        of the solve to `self.T`.
+        `forward`, bit for bit. Where the solve fails the list ends; `.status` and `.stats` are
+        those of the solve to `self.T`.
 
         Args:
             x, graph_or_edge_index, labels: as in `forward`.

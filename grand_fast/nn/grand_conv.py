@@ -120,7 +120,3 @@ class GRANDConv(AbstractDiffusion):
         if edge_weight is not None:
             graph = graph.with_edge_weight(edge_weight)
         return self._diffuse(x, graph)
-
-    def extra_repr(self) -> str:
-        """Channels and the solve, for `print(model)`."""
-        return f"{self.in_channels}, {super().extra_repr()}"

@@ -100,7 +100,9 @@ class Problem:
             start, tau, order=self.solver.order, ends=self.ends, max_steps=self.max_steps
         )
 
-    def observed(self, observe: Callable[[float, Tensor], None], x0: Tensor | None = None) -> Result:
+    def observed(
+        self, observe: Callable[[float, Tensor], None], x0: Tensor | None = None
+    ) -> Result:
         """Solve it without a graph; `observe` hears of the start and the end of each step."""
 
         def before(t: float, x: Tensor, tau: float) -> None:

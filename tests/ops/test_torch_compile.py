@@ -74,10 +74,13 @@ def models():
         "layer": gf.nn.AttentionDiffusion(5, 4, 2),
         "nl": gf.nn.GRAND(5, 4, 3, **options, source=True),
         "l": gf.nn.GRAND(5, 4, 3, **options, variant="l"),
+        "mixed": gf.nn.GRAND(5, 4, 3, **options, variant="mixed"),
+        "ends": gf.nn.GRAND(5, 4, 3, **options, mlp=True, batch_norm=True, augment=2, fc_out=True),
+        "conv": gf.nn.GRANDConv(5, attention_channels=4, **options),
     }
 
 
-@pytest.mark.parametrize("name", ["layer", "nl", "l"])
+@pytest.mark.parametrize("name", ["layer", "nl", "l", "mixed", "ends", "conv"])
 def test_models(name):
     model, x = models()[name], tensors(GRAPH)["x"]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -126,7 +129,9 @@ DATA_DEPENDENT = {
     "implicit": (("semi_implicit_euler", "direct"), {}, "`method` must be one of euler"),
     "continuous": (("rk4", "continuous"), {}, "`adjoint` must be one of direct, checkpoint"),
     "limited": (("rk4",), {"memory_limit": 10**6}, "`memory_limit` must be"),
-}
+    "thinned": (("rk4",), {"variant": "nl-rw", "attention_threshold": 0.2},
+                "`attention_threshold` and `attention_quantile` must be None"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DATA_DEPENDENT)
@@ -209,3 +214,10 @@ def test_an_exported_program_runs_elsewhere(adjoint, tmp_path):
     subprocess.run([sys.executable, "-c", LOADED, str(tmp_path)], check=True)
     for got in torch.load(tmp_path / "out.pt", weights_only=False):
         assert_close("output", got, want.double())
+
+
+def test_labels_and_a_quantile_that_is_for_training_can_be_exported():
+    x, labels = tensors(GRAPH)["x"].detach(), torch.eye(3)[torch.arange(12) % 3]
+    model = solve("rk4", variant="nl-rw", attention_quantile=0.3, label_channels=3).eval()
+    program = torch.export.export(model, (x, GRAPH, labels)).module()
+    assert_close("logits", program(x, GRAPH, labels), model(x, GRAPH, labels).double())

@@ -1,0 +1,154 @@
+"""The folder of a run: what it holds, and what is done about what it holds already."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from grand_fast.arguments import BadOptionError
+from grand_fast.checkpoint import WEIGHTS_FILE
+from grand_fast.experiment import run_seeds
+from grand_fast.metrics import COLUMNS, METRICS_FILE, TENSORBOARD_FOLDER, Epoch, Metrics
+from grand_fast.nn import GRAND
+from grand_fast.run_folder import LOCK_FILE, RUN_FILE, SEEDS_FOLDER
+from tests._small_run import SMALL, experiment, results_of, silent, two_rings, values
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_finished_seeds_are_not_trained_again(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    first = run_seeds(experiment(out), silent)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    lines = []
+    with monkeypatch.context() as patched:
+        patched.setattr(GRAND, "forward", None)
+        again = run_seeds(experiment(out), lines.append)
+    assert [values(run) for run in again.runs] == [values(run) for run in first.runs]
+    assert [r.test_accuracy for r in again.runs] == [r.test_accuracy for r in first.runs]
+    assert sum("(finished before)" in line for line in lines) == 2
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert not list((out / SEEDS_FOLDER).glob("*.safetensors"))
+
+    more = run_seeds(experiment(out, seeds=3), silent)
+    assert len(more.runs) == 3
+    rows = results_of(out)[2]
+    assert [(row["seed"], row["epoch"]) for row in rows] == [
+        (str(seed), str(epoch)) for seed in range(3) for epoch in range(2)
+    ]
+
+
+def test_metrics(tmp_path):
+    results = run_seeds(experiment(tmp_path / "run"), silent)
+    with open(tmp_path / "run" / METRICS_FILE, newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert tuple(rows[0]) == COLUMNS
+    epoch = results.runs[1].history[1]
+    assert rows[1 + 2 + 1] == ["1", "1", *(str(value) for value in vars(epoch).values())]
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    results = run_seeds(experiment(tmp_path / "run"), silent)
+    for seed, run in enumerate(results.runs):
+        events = EventAccumulator(str(tmp_path / "run" / TENSORBOARD_FOLDER / f"seed-{seed}"))
+        events.Reload()
+        assert set(events.Tags()["scalars"]) == set(COLUMNS) - {"seed", "epoch"}
+        losses = [(event.step, event.value) for event in events.Scalars("val_loss")]
+        assert losses == [(i, pytest.approx(e.val_loss)) for i, e in enumerate(run.history)]
+
+
+def test_tensorboard_forgets_what_a_killed_run_wrote(tmp_path, monkeypatch):
+    """With a writer of our own in the place of TensorBoard's."""
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written.append((Path(folder).name, "from", purge_step))
+
+        def add_scalar(self, name, value, step):
+            if name == "loss":
+                written.append(step)
+
+        def close(self):
+            written.append("closed")
+
+    module = SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    metrics = Metrics(tmp_path)
+    epoch = Epoch(1.0, 1.0, 0.5, 4, 4, 0.1, 2**20, 1.0)
+    for seed, index in ((0, 0), (0, 1), (1, 0)):
+        metrics.add(seed, index, epoch)
+    metrics.close()
+    assert written == [("seed-0", "from", 0), 0, 1, "closed", ("seed-1", "from", 0), 0, "closed"]
+
+
+def test_another_run_in_the_folder_is_not_touched(tmp_path):
+    out = tmp_path / "run"
+    run_seeds(experiment(out, seeds=1), silent)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = replace(experiment(out), preset=replace(SMALL, epochs=3, lr=0.02))
+    with pytest.raises(BadOptionError) as error:
+        run_seeds(other, silent)
+    text = str(error.value)
+    assert f"got {out}: epochs 2 there, 3 here; lr 0.01 there, 0.02 here. Choose another" in text
+    assert "--restart" in text
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+    run_seeds(replace(other, restart=True), silent)
+    assert json.loads((out / RUN_FILE).read_text())["epochs"] == 3
+    assert {row["epoch"] for row in results_of(out)[2]} == set("012")
+
+
+def test_weights_of_unknown_origin_are_not_overwritten(tmp_path):
+    (tmp_path / WEIGHTS_FILE).touch()
+    with pytest.raises(BadOptionError, match=f"it holds {WEIGHTS_FILE}"):
+        run_seeds(experiment(tmp_path), silent)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    run_seeds(experiment(out, seeds=1), silent)
+    script = f"import fcntl; f = open({str(out / LOCK_FILE)!r}, 'w'); fcntl.flock(f, 2); "
+    script += "print('locked', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", script], text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert other.stdout.readline() == "locked\n"
+    for restart in (False, True):
+        with pytest.raises(BadOptionError, match=f"no other process trains, got {out}"):
+            run_seeds(experiment(out, seeds=2, restart=restart), silent)
+    other.kill()
+    other.communicate()
+    assert len(run_seeds(experiment(out, seeds=2), silent).runs) == 2
+
+
+@pytest.mark.parametrize("file", ["0.json", "0.safetensors"])
+def test_a_damaged_file_is_named(tmp_path, file):
+    out = tmp_path / "run"
+    run_seeds(experiment(out, seeds=1), silent)
+    whole = results_of(out)
+    (out / SEEDS_FOLDER / "0.json").unlink()
+    (out / SEEDS_FOLDER / file).write_text("{")
+    with pytest.raises(BadOptionError, match=f"got {out / SEEDS_FOLDER / file}.*[Dd]elete"):
+        run_seeds(experiment(out, seeds=1), silent)
+    lines = []
+    run_seeds(experiment(out, seeds=1, restart=True), lines.append)
+    assert not any("goes on" in line for line in lines)
+    assert results_of(out) == whole
+
+
+def test_other_data_are_another_run(tmp_path):
+    run_seeds(experiment(tmp_path, seeds=1), silent)
+    own = two_rings()
+    changed = replace(own, x=own.x + 1)
+    with pytest.raises(BadOptionError, match="data [0-9a-f]{16} there, [0-9a-f]{16} here"):
+        run_seeds(experiment(tmp_path, data=changed), silent)
