@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import grand_fast.train
 import grand_fast.trainer
 from bench.__main__ import main
 from bench.models.setting import setting
@@ -123,7 +122,6 @@ def test_second_call_goes_on(tmp_path, monkeypatch):
 
 
 def test_interrupted_run_ends_as_if_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(grand_fast.train, "STATE_SECONDS", 0.0)
     job = small_job(epochs=12)
     alone = train(job, tmp_path / "alone")
     store = Store(tmp_path / "p.json", HEADER, resume=True)
