@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from bench import graphs, machine
+from bench.models import options as models_options
+from bench.paper import options as paper_options
 from bench.problem import PAPER_SHAPES, Shape
 from bench.report import Report
 from bench.tuned.configurations import BY_DATASET
@@ -27,6 +29,8 @@ SUITES = {
         "bench.solvers.suite",
         "error, time and memory of the solvers against torchdiffeq",
     ),
+    "models": ("bench.models.suite", "an epoch of tuned models against the released code's"),
+    "paper": ("bench.paper.suite", "the experiments of the paper, beside its numbers"),
     "gpu": (
         "bench.gpu.suite",
         "GPU kernels on a GPU: right, how fast, how lean",
@@ -55,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, machine.DoesNotFitError) as problem:
         parser.exit(BAD_ARGUMENTS, f"{parser.prog}: {problem}\n")
     except KeyboardInterrupt:
-        written = "nothing"
+        written = "nothing" if report is None else report.saved
         if options.json and report is not None and report.rows:
             report.write(options.json)
             written = f"what was measured so far to {options.json}"
@@ -88,7 +92,13 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(added)
-        if name == "tuned":
+        if name == "paper":
+            paper_options.add_options(added)
+            continue
+        _add_rounds(added)
+        if name == "models":
+            models_options.add_options(added)
+        elif name == "tuned":
             added.add_argument(
                 "--dataset",
                 type=one_of(list(BY_DATASET)),
@@ -145,11 +155,16 @@ def _add_problem_options(parser: argparse.ArgumentParser) -> None:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     """Of every suite."""
     count = number(int, low=1)
-    parser.add_argument("--rounds", type=count, metavar="N", help="interleaved rounds (default 9)")
     parser.add_argument("--threads", type=count, metavar="N", help="default: torch's own choice")
-    parser.add_argument("--quick", action="store_true", help="few rounds, and less of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="draw plots (PNG) into this folder")
+
+
+def _add_rounds(parser: argparse.ArgumentParser) -> None:
+    """Of the suites that take times."""
+    count = number(int, low=1)
+    parser.add_argument("--rounds", type=count, metavar="N", help="interleaved rounds (default 9)")
+    parser.add_argument("--quick", action="store_true", help="few rounds, and less of it")
 
 
 def _shape(options: argparse.Namespace) -> Shape | None:

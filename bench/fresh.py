@@ -101,6 +101,16 @@ def solve_peak_memory(
     return _peak(runner(make(problem, steps), problem, "forward+backward"))
 
 
+def model_peak_memory(dataset: str, variant: str, competitor: str) -> dict[str, float]:
+    """The same of an epoch of training a whole model."""
+    models = import_module("bench.models.epoch")
+    problem = models.setup(dataset, variant)
+    make = models.competitors(problem)[competitor]
+    tiny = models.tiny(dataset, problem.preset)
+    models.epoch(tiny, make(tiny))()
+    return _peak(models.epoch(problem, make(problem)))
+
+
 def step_peak_memory(
     solver: str, method: str, size: list[int], differentiated: bool
 ) -> dict[str, float]:
@@ -124,7 +134,8 @@ def _peak(call: Callable[[], object]) -> dict[str, float]:
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
     call()
-    return {"bytes": _status("VmHWM") - before}
+    peak = _status("VmHWM")
+    return {"bytes": peak - before, "process_bytes": peak}
 
 
 def _status(key: str) -> int:
@@ -139,6 +150,7 @@ TASKS = {
     "peak_memory": peak_memory,
     "tuned_peak_memory": tuned_peak_memory,
     "solve_peak_memory": solve_peak_memory,
+    "model_peak_memory": model_peak_memory,
     "step_peak_memory": step_peak_memory,
 }
 

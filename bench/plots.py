@@ -93,6 +93,20 @@ def plot_tuned(rows: list[Row], path: Path) -> None:
     _finish(figure, axes, path)
 
 
+def plot_models(rows: list[Row], path: Path) -> None:
+    """Bars per configuration and competitor: time and peak memory of an epoch."""
+    rows = [row | {"group": f"{row['dataset']}\nGRAND-{row['variant']}"} for row in rows]
+    figure, axes = _panels(2)
+    for axis, (key, label, scale) in zip(
+        axes,
+        (("median_s", "seconds", 1.0), ("peak_bytes", "peak above model and data, MB", 1e-6)),
+        strict=True,
+    ):
+        _grouped_bars(axis, [row for row in rows if key in row], "group", key, scale)
+        axis.set(title="an epoch of training", ylabel=label)
+    _finish(figure, axes, path)
+
+
 def plot_work_precision(rows: list[Row], path: Path) -> None:
     """Lines of error, one per method, over evaluations of f and over seconds.
 

@@ -16,6 +16,7 @@ class Report:
     rows: one per competitor, shape and mode, or per size; they become JSON as they stand.
     figures: single named numbers, such as a speed-up or a share of the floor.
     skipped: what was not measured, and why; failed: what disagreed with the reference.
+    saved: what an interrupt leaves on the disk, if nothing else is written.
     """
 
     suite: str
@@ -24,6 +25,7 @@ class Report:
     figures: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    saved: str = "nothing"
 
     def figure(self, name: str, value: float, unit: str) -> None:
         """Add one named number."""

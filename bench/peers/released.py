@@ -6,7 +6,7 @@ values is left out, and the number of nodes need not be found by a maximum: to i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,23 +16,19 @@ from torch_geometric.utils import scatter, softmax
 from bench.peers.arrays import GraphArrays
 from bench.peers.sparse import csr_product, mkl
 from bench.problem import Function
+from bench.tuned.configurations import Configuration
 from bench.tuned.problem import TunedProblem
 
 EPS = 1e-16  # added to the sum of each group
 COSINE_EPS = 1e-5
 
 SparseProduct = Callable[[Tensor, Tensor], Tensor]
+Attention = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
 def released_sequence(problem: TunedProblem) -> Function:
     """With torch_sparse's product: a row per edge."""
-    receiver, sender = problem.graph.edge_index().flip(0)
-
-    def product(a: Tensor, x: Tensor) -> Tensor:
-        messages = x.index_select(0, sender) * a[:, None]
-        return scatter(messages, receiver, dim_size=x.shape[0], reduce="sum")
-
-    return _sequence(problem, product)
+    return _sequence(problem, gathered_product(*problem.graph.edge_index().flip(0)))
 
 
 def released_attention_csr_product(problem: TunedProblem) -> Function:
@@ -45,16 +41,24 @@ def released_attention_csr_product(problem: TunedProblem) -> Function:
     return _sequence(problem, product)
 
 
-def _sequence(problem: TunedProblem, product: SparseProduct) -> Function:
-    chosen, x0 = problem.configuration, problem.x0
-    shape, n = chosen.shape, problem.graph.num_nodes
-    receiver, sender = problem.graph.edge_index().flip(0)
+def gathered_product(receiver: Tensor, sender: Tensor) -> SparseProduct:
+    """`A x` of weights `a [E]` and `x [N, d]`: a row of x for each edge."""
+
+    def product(a: Tensor, x: Tensor) -> Tensor:
+        messages = x.index_select(0, sender) * a[:, None]
+        return scatter(messages, receiver, dim_size=x.shape[0], reduce="sum")
+
+    return product
+
+
+def released_edge_attention(chosen: Configuration, receiver: Tensor, sender: Tensor) -> Attention:
+    """The mean over heads of the attention at a state, `[E]`; parameters are named as inputs."""
+    shape = chosen.shape
     group = receiver if chosen.normalize == "receiver" else sender
     normalise = _square_plus if chosen.normalizer == "squareplus" else _softmax
 
-    def function(*inputs: Tensor) -> Tensor:
-        x, *rest = inputs
-        given = dict(zip(list(problem.inputs)[1:], rest, strict=True))
+    def attention(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        n = x.shape[0]
         # [N, d_k, H]
         q, k = (
             linear(x, given[f"W_{name}"], given[f"b_{name}"])
@@ -63,14 +67,25 @@ def _sequence(problem: TunedProblem, product: SparseProduct) -> Function:
             for name in "qk"
         )
         s = _scores(chosen.score, q[receiver], k[sender], given)
-        a = normalise(s, group, n).mean(1)
-        f = torch.sigmoid(given["alpha"]) * (product(a, x) - x)
+        return normalise(s, group, n).mean(1)
+
+    return attention
+
+
+def _sequence(problem: TunedProblem, product: SparseProduct) -> Function:
+    attention = released_edge_attention(problem.configuration, *problem.graph.edge_index().flip(0))
+    x0 = problem.x0
+
+    def function(*inputs: Tensor) -> Tensor:
+        x, *rest = inputs
+        given = dict(zip(list(problem.inputs)[1:], rest, strict=True))
+        f = torch.sigmoid(given["alpha"]) * (product(attention(x, given), x) - x)
         return f if x0 is None else f + given["beta"] * x0.to(x.dtype)
 
     return function
 
 
-def _scores(score: str, q: Tensor, k: Tensor, given: dict[str, Tensor]) -> Tensor:
+def _scores(score: str, q: Tensor, k: Tensor, given: Mapping[str, Tensor]) -> Tensor:
     """[E, H] of rows [E, d_k, H]."""
     if score == "scaled_dot":
         return (q * k).sum(1) / math.sqrt(q.shape[1])

@@ -1,0 +1,1 @@
+"""The suite `models`: whole models in tuned configurations, against the released code's."""

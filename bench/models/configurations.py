@@ -1,0 +1,30 @@
+"""The configurations in `configs/`, one per data set and variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grand_fast.presets import Preset
+from grand_fast.train_options import choose, read_config
+
+FOLDER = Path(__file__).parent / "configs"
+
+
+def configurations() -> list[tuple[str, str]]:
+    """Data set and variant of each file, in the order of the file names."""
+    paths = sorted(FOLDER.glob("*.toml"), key=lambda path: path.stem)
+    found = [read_config(path) for path in paths]
+    return [(config["dataset"], config["variant"]) for config in found]
+
+
+def configuration(dataset: str, variant: str) -> Preset:
+    """The options of one of them.
+
+    Raises:
+        ValueError: there is none; or a field is not one of `Preset`.
+    """
+    path = FOLDER / f"{dataset}-{variant}.toml"
+    if not path.is_file():
+        known = ", ".join(f"{d}-{v}" for d, v in configurations())
+        raise ValueError(f"configuration: must be one of {known}, got {dataset}-{variant}.")
+    return choose(dataset, read_config(path), {})

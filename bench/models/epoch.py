@@ -1,0 +1,181 @@
+"""One epoch of training, forward, backward and a step of the optimiser: ours and the released."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench import graphs, machine
+from bench.models.configurations import configuration
+from bench.models.released import TUNED_ADJOINT, Continuous, ReleasedModel
+from bench.models.setting import Setting, grand, setting
+from bench.problem import OURS
+from bench.tuned.configurations import ARXIV, BY_DATASET, load_graph
+from grand_fast.data import NodeData, Split
+from grand_fast.nn import GRAND
+from grand_fast.ops._dispatch import plan
+from grand_fast.optimizers import make_optimizer
+from grand_fast.presets import Preset
+
+OURS_CONTINUOUS = f"{OURS}, continuous adjoint"
+RELEASED = "released, as tuned"
+RELEASED_DIRECT = "released, through the solver"
+TINY_NODES, TINY_CLASSES = 300, 3
+ARXIV_FEATURES, ARXIV_CLASSES = 128, 40
+# At these tolerances two solvers give the same state, and logits that differ by rounding.
+TIGHT = 1e-5
+SAME = 1e-3  # of the logits' norm
+# At tuned tolerances, some 1e-4 a step, they differ by as much as the solves do from the solution.
+NEAR = 5e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A configuration on its data, and the model that every competitor copies."""
+
+    dataset: str
+    preset: Preset
+    here: Setting
+    model: GRAND
+
+
+def setup(dataset: str, variant: str) -> Problem:
+    """The tuned configuration on its real data, all edges; ogbn-arxiv under random features."""
+    preset = replace(configuration(dataset, variant), early_stop=1.0, use_labels=False,
+                     attention_quantile=None, attention_threshold=None)  # fmt: skip
+    if dataset == ARXIV:
+        graph = load_graph(BY_DATASET[ARXIV])
+        data = _random_data(graph.num_nodes, ARXIV_FEATURES, ARXIV_CLASSES, graph.edge_index())
+        here = Setting(data, graph, _all(graph.num_nodes))
+    else:
+        here = setting(dataset, preset, seed=0)
+    return _problem(dataset, preset, here)
+
+
+def tiny(dataset: str, preset: Preset) -> Problem:
+    """The same on a small random graph: compiles what the real one runs."""
+    graph = graphs.load("random", nodes=TINY_NODES)
+    data = _random_data(TINY_NODES, 8, TINY_CLASSES, graph.edge_index())
+    return _problem(dataset, preset, Setting(data, graph, _all(TINY_NODES)))
+
+
+def competitors(problem: Problem) -> dict[str, Callable[[Problem], nn.Module]]:
+    """By name, how to make the model; all start from the weights of `problem.model`."""
+    if problem.dataset not in TUNED_ADJOINT:
+        return {OURS: _ours}
+    tuned = TUNED_ADJOINT[problem.dataset]
+    made = {OURS: _ours, RELEASED: lambda p: ReleasedModel(p.model, p.here.graph, tuned)}
+    if tuned is not None:
+        made[OURS_CONTINUOUS] = lambda p: _continuous(p, tuned)
+        made[RELEASED_DIRECT] = lambda p: ReleasedModel(p.model, p.here.graph, None)
+    return made
+
+
+def epoch(problem: Problem, model: nn.Module) -> Callable[[], None]:
+    """A call that trains `model` for one epoch, at a learning rate of 0, so that all are alike."""
+    preset, here = problem.preset, problem.here
+    steps = make_optimizer(preset.optimizer, model.parameters(), lr=0.0,
+                           weight_decay=preset.weight_decay)  # fmt: skip
+    wanted = here.data.y[here.split.train]
+
+    def call() -> None:
+        model.train()
+        steps.zero_grad()
+        logits = model(here.data.x, here.graph)
+        functional.cross_entropy(logits[here.split.train], wanted).backward()
+        steps.step()
+
+    return call
+
+
+def check_same(problem: Problem, name: str) -> float:
+    """Compare the logits with ours; the relative difference at the tuned tolerances.
+
+    Raises:
+        AssertionError: they differ at tight tolerances, or by more than `NEAR` at the tuned ones.
+    """
+    differences = []
+    for preset in (replace(problem.preset, tol_scale=None, rtol=TIGHT, atol=TIGHT), problem.preset):
+        model = grand(problem.here.data, preset)
+        model.load_state_dict(problem.model.state_dict())
+        same = replace(problem, preset=preset, model=model)
+        ours, other = (_logits(make(same), same) for make in
+                       (_ours, competitors(problem)[name]))  # fmt: skip
+        differences.append(float((other - ours).norm() / ours.norm()))
+    for what, difference, allowed in zip(("tight", "tuned"), differences, (SAME, NEAR),
+                                         strict=True):  # fmt: skip
+        if not difference <= allowed:
+            raise AssertionError(
+                f"{problem.dataset} {problem.preset.variant}, {name}: logits at {what} tolerances "
+                f"differ from ours by {difference:.2g} of their norm, more than {allowed:g}"
+            )
+    return differences[1]
+
+
+def require_memory(problem: Problem, name: str) -> None:
+    """Refuse what keeps every evaluation's edges and does not fit.
+
+    Raises:
+        machine.DoesNotFitError: bytes needed and available.
+    """
+    model = competitors(problem)[name](problem)
+    if not isinstance(model, ReleasedModel):
+        return
+    _logits(model, problem)  # counts the evaluations
+    kept = model.nfe if model.adjoint is None else 1
+    preset, graph = problem.preset, problem.here.graph
+    # Of each edge: its rows of query, key and state, and a few numbers a head.
+    per_edge = preset.hidden + 8 * preset.heads
+    if preset.variant == "nl":
+        per_edge += 2 * preset.attention_channels
+    needed = 4 * (kept + 2) * (graph.num_edges * per_edge + 6 * graph.num_nodes * preset.hidden)
+    machine.require_memory(f"{problem.dataset} {preset.variant}, {name}", needed)
+
+
+def evaluations(model: nn.Module, problem: Problem) -> tuple[int, int]:
+    """Evaluations of f in the forward and the backward pass of one epoch."""
+    epoch(problem, model)()
+    if isinstance(model, ReleasedModel):
+        return model.nfe, model.nfe_backward
+    assert isinstance(model, GRAND) and model.stats is not None
+    return model.stats.nfe, model.nfe_backward or 0
+
+
+def _problem(dataset: str, preset: Preset, here: Setting) -> Problem:
+    torch.manual_seed(0)
+    for transposed in (False, True):
+        here.graph.csr(plan("cpu"), transposed=transposed)  # or the first epoch does it
+    return Problem(dataset, preset, here, grand(here.data, preset))
+
+
+def _ours(problem: Problem) -> GRAND:
+    return copy.deepcopy(problem.model)
+
+
+def _continuous(problem: Problem, tuned: Continuous) -> GRAND:
+    model = copy.deepcopy(problem.model)
+    model.adjoint, model.adjoint_method = "continuous", tuned.method
+    model.tol_scale_adjoint = tuned.tol_scale
+    return model
+
+
+def _logits(model: nn.Module, problem: Problem) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(problem.here.data.x, problem.here.graph)
+
+
+def _random_data(n: int, features: int, classes: int, edge_index: Tensor) -> NodeData:
+    draws = torch.Generator().manual_seed(0)
+    y = torch.randint(classes, (n,), generator=draws)
+    y[0] = classes - 1  # or a class could be missing
+    return NodeData("random", torch.randn(n, features, generator=draws), y, edge_index)
+
+
+def _all(n: int) -> Split:
+    nodes = torch.arange(n)
+    return Split(nodes, nodes, nodes)

@@ -1,0 +1,1 @@
+"""The suite `paper`: the experiments of the paper, beside its own numbers."""

@@ -1,0 +1,101 @@
+"""Tables 1 and 2: test accuracies beside the paper's, and the peers in the same protocol."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.models.configurations import configuration
+from bench.paper.comparison import HEAD, Comparison, compare
+from bench.paper.figures import draw_accuracies
+from bench.paper.jobs import Job
+from bench.paper.peers import peer_preset
+from bench.paper.published import GRAND_MODELS, PLANETOID, TABLE1, TABLE2
+from bench.report import Report, Row, print_table
+
+# Peers of each table's rows; a random split of table 2 also draws the initialisation.
+SPLITS = {"table1": "planetoid", "table2": "random"}
+PUBLISHED = {"table1": TABLE1, "table2": TABLE2}
+DATASETS = {
+    "table1": PLANETOID,
+    "table2": (*PLANETOID, "CoauthorCS", "Computers", "Photo"),
+}
+TABLE_PEERS = {
+    "table1": ("GCN", "GAT", "MoNet", "GS-maxpool"),
+    "table2": ("GCN", "GAT", "MoNet", "GS-mean", "GS-maxpool"),
+}
+SEEDS = {"table1": 20, "table2": 10}
+PROTOCOL = {
+    "table1": "published Planetoid splits on the whole graph; initialisations: {seeds} (the paper: "
+    "20, on the largest component)",
+    "table2": "random splits of the largest component, 20 labels a class, one initialisation each: "
+    "{seeds} (the paper: 100 splits, 20 initialisations)",
+}
+
+
+def jobs(part: str, options: argparse.Namespace) -> list[Job]:
+    """All runs of a table, seed by seed, so that a short budget leaves some of each."""
+    chosen = [name for name in DATASETS[part] if name in (options.datasets or DATASETS[part])]
+    result = []
+    for seed in range(options.seeds or SEEDS[part]):
+        for dataset in chosen:
+            presets = {}
+            for model in GRAND_MODELS:
+                preset = configuration(dataset, model.removeprefix("GRAND-"))
+                presets[model] = replace(preset, split=SPLITS[part])
+            for peer in TABLE_PEERS[part]:
+                presets[peer] = peer_preset(peer, presets[GRAND_MODELS[0]])
+            result += [Job(dataset, model, seed, preset) for model, preset in presets.items()]
+    return result
+
+
+def comparisons(part: str, runs: Sequence[Row], wanted: Sequence[Job]) -> list[Comparison]:
+    """One for each model and data set of the jobs, and those rows of the paper that we do not run.
+
+    The order is the table's.
+    """
+    published = PUBLISHED[part]
+    result = []
+    for dataset in dict.fromkeys(job.dataset for job in wanted):
+        ran = dict.fromkeys(job.model for job in wanted if job.dataset == dataset)
+        models = dict.fromkeys([*published[dataset], *ran])
+        peers = [model for model in models if model not in GRAND_MODELS]
+        ordered = [*peers, *(model for model in GRAND_MODELS if model in models)]
+        result += [compare(dataset, model, published[dataset], runs) for model in ordered]
+    return result
+
+
+def show(part: str, runs: Sequence[Row], wanted: Sequence[Job], report: Report) -> None:
+    """Print the table of each data set, and add its figures to `report`."""
+    found = comparisons(part, runs, wanted)
+    seeds = len({job.seed for job in wanted})
+    print(f"\n{part}: {PROTOCOL[part].format(seeds=seeds)}; test accuracy in percent at the best "
+          "validation accuracy.")  # fmt: skip
+    for dataset in dict.fromkeys(item.dataset for item in found):
+        here = [item for item in found if item.dataset == dataset]
+        print_table(f"{part}, {dataset}", HEAD, [item.cells() for item in here])
+        _figures(part, here, report)
+    failed = [run for run in runs if run["diverged"]]
+    report.skipped += [f"{run['dataset']} {run['model']} seed {run['seed']}: ended early, its best "
+                       f"epoch counts: {run['stopped']}" for run in failed]  # fmt: skip
+    report.rows += [{"part": part, **vars(item), "difference": item.difference} for item in found]
+
+
+def _figures(part: str, here: list[Comparison], report: Report) -> None:
+    own = [item for item in here if item.model in GRAND_MODELS and item.ours]
+    for item in own:
+        if item.difference is not None:
+            name = f"{part} {item.dataset}: {item.model} less the paper's"
+            report.figure(name, item.difference, "points")
+    paper = [item.paper[0] for item in here if item.model in GRAND_MODELS and item.paper]
+    if len(own) == len(GRAND_MODELS) and paper:
+        best = max(item.ours[0] for item in own if item.ours)
+        name = f"{part} {here[0].dataset}: best variant less the paper's best"
+        report.figure(name, best - max(paper), "points")
+
+
+def draw(part: str, runs: Sequence[Row], wanted: Sequence[Job], path: Path) -> None:
+    """Points with one standard deviation, the paper's and ours side by side."""
+    draw_accuracies(comparisons(part, runs, wanted), path, title=part)

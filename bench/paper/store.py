@@ -1,0 +1,74 @@
+"""The finished runs of a part, in a JSON file that is always whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bench.report import Row
+from grand_fast.checkpoint import write_whole
+
+# What makes two runs the same run; if their options differ, the older one is out of date.
+IDENTITY = ("dataset", "model", "at", "seed")
+
+
+class Store:
+    """Runs by identity and options.
+
+    Args:
+        path: of the JSON, which need not exist.
+        header: of the machine and the command, written beside the runs.
+        resume: keep what `path` holds; else start again, and overwrite it with the first run.
+
+    `states` is the folder for what runs that were interrupted need to go on.
+
+    Raises:
+        ValueError: `path` is not what a store wrote; how to go on.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
+        self.path, self.header = path, header
+        self.states = path.with_suffix(".state")
+        self.runs: list[Row] = []
+        if not resume:
+            shutil.rmtree(self.states, ignore_errors=True)
+        elif path.is_file():
+            try:
+                self.runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"paper: {path} must hold the runs of an earlier call, and does not "
+                    f"({error!r}). Move it away, or start again with --no-resume."
+                ) from error
+
+    def find(self, wanted: Row) -> Row | None:
+        """The finished run with the identity and the options of `wanted`."""
+        wanted = _plain(wanted)
+        for run in self.runs:
+            if _same(run, wanted) and run["options"] == wanted["options"]:
+                return run
+        return None
+
+    def add(self, run: Row) -> None:
+        """Keep `run` in place of any with its identity, and write the file."""
+        run = _plain(run | {"commit": self.header["commit"]})
+        self.runs = [old for old in self.runs if not _same(old, run)] + [run]
+        write_json(self.path, {"header": self.header, "runs": self.runs})
+
+
+def write_json(path: Path, content: Row) -> None:
+    """Write so that `path` never holds a part of it; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _same(run: Row, other: Row) -> bool:
+    return all(run[key] == other[key] for key in IDENTITY)
+
+
+def _plain(run: Row) -> Row:
+    """As it comes back from JSON, so that tuples and the like compare equal."""
+    plain: Row = json.loads(json.dumps(run))
+    return plain

@@ -1,0 +1,92 @@
+"""The suite `paper`: its parts, each within a budget and resumed where the last call stopped."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.paper import accuracy, depth, parameters, superpixels, sweeps
+from bench.paper.budget import Budget
+from bench.paper.jobs import Job, work
+from bench.paper.options import PARTS
+from bench.paper.store import Store, write_json
+from bench.report import Report, Row
+from grand_fast.raw_files import DataError
+
+EPILOG = """\
+Seven parts, of which --part chooses one:
+
+table1       Planetoid split, 20 initialisations: GRAND-l, -nl, -nl-rw and PyG's GCN, GAT, MoNet and
+             GraphSAGE, on Cora, CiteSeer and PubMed
+table2       10 random splits: the same on CoauthorCS, Computers and Photo too
+depth        figure 2: Cora, RK4 with steps of 1 to T = 1 ... 64 against GCN with as many layers
+solvers      figure 3, left: accuracy and time over the step size of explicit and implicit Adams and
+             semi-implicit Euler, and DOPRI5
+rewiring     figure 3, right: the same over K, the edges that rewiring keeps of each node
+superpixels  figure 4: an image as a graph of superpixels under GRAND-nl and a constant Laplacian
+parameters   of every configuration
+
+Configurations are bench/models/configs/*.toml; the data are read from $GRAND_FAST_DATA. Each
+finished run is added to OUT/PART.json at once, and a second call goes on with what is missing, or
+whose configuration has changed. --budget ends a part after as many seconds; the run that it
+interrupts goes on from its last epoch. Try:
+python -m bench paper --part table1 --datasets Cora --seeds 2 --budget 600
+"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A part made of training runs: its jobs, its table, its picture."""
+
+    jobs: Callable[[str, argparse.Namespace], list[Job]]
+    show: Callable[[str, Sequence[Row], Sequence[Job], Report], None]
+    draw: Callable[[str, Sequence[Row], Sequence[Job], Path], None]
+
+
+_TABLES = Trained(accuracy.jobs, accuracy.show, accuracy.draw)
+_FIGURE3 = Trained(sweeps.jobs, sweeps.show, sweeps.draw)
+TRAINED = {
+    "table1": _TABLES,
+    "table2": _TABLES,
+    "depth": Trained(depth.jobs, depth.show, depth.draw),
+    "solvers": _FIGURE3,
+    "rewiring": _FIGURE3,
+}
+OTHERS = {"superpixels": superpixels.run, "parameters": parameters.run}
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Train what is missing, print the tables as they come, draw, and fill `report`.
+
+    Raises:
+        ValueError: files of a data set or of earlier runs are missing or damaged; what to do.
+    """
+    folder: Path = options.out
+    report.saved = f"every run that was finished to {folder}"
+    for part in [options.part] if options.part else PARTS:
+        try:
+            if part in OTHERS:
+                rows = OTHERS[part](options, report, folder)
+                report.rows += [{"part": part, **row} for row in rows]
+                write_json(folder / f"{part}.json", {"header": report.header, "rows": rows})
+            else:
+                _train(part, options, report, folder)
+        except DataError as missing:
+            raise ValueError(str(missing)) from missing
+
+
+def _train(part: str, options: argparse.Namespace, report: Report, folder: Path) -> None:
+    chosen = TRAINED[part]
+    jobs = chosen.jobs(part, options)
+    store = Store(folder / f"{part}.json", report.header, resume=options.resume)
+    runs = work(jobs, store, Budget(options.budget))
+    if len(runs) < len(jobs):
+        report.skipped.append(
+            f"{part}: {len(jobs) - len(runs)} of {len(jobs)} runs are still to be made: the budget "
+            "was over. The same command goes on."
+        )
+    if runs:
+        chosen.show(part, runs, jobs, report)
+        chosen.draw(part, runs, jobs, folder / f"{part}.png")

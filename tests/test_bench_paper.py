@@ -1,0 +1,336 @@
+"""The suite `paper`: runs resume, tables add up, every part writes its files."""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+import grand_fast.trainer
+from bench.__main__ import main
+from bench.models.setting import setting
+from bench.paper import accuracy, depth, jobs, parameters, peers, published, superpixels, sweeps
+from bench.paper.budget import Budget
+from bench.paper.comparison import Comparison, compare, mean_std, text
+from bench.paper.jobs import Job, train, work
+from bench.paper.options import DATASETS
+from bench.paper.store import Store
+from bench.report import Report
+from grand_fast.presets import Preset
+
+SMALL = Preset(hidden=8, heads=2, attention_channels=8, T=2.0, epochs=3, development=400,
+               labels_per_class=10)  # fmt: skip
+HEADER = {"commit": "abc"}
+OPTIONS = argparse.Namespace(seeds=2, datasets=None, budget=None, resume=True)
+
+
+def small_job(model="GRAND-nl", seed=0, **changes):
+    return Job("digits", model, seed, replace(SMALL, **changes))
+
+
+def run_row(model="GRAND-l", seed=0, accuracy=0.8, at=None, dataset="Cora", diverged=False):
+    return {
+        "dataset": dataset, "model": model, "at": at, "seed": seed, "options": {},
+        "test_accuracy": accuracy, "seconds_per_epoch": 0.5, "nfe_forward": 12, "alpha": 0.5,
+        "diverged": diverged, "stopped": "NON_FINITE" if diverged else None,
+    }  # fmt: skip
+
+
+def test_published_tables_are_whole():
+    for table in (published.TABLE1, published.TABLE2):
+        for values in table.values():
+            assert set(published.GRAND_MODELS) <= set(values)
+            assert all(50 < mean < 100 and 0 < std < 21 for mean, std in values.values())
+    assert set(published.TABLE2) == set(published.FEATURES_CLASSES) == set(DATASETS)
+    best = {name: max(rows, key=rows.get) for name, rows in published.TABLE1.items()}
+    assert best == {"Cora": "GRAND-l", "CiteSeer": "GRAND-nl-rw", "PubMed": "GRAND-nl-rw"}
+
+
+def test_arithmetic_of_a_comparison():
+    assert mean_std([0.8, 0.9]) == pytest.approx((85.0, 5.0))
+    assert mean_std([]) is None
+    assert text((84.66, 0.61)) == "84.7 ± 0.6"
+    runs = [run_row(seed=0, accuracy=0.84), run_row(seed=1, accuracy=0.86),
+            run_row(model="GCN", accuracy=0.1), run_row(seed=2, accuracy=None)]  # fmt: skip
+    found = compare("Cora", "GRAND-l", published.TABLE1["Cora"], runs)
+    assert found.runs == 2
+    assert found.difference == pytest.approx(85.0 - 84.7)
+    assert found.reached
+    below = Comparison("Cora", "GRAND-l", (84.7, 0.6), (84.0, 0.1), 20)
+    assert below.difference == pytest.approx(-0.7) and below.reached is False
+    assert below.cells() == ["GRAND-l", "84.7 ± 0.6", "84.0 ± 0.1", "-0.7", "no", "20"]
+    unknown = compare("Cora", "GODE", published.TABLE1["Cora"], runs)
+    assert unknown.difference is None and unknown.reached is None
+
+
+def test_store_keeps_what_is_current(tmp_path):
+    path = tmp_path / "part.json"
+    store = Store(path, HEADER, resume=True)
+    row = small_job().row()
+    assert store.find(row) is None
+    store.add(row | {"test_accuracy": 0.5})
+    again = Store(path, HEADER, resume=True)
+    assert again.find(row)["test_accuracy"] == 0.5
+    assert again.find(row)["commit"] == "abc"
+    changed = small_job(lr=0.5).row()
+    assert again.find(changed) is None  # a run of an older configuration does not count
+    again.add(changed | {"test_accuracy": 0.6})
+    assert len(again.runs) == 1
+    again.add(small_job(seed=1).row())
+    assert len(json.loads(path.read_text())["runs"]) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["part.json"]
+    store.states.mkdir()
+    assert Store(path, HEADER, resume=False).runs == []
+    assert not store.states.exists()
+
+
+def test_damaged_store_is_named(tmp_path):
+    (tmp_path / "part.json").write_text('{"runs": [')
+    with pytest.raises(ValueError, match="part.json must hold the runs .* --no-resume"):
+        Store(tmp_path / "part.json", HEADER, resume=True)
+
+
+def test_budget_interrupts():
+    budget = Budget(0.05)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), budget:
+        time.sleep(5.0)
+    assert time.monotonic() - start < 2.0
+    assert budget.over
+    with Budget(None) as unlimited:
+        assert not unlimited.over
+
+
+def test_second_call_goes_on(tmp_path, monkeypatch):
+    wanted = [small_job(seed=0), small_job(seed=1), small_job("GCN", seed=0)]
+    ran = []
+
+    def fake(job, states):
+        ran.append(str(job))
+        return job.row() | {"test_accuracy": 0.5}
+
+    monkeypatch.setattr(jobs, "train", fake)
+    first = work(wanted[:1], Store(tmp_path / "p.json", HEADER, resume=True), Budget(None))
+    assert len(first) == 1
+    over = work(wanted, Store(tmp_path / "p.json", HEADER, resume=True), Budget(1e-9))
+    assert len(over) == 1 and len(ran) == 1
+    runs = work(wanted, Store(tmp_path / "p.json", HEADER, resume=True), Budget(None))
+    assert ran == [str(job) for job in wanted]
+    assert [run["model"] for run in runs] == ["GRAND-nl", "GRAND-nl", "GCN"]
+
+
+def test_interrupted_run_ends_as_if_left_alone(tmp_path, monkeypatch):
+    job = small_job(epochs=12)
+    alone = train(job, tmp_path / "alone")
+    store = Store(tmp_path / "p.json", HEADER, resume=True)
+    step, calls = grand_fast.trainer.Trainer.epoch, []
+
+    def interrupted(self, result):
+        calls.append(len(result.history))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return step(self, result)
+
+    monkeypatch.setattr(grand_fast.trainer.Trainer, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        work([job], store, Budget(None))
+    assert store.runs == []
+    assert list((tmp_path / "p.state").iterdir())
+    [run] = work([job], store, Budget(None))
+    assert calls[6] > 0  # it did not begin anew
+    for key in ("test_accuracy", "val_accuracy", "best_epoch", "epochs", "nfe_forward", "alpha"):
+        assert run[key] == alone[key], key
+    assert not list((tmp_path / "p.state").iterdir())
+
+
+def test_a_failed_solve_is_a_result(tmp_path):
+    job = small_job(method="explicit_adams", T=4000.0, step_size=40.0)
+    run = train(job, tmp_path)
+    assert run["diverged"] and run["stopped"]
+    json.dumps(run, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_peers_learn(name, tmp_path):
+    preset = replace(peers.peer_preset(name, SMALL), epochs=30)
+    job = Job("digits", name, 0, preset, layers=2)
+    run = train(job, tmp_path)
+    assert run["test_accuracy"] > 0.5
+    assert not run["diverged"]
+    here = setting("digits", preset, 0)
+    assert run["parameters"] == sum(
+        p.numel() for p in peers.build(name, here.data, preset).parameters()
+    )
+
+
+def test_peers_take_the_same_data_and_split():
+    data = replace(SMALL, split="planetoid", development=777, row_normalize=True)
+    preset = peers.peer_preset("GAT", data)
+    assert (preset.split, preset.development, preset.row_normalize) == ("planetoid", 777, True)
+    with pytest.raises(ValueError, match="peer: must be one of GCN, .*, got 'GIN'"):
+        peers.build("GIN", setting("digits", SMALL, 0).data, preset)
+
+
+def test_residual_layers_keep_their_input():
+    data = setting("digits", SMALL, 0).data
+    preset = peers.peer_preset("GCN", SMALL)
+    torch.manual_seed(0)
+    plain = peers.build("GCN", data, preset, layers=3).eval()
+    torch.manual_seed(0)
+    residual = peers.build("GCN-residual", data, preset, layers=3).eval()
+    with torch.no_grad():
+        for model in (plain, residual):
+            model.convolutions[1].lin.weight.zero_()  # the middle layer then gives 0
+        assert plain(data.x, None).std(dim=0).max() < 1e-6
+        assert residual(data.x, None).std(dim=0).max() > 1e-3
+
+
+@pytest.mark.parametrize(("part", "datasets", "models"), [("table1", 3, 7), ("table2", 6, 8)])
+def test_jobs_of_the_tables(part, datasets, models):
+    wanted = accuracy.jobs(part, OPTIONS)
+    assert len(wanted) == 2 * datasets * models
+    assert [job.seed for job in wanted] == [0] * (datasets * models) + [1] * (datasets * models)
+    assert {job.preset.split for job in wanted} == {accuracy.SPLITS[part]}
+    chosen = argparse.Namespace(**(vars(OPTIONS) | {"datasets": ["PubMed"], "seeds": None}))
+    assert len(accuracy.jobs(part, chosen)) == accuracy.SEEDS[part] * models
+
+
+def test_table_prints_paper_ours_difference(capsys, tmp_path):
+    chosen = argparse.Namespace(**(vars(OPTIONS) | {"datasets": ["Cora"]}))
+    wanted = accuracy.jobs("table1", chosen)
+    runs = [run_row(job.model, job.seed, accuracy=0.85) for job in wanted]
+    report = Report("paper", HEADER)
+    accuracy.show("table1", runs, wanted, report)
+    out = capsys.readouterr().out
+    assert "initialisations: 2" in out
+    line = next(line for line in out.splitlines() if line.startswith("| GRAND-l "))
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
+        "GRAND-l", "84.7 ± 0.6", "85.0 ± 0.0", "+0.3", "yes", "2",
+    ]  # fmt: skip
+    figures = {figure["figure"]: figure["value"] for figure in report.figures}
+    assert figures["table1 Cora: best variant less the paper's best"] == pytest.approx(0.3)
+    accuracy.draw("table1", runs, wanted, tmp_path / "table1.png")
+    assert (tmp_path / "table1.png").stat().st_size > 0
+
+
+def test_depth_is_steps_and_layers(capsys, tmp_path):
+    wanted = depth.jobs("depth", OPTIONS)
+    for job in wanted:
+        if job.model.startswith("GRAND"):
+            assert job.preset.T / job.preset.step_size == job.at
+            assert (job.preset.method, job.preset.early_stop) == ("rk4", 1.0)
+        else:
+            assert job.layers == job.at
+    shallow = {"GCN": 0.5, "GCN-residual": 0.7}
+    runs = [run_row(job.model, job.seed, at=job.at, accuracy=0.8 if job.at < 4
+            else shallow.get(job.model, 0.79)) for job in wanted]  # fmt: skip
+    report = Report("paper", HEADER)
+    depth.show("depth", runs, wanted, report)
+    figures = {figure["figure"]: figure["value"] for figure in report.figures}
+    assert figures["depth: GRAND-l, accuracy at 32 less its maximum"] == pytest.approx(-1.0)
+    assert figures["depth: GCN, accuracy at 32 less its maximum"] == pytest.approx(-30.0)
+    assert "79.0 ± 0.0" in capsys.readouterr().out
+    depth.draw("depth", runs, wanted, tmp_path / "depth.png")
+    assert (tmp_path / "depth.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("part", ["solvers", "rewiring"])
+def test_sweeps_show_failures(part, capsys, tmp_path):
+    wanted = sweeps.jobs(part, OPTIONS)
+    keys = {(job.model, job.at) for job in wanted}
+    assert len(wanted) == 2 * len(keys) - (part == "solvers")  # the paper's step size runs once
+    runs = []
+    for job in wanted:
+        failed = job.model == "explicit_adams" and (job.at or 0) > 0.5
+        runs.append(run_row(job.model, job.seed, at=job.at, diverged=failed,
+                            accuracy=None if failed else 0.8))  # fmt: skip
+    report = Report("paper", HEADER)
+    sweeps.show(part, runs, wanted, report)
+    assert "2 of 2" in capsys.readouterr().out
+    if part == "solvers":
+        figures = {figure["figure"]: figure["value"] for figure in report.figures}
+        name = "lowest mean accuracy at any step size less dopri5's"
+        assert figures[f"solvers: explicit_adams, {name}"] == pytest.approx(-80.0)
+        assert figures[f"solvers: implicit_adams, {name}"] == pytest.approx(0.0)
+        # alpha = 1/2: |λ| up to 1, and order 4 is stable below 0.3.
+        assert sweeps._stable([run_row("explicit_adams", at=0.2)]) == "yes: below 0.30"
+        assert sweeps._stable([run_row("explicit_adams", at=0.5)]) == "no: below 0.30"
+    sweeps.draw(part, runs, wanted, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 0
+
+
+def test_rewiring_keeps_k():
+    for job in sweeps.jobs("rewiring", OPTIONS):
+        assert job.preset.rewiring_top_k == job.at
+
+
+def test_superpixels(tmp_path):
+    pytest.importorskip("skimage")
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    inside = ((rows - 32) ** 2 + (columns - 32) ** 2 < 400).double()
+    noise = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)).double()
+    image = (0.8 - 0.6 * inside + 0.1 * (noise - 0.5)).numpy()
+    cut = superpixels.cut(image, 120)
+    data = cut.data
+    assert cut.segments.max() + 1 == data.num_nodes
+    assert 0.15 < data.y.double().mean() < 0.5  # the disc covers 0.31
+    sender, receiver = data.edge_index
+    assert (sender != receiver).all()
+    found = {name: superpixels.diffuse(name, cut) for name in superpixels.VARIANTS}
+    own, laplacian = (found[name][1] for name in ("GRAND-nl", "constant Laplacian"))
+    assert own["test_accuracy"] > 0.9
+    assert own["boundary_kept"] > laplacian["boundary_kept"]
+    assert own["attention_across_over_within"] < laplacian["attention_across_over_within"]
+    for diffused, _ in found.values():
+        assert diffused.state.min() >= data.x.min() - 1e-5  # equation 3
+        assert diffused.state.max() <= data.x.max() + 1e-5
+    superpixels.draw_superpixels(
+        cut.segments, data, [diffused for diffused, _ in found.values()], tmp_path / "s.png"
+    )
+    assert (tmp_path / "s.png").stat().st_size > 0
+
+
+def test_parameters_of_a_configuration():
+    row = parameters.count("PubMed", "nl")
+    # encoder 500·128 + 128; queries and keys 2 (128·16 + 16), alpha, beta; decoder 128·3 + 3
+    assert row["encoder"] == 64_128
+    assert row["diffusion"] == 4_130
+    assert row["decoder"] == 387
+    assert row["parameters"] == 64_128 + 4_130 + 387
+    assert parameters.count("ogbn-arxiv", "nl")["paper"] == 70_000
+    gcn = parameters.count_peer("PubMed", "nl", "GCN")
+    assert gcn["parameters"] == 500 * 64 + 64 + 64 * 3 + 3
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "DATASETS", {"table2": ("digits",)})
+    monkeypatch.setattr(accuracy, "TABLE_PEERS", {"table2": ("GCN",)})
+    monkeypatch.setattr(accuracy, "PUBLISHED", {"table2": {"digits": {"GRAND-l": (95.0, 1.0)}}})
+    quantile = {"nl-rw": 0.2}
+    monkeypatch.setattr(accuracy, "configuration", lambda dataset, variant: replace(
+        SMALL, variant=variant, attention_quantile=quantile.get(variant)))  # fmt: skip
+    monkeypatch.setattr(accuracy, "peer_preset", lambda name, data: replace(
+        peers.peer_preset(name, data), epochs=3))  # fmt: skip
+    command = ["paper", "--part", "table2", "--seeds", "1", "--out", str(tmp_path)]
+    assert main(command) == 0
+    content = json.loads((tmp_path / "table2.json").read_text())
+    assert [run["model"] for run in content["runs"]] == [*published.GRAND_MODELS, "GCN"]
+    assert (tmp_path / "table2.png").stat().st_size > 0
+    assert "| GRAND-l" in capsys.readouterr().out
+    monkeypatch.setattr(jobs, "train", None)  # nothing is trained again
+    assert main(command) == 0
+    assert main(["paper", "--part", "parameters", "--datasets", "PubMed", "--out", str(tmp_path),
+                 "--json", str(tmp_path / "all.json")]) == 0  # fmt: skip
+    assert "parameters, PubMed" in capsys.readouterr().out
+    assert {row["model"] for row in json.loads((tmp_path / "parameters.json").read_text())["rows"]}
+    assert json.loads((tmp_path / "all.json").read_text())["rows"][0]["part"] == "parameters"
+
+
+def test_bad_options(capsys):
+    for arguments in (["--part", "table9"], ["--budget", "0"], ["--datasets", "Reddit"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["paper", *arguments])
+        assert stop.value.code == 2
+    assert "must be one of Cora" in capsys.readouterr().err
