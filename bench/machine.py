@@ -6,6 +6,7 @@ import platform
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -152,7 +153,7 @@ def _tasks(count: int) -> Work:
     """A list of work with that many parts, of no rows."""
     bare = Graph.from_edge_index(torch.empty(2, 0, dtype=torch.int64), 1)
     work: Work = bare.csr(plan("cpu")).work
-    return work._replace(bounds=torch.arange(count + 1))
+    return replace(work, bounds=torch.arange(count + 1))
 
 
 @intrinsic
