@@ -4,8 +4,6 @@ Within one process neither can be had twice: pages are reused, and kernels stay 
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import subprocess
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench import graphs
+from bench import graphs, machine
 from bench.harness import timed
 from bench.problem import MODES, Competitor, Mode, Problem, Shape, runner
 
@@ -129,8 +127,7 @@ def step_peak_memory(
 
 
 def _peak(call: Callable[[], object]) -> dict[str, float]:
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # pages freed by `make` would be reused, and not be counted
+    machine.give_back_memory()  # or pages freed by `make` would be reused, and not be counted
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
     call()

@@ -1,6 +1,8 @@
 """The machine: what it is, its bandwidth in a copy and in a gather of rows, its arithmetic peak."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import platform
 import subprocess
@@ -62,11 +64,19 @@ def header(arguments: list[str]) -> dict[str, Any]:
 
 def require_memory(what: str, needed: int) -> None:
     """Raise `DoesNotFitError` unless `needed` bytes are available now."""
+    give_back_memory()
     available = psutil.virtual_memory().available
     if needed > available:
         raise DoesNotFitError(
             f"{what}: needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available."
         )
+
+
+def give_back_memory() -> None:
+    """What was freed, but not yet given back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def copy_call() -> Callable[[], object]:

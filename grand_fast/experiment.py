@@ -181,6 +181,7 @@ def _fit(
                 early_stop=preset.early_stop,
                 penalties=preset.penalties,
                 use_labels=preset.use_labels,
+                select=preset.select,
                 state=folder.state(seed),
                 resume=folder.has_begun,
                 on_epoch=note,

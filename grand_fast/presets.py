@@ -22,6 +22,7 @@ from grand_fast.ops._scores import DIRECTIONS, NORMALIZERS, SCORES
 from grand_fast.optimizers import OPTIMIZERS
 from grand_fast.rewiring import KERNELS
 from grand_fast.solvers import METHODS, Adjoint
+from grand_fast.trainer import CRITERIA
 
 _count = number(int, low=1)
 _positive = number(float, above=0)
@@ -122,11 +123,12 @@ class Preset:
     kinetic: float = _solve(0.0, _nonnegative, "weight of the kinetic energy in the loss")
     jacobian: float = _solve(0.0, _nonnegative, "weight of the squared Jacobian in the loss")
     early_stop: float = _solve(1.0, number(float, low=1), "evaluate every step up to X times T "
-        "and take the time of the best validation accuracy; 1 evaluates T alone")  # fmt: skip
+        "and take the time that is best in validation; 1 evaluates T alone")  # fmt: skip
 
     epochs: int = _training(100, _count, "gradient steps, at most")
-    patience: int | None = _training(None, _count, "stop after as many epochs without a better "
-        "validation accuracy")  # fmt: skip
+    patience: int | None = _training(None, _count, "stop after as many epochs that were not "
+        "better in validation")  # fmt: skip
+    select: str = _training("accuracy", _names(CRITERIA), "of validation, chooses the epoch")
     optimizer: str = _training("adam", _names(tuple(OPTIMIZERS)), "any of torch.optim")
     lr: float = _training(0.01, _positive, "learning rate")
     weight_decay: float = _training(5e-3, _nonnegative, "of the optimizer")

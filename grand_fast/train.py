@@ -14,7 +14,7 @@ from grand_fast.graph import Graph
 from grand_fast.metrics import Epoch
 from grand_fast.nn import GRAND
 from grand_fast.optimizers import make_optimizer
-from grand_fast.trainer import Fit, Trainer
+from grand_fast.trainer import CRITERIA, Fit, Trainer
 
 STATE_SHARE = 0.02  # of the time, which writing the state may take
 
@@ -34,6 +34,7 @@ def fit(
     early_stop: float = 1.0,
     penalties: Mapping[str, float] | None = None,
     use_labels: bool = False,
+    select: str = "accuracy",
     state: Path | None = None,
     resume: bool = True,
     on_epoch: Callable[[int, Epoch], None] | None = None,
@@ -49,12 +50,15 @@ def fit(
         label: of the progress bar, which shows on terminals only.
         patience: stop after as many epochs that were not better than the best in validation.
         early_stop: `k`, at least 1: evaluation integrates to `k T` and takes, of all steps, the
-            time of the best validation accuracy; 1 evaluates `T` alone.
+            time that is best in validation; 1 evaluates `T` alone.
         penalties: weights, by which the means over the nodes of the model's `regularizers` are
             added to the loss.
         use_labels: labels are input too, of a model with `label_channels` classes. In training a
             random half of the training labels, the loss being that of the other half; in
             evaluation all training labels, and never those of validation or test.
+        select: what is best in validation: the highest `"accuracy"`, of equals that with the lowest
+            loss; or the lowest `"loss"`, which few validation nodes tell more reliably apart
+            (Shchur et al. 2018).
         state: a file for all that the training needs to go on, written after the first epoch, then
             as often as 2 % of the time allow (about every second), and at the end. If it is there,
             the training continues from it, to the bit as if it had never stopped. The caller
@@ -72,6 +76,8 @@ def fit(
     """
     from tqdm import tqdm
 
+    if select not in CRITERIA:
+        raise ValueError(f"fit: `select` must be one of {', '.join(CRITERIA)}, got {select!r}.")
     trainer = Trainer(
         model,
         data,
@@ -81,6 +87,7 @@ def fit(
         early_stop,
         _checked_penalties(model, penalties or {}),
         use_labels,
+        select,
     )
     result = Fit()
     if state is not None and resume and state.exists():

@@ -21,6 +21,8 @@ from grand_fast.metrics import Epoch, history_of, history_tensor
 from grand_fast.nn import GRAND
 from grand_fast.solvers import SolveError
 
+CRITERIA = ("accuracy", "loss")  # of validation, by which the best epoch is chosen
+
 
 @dataclass(eq=False)
 class Fit:
@@ -28,8 +30,8 @@ class Fit:
 
     Attributes:
         history: one `Epoch` each, also for epochs before a stop.
-        best_epoch: index of the highest validation accuracy (of equals, the lowest loss); −1 when
-            no epoch ended.
+        best_epoch: index of the highest validation accuracy (of equals, the lowest loss), or of the
+            lowest loss; −1 when no epoch ended.
         guess, weights: the classes `[N]` that the best epoch gives, and its weights; on the CPU.
         test_accuracy: of `guess`; the labels of the test set are read once, for it, at the end.
         stopped: None, `"interrupted"`, or why the training could not go on.
@@ -65,6 +67,7 @@ class Trainer:
     early_stop: float
     penalties: Mapping[str, float]
     use_labels: bool
+    select: str
 
     def epoch(self, result: Fit) -> str | None:
         """One gradient step and one evaluation, noted in `result`; or why it failed."""
@@ -79,7 +82,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         memory = peak_memory_bytes(self.data.x.device)
         epoch = Epoch(loss, val_loss, val_accuracy, nfe, nfe_backward, seconds, memory, at)
-        is_better = result.guess is None or _rank(epoch) > _rank(result.best)
+        is_better = result.guess is None or self._rank(epoch) > self._rank(result.best)
         result.history.append(epoch)  # first: an interrupt leaves weights and index of one epoch
         if is_better:
             state = self.model.state_dict()
@@ -134,7 +137,10 @@ class Trainer:
             guess = logits.argmax(dim=1)
             share = accuracy(guess, self.data.y, self.split.val)
             found.append((guess, at, val_loss.item(), share))
-        return max(found, key=lambda at: (at[3], -at[2]))
+        return max(found, key=lambda at: rank(self.select, at[3], at[2]))
+
+    def _rank(self, epoch: Epoch) -> tuple[float, float]:
+        return rank(self.select, epoch.val_accuracy, epoch.val_loss)
 
     def _known(self, ids: Tensor) -> Tensor:
         """The labels of some nodes as input `[N, classes]`: one-hot rows, and zeros elsewhere."""
@@ -183,5 +189,6 @@ class Trainer:
             ) from error
 
 
-def _rank(epoch: Epoch) -> tuple[float, float]:
-    return epoch.val_accuracy, -epoch.val_loss
+def rank(select: str, accuracy: float, loss: float) -> tuple[float, float]:
+    """The larger, the better in validation, by one of `CRITERIA`."""
+    return (accuracy, -loss) if select == "accuracy" else (-loss, accuracy)

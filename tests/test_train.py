@@ -79,6 +79,17 @@ def test_best_weights_are_those_of_the_best_epoch(groups):
     assert not model.training
 
 
+def test_the_epoch_of_the_lowest_loss_may_be_chosen(groups):
+    data, graph, split = groups
+    model = GRAND(**MODEL)
+    run = train(model, groups, lr=0.5, select="loss")
+    losses = [epoch.val_loss for epoch in run.history]
+    assert run.best_epoch == losses.index(min(losses))
+    accuracies = [epoch.val_accuracy for epoch in run.history]
+    assert run.best_epoch != accuracies.index(max(accuracies))  # or this would test nothing
+    assert torch.equal(model(data.x, graph).argmax(1), run.guess)
+
+
 def test_equal_seeds_give_equal_runs(groups):
     torch.manual_seed(3)
     first = train(GRAND(**MODEL), groups, epochs=3)

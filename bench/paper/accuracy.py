@@ -71,8 +71,8 @@ def show(part: str, runs: Sequence[Row], wanted: Sequence[Job], report: Report) 
     """Print the table of each data set, and add its figures to `report`."""
     found = comparisons(part, runs, wanted)
     seeds = len({job.seed for job in wanted})
-    print(f"\n{part}: {PROTOCOL[part].format(seeds=seeds)}; test accuracy in percent at the best "
-          "validation accuracy.")  # fmt: skip
+    print(f"\n{part}: {PROTOCOL[part].format(seeds=seeds)}; test accuracy in percent of the "
+          "epoch that is best in validation.")  # fmt: skip
     for dataset in dict.fromkeys(item.dataset for item in found):
         here = [item for item in found if item.dataset == dataset]
         print_table(f"{part}, {dataset}", HEAD, [item.cells() for item in here])

@@ -115,6 +115,7 @@ def train(job: Job, states: Path) -> Row:
         early_stop=preset.early_stop,
         penalties=preset.penalties,
         use_labels=preset.use_labels,
+        select=preset.select,
         state=_state(job, states),
     )
     if run.stopped == "interrupted":
