@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ _ROWS_AHEAD = 4  # how far ahead a row's own data is asked for: about the latenc
 _ROW_EDGES = 3  # a row's own loads and stores cost about as much as three edges
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Work:
     """What `plan` knows of one CSR view. It depends on the graph alone, never on the threads.
 
     order:      [N], visiting position → row.
@@ -56,6 +57,17 @@ class Work(NamedTuple):
     piece_position: Tensor
     piece_begin: Tensor
     piece_end: Tensor
+
+    @cached_property
+    def arguments(self) -> dict[str, int]:
+        """What kernels take of it: addresses, which live as long as it does, and numbers."""
+        of_rows = {"longest": self.longest, "last_position": self.order.numel() - 1}
+        arrays = {name: a.data_ptr() for name, a in vars(self).items() if isinstance(a, Tensor)}
+        return arrays | of_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses: a copy has its own."""
+        return {name: value for name, value in vars(self).items() if name != "arguments"}
 
 
 def longest_whole_row(edges: int) -> int:
@@ -219,11 +231,8 @@ class Compiled:
 
     def __init__(self, kernel: Kernel) -> None:
         self._function = compile_kernel(kernel.name, kernel.source())
-        self._has_scratch = any(name == "scratch" for name, _ in kernel.arguments)
-        self._array = ctypes.c_int64 * len(kernel.arguments)
-        self._places = [
-            (place, name, kind == "address") for place, (name, kind) in enumerate(kernel.arguments)
-        ]
+        self._names = [(name, kind == "address") for name, kind in kernel.arguments]
+        self._has_scratch = ("scratch", True) in self._names
         self.lanes = kernel.lanes
         self._dtype = np.dtype(f"f{kernel.format.bytes}")
 
@@ -240,28 +249,28 @@ class Compiled:
         if n_tasks == 0:
             return
         threads = max(1, min(torch.get_num_threads(), n_tasks))
-        values["n_tasks"] = n_tasks
-        # In NumPy, which no default device of torch touches
-        values["counter"] = torch.from_numpy(np.zeros(1, dtype=np.int64))
+        given: dict[str, Any] = work.arguments | values
+        given["n_tasks"] = n_tasks
         if self._has_scratch:
-            room = np.empty((threads, scratch), dtype=self._dtype)
-            values["scratch"] = torch.from_numpy(room)
-        values["last_position"] = work.order.numel() - 1
-        arguments = self._array()
-        for place, name, is_address in self._places:
-            value: Any = values.get(name)
-            if value is None:
-                value = getattr(work, name)
+            # In NumPy, which no default device of torch touches
+            given["scratch"] = torch.from_numpy(np.empty((threads, scratch), dtype=self._dtype))
+        # The counter that hands out the tasks lies behind the arguments, and starts at 0.
+        buffer = array("q", bytes(8 * (len(self._names) + 1)))
+        address, _ = buffer.buffer_info()
+        given["counter"] = address + 8 * len(self._names)
+        for place, (name, is_address) in enumerate(self._names):
+            value = given[name]
             if type(value) is not int:
                 value = value.data_ptr() if is_address else value.stride(0)
-            arguments[place] = value
-        address = ctypes.addressof(arguments)
+            buffer[place] = value
+        if threads == 1:
+            self._function(address, 0)
+            return
         # Plain threads, because the kernel runs without the GIL: no OpenMP runtime of our own to
         # clash with torch's or to break in a forked child, and callers need no lock. Tasks go to
         # whoever is free, so that fewer helpers, or none, do as well.
-        jobs = [
-            _Job(self._function, address, t, (values, work, arguments)) for t in range(1, threads)
-        ]
+        kept_alive = (given, work, buffer)
+        jobs = [_Job(self._function, address, t, kept_alive) for t in range(1, threads)]
         try:
             for job in jobs:
                 _hand_out(job)

@@ -4,6 +4,9 @@ Lane `z · width + h` of a block belongs to edge `z` of the block and head `h` o
 is the number of heads rounded up to a power of two, and no less than makes BLOCK_EDGES edges a
 block: in float32, 1 to 4 heads make blocks of 4 edges, 8 heads of 2. The dot products of a block
 are added up together by one transposed sum.
+
+A head that is narrower than a register shares it with its neighbours, and if `d_k` divides the
+register, with those of the block's other edges: `d_k` registers hold all products of a block.
 """
 
 from __future__ import annotations
@@ -32,9 +35,25 @@ class HeadGroup:
         """Edges of a block."""
         return self.kernel.lanes // self.width
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether registers hold several heads of q and k."""
+        return self.d_k < self.kernel.lanes and self.kernel.lanes % self.d_k == 0
+
     def channels(self, h: int) -> list[Chunk]:
         """Where the `h`-th head of the group lies in a row of q or k."""
         return chunks(self.d_k, self.kernel.lanes, (self.first + h) * self.d_k)
+
+    def all_channels(self) -> list[Chunk]:
+        """Where its heads lie, in registers that begin with a head or are shared by heads."""
+        if self.d_k < self.kernel.lanes:
+            return chunks(self.count * self.d_k, self.kernel.lanes, self.first * self.d_k)
+        return [c for h in range(self.count) for c in self.channels(h)]
+
+    def spread(self, vec: Vec, channels: Chunk) -> Vec:
+        """Lanes of an edge, one a head → that of the head which each of `channels` belongs to."""
+        heads = [(channels.start + i) // self.d_k - self.first for i in range(channels.lanes)]
+        return vec.shuffle(heads + [0] * (self.kernel.lanes - channels.lanes))
 
     def over_heads(self, vec: Vec) -> Vec:
         """The sum over the heads of each edge, in all its lanes."""
@@ -83,8 +102,16 @@ def head_groups(k: Kernel, h: int, d_k: int) -> list[HeadGroup]:
 
 
 def load_heads(group: HeadGroup, row: Floats) -> list[list[Vec]]:
-    """A row of q or k, head by head."""
-    return [[row.at(c.start).load(c.lanes) for c in group.channels(h)] for h in range(group.count)]
+    """A row of q or k, head by head; packed, as the registers of one edge."""
+    if not group.is_packed:
+        return [
+            [row.at(c.start).load(c.lanes) for c in group.channels(h)] for h in range(group.count)
+        ]
+    lanes, per_edge = group.kernel.lanes, group.width * group.d_k
+    vecs = [row.at(c.start).load(c.lanes) for c in group.all_channels()]
+    if per_edge < lanes:
+        vecs = [vecs[0].shuffle([lane % per_edge for lane in range(lanes)])]
+    return [vecs]
 
 
 def block_slots(group: HeadGroup, row: Row, e: Int) -> list[Int]:
@@ -99,6 +126,8 @@ def block_products(group: HeadGroup, own: list[list[Vec]], others: Sequence[Floa
     passes see the same scores bit for bit.
     """
     k = group.kernel
+    if group.is_packed:
+        return _packed_products(group, own[0], others)
 
     def dot(z: int, h: int) -> Vec:
         total = k.splat(0.0)
@@ -109,6 +138,30 @@ def block_products(group: HeadGroup, own: list[list[Vec]], others: Sequence[Floa
 
     parts = [lambda z=z, h=h: dot(z, h) for z in range(group.edges) for h in range(group.width)]
     return transposed_sum(parts, k.lanes)
+
+
+def _packed_products(group: HeadGroup, own: list[Vec], others: Sequence[Floats]) -> Vec:
+    k, n = group.kernel, group.count * group.d_k
+    per_edge = group.width * group.d_k
+    parts: list[Vec] = []
+    if per_edge < k.lanes:
+        for first in range(0, group.edges, k.lanes // per_edge):
+            vec = k.splat(0.0)
+            for z in range(k.lanes // per_edge):
+                other = others[first + z].at(group.first * group.d_k)
+                vec = other.load_into(vec, z * per_edge, n)
+            parts.append(own[0] * vec)
+    else:
+        for other in others:
+            rows = [other.at(c.start).load(c.lanes) for c in group.all_channels()]
+            parts += [own_c * c for own_c, c in zip(own, rows, strict=True)]
+            parts += [k.splat(0.0)] * (per_edge // k.lanes - len(rows))
+    # The products of a head lie side by side: neighbours are added until one lane a head is left.
+    even, odd = range(0, 2 * k.lanes, 2), range(1, 2 * k.lanes, 2)
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [low.shuffle(even, high) + low.shuffle(odd, high) for low, high in pairs]
+    return parts[0]
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,12 @@ def add_dw(view: EdgeView, group: HeadGroup, row: Row, e: Int, source: Source, d
 
 def head_terms(group: HeadGroup, table: Matrix, du: RowBuffer) -> list[Term]:
     """`Σ_e du[e,h] · table[col[e],h]` for the heads of the group."""
+    if group.d_k < group.kernel.lanes:
+
+        def weight(c: Chunk) -> Callable[[Int], Vec]:
+            return lambda e: group.spread(du.at(e).load(), c)
+
+        return [Term(table, c, weight(c)) for c in group.all_channels()]
     return [
         Term(table, c, weight)
         for i, weight in enumerate(du.splat(lane) for lane in range(group.count))
@@ -181,4 +187,4 @@ def head_terms(group: HeadGroup, table: Matrix, du: RowBuffer) -> list[Term]:
 
 def head_chunks(view: EdgeView) -> list[Chunk]:
     """A row of `q` or `k`, head by head."""
-    return [c for group in view.groups for i in range(group.count) for c in group.channels(i)]
+    return [c for group in view.groups for c in group.all_channels()]

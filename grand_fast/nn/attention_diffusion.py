@@ -174,13 +174,14 @@ class AttentionDiffusion(nn.Module):
     def query_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`q, k [N, heads, d_k]`, two views of one product; of `"gat"` `[N, heads, 1]`."""
         weight, bias = self._packed()
-        qk = functional.linear(x, weight, bias).view(x.shape[0], 2, self.heads, -1)
+        d_k = weight.shape[0] // (2 * self.heads)
+        qk = functional.linear(x, weight, bias).view(x.shape[0], 2, self.heads, d_k)
         return qk[:, 0], qk[:, 1]
 
     def values(self, x: Tensor) -> tuple[Tensor, ...]:
         """With `mix_features`: what each head carries, `heads` times `[N, d_k]`."""
         v: Tensor = self.value(x)
-        return v.view(x.shape[0], self.heads, -1).unbind(1)
+        return v.view(x.shape[0], self.heads, v.shape[1] // self.heads).unbind(1)
 
     def field_of(
         self, mixed: Tensor, x: Tensor, x0: Tensor | None, *, scale: float = 1.0, add: Add = ()

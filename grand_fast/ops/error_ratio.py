@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from grand_fast.ops._autocast import widest_terms
 from grand_fast.ops._checks import check_tensor, message
 from grand_fast.ops._dispatch import Backend, choose, launchers
 from grand_fast.ops.stage_update import check_terms
@@ -38,6 +39,8 @@ def error_ratio(
     Not differentiable: a step's length carries no gradient. Nothing of the state's size is stored.
     Reference: GRAND (Chamberlain et al. 2021), equation 39.
     """
+    if isinstance(terms, list | tuple):
+        *terms, (_, x), (_, y) = widest_terms([*terms, (1.0, x), (1.0, y)])
     scales, tensors = check_terms(_OP, terms)
     for name, value in (("x", x), ("y", y)):
         check_tensor(_OP, name, value, letters="of the first term", sizes=tuple(tensors[0].shape),

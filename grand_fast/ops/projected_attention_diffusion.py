@@ -314,11 +314,11 @@ def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 
 
 def _is_kept(qk: Tensor) -> bool:
-    if is_lean():
-        return False
     size = qk.numel() * qk.element_size()
     if size <= _ALWAYS_KEPT:
         return True
+    if is_lean():
+        return False
     if qk.is_cuda:
         free = torch.cuda.mem_get_info(qk.device)[0]
     else:

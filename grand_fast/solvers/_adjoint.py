@@ -17,15 +17,14 @@ Differentiate = Callable[[Take, Tensor, Carry], Any]
 
 
 def _direct(step: Take, x: Tensor, carry: Carry) -> Any:
-    """Autograd keeps what each stage saves."""
-    return step(x, carry)
+    """Autograd keeps what each stage saves.
 
-
-def _checkpoint(step: Take, x: Tensor, carry: Carry) -> Any:
-    """Keep the state before the step alone; run the step again in backward."""
-    if not torch.is_grad_enabled():
+    Large projections are made again: so many of them come in memory that is fresh from the system,
+    whose pages cost as much as the product.
+    """
+    if torch.compiler.is_compiling():
         return step(x, carry)
-    return run_again(step, x, carry)
+    return _leanly(step, x, carry)
 
 
 def run_again(function: Callable[..., Any], *given: Any) -> Any:
@@ -45,8 +44,19 @@ def _leanly(function: Callable[..., Any], *given: Any) -> Any:
 
 ADJOINTS: dict[str, Differentiate] = {
     "direct": _direct,
-    "checkpoint": _checkpoint,
+    "checkpoint": run_again,
 }
+
+
+def autocast_of(x: Tensor) -> torch.autocast:
+    """The region of autocast that tensors like `x` are in, for what runs later as it would now."""
+    device = x.device.type
+    return torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )
 
 
 class _Saved:
@@ -57,13 +67,7 @@ class _Saved:
         self.kept: list[Tensor] | None = []
         self.count = 0
         self.random = torch.get_rng_state(), *get_device_states(x)
-        device = x.device.type
-        self.autocast = torch.autocast(
-            device,
-            dtype=torch.get_autocast_dtype(device),
-            enabled=torch.is_autocast_enabled(device),
-            cache_enabled=torch.is_autocast_cache_enabled(),
-        )
+        self.autocast = autocast_of(x)
 
     def pack(self, t: Tensor) -> int:
         """Its number among the saved."""
@@ -113,8 +117,6 @@ def checkpoint_differentiating(step: Take, x: Tensor, carry: Carry) -> Any:
 
     For each of which torch's own checkpoint would run the step again, during the forward pass.
     """
-    if not torch.is_grad_enabled():
-        return step(x, carry)
     saved = _Saved(step, x, carry)
     with saved_tensors_hooks(saved.pack, saved.unpack):
         taken = step(x, carry)

@@ -7,21 +7,25 @@ Reference: Griewank, Walther, Algorithm 799: revolve (2000).
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import comb
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from grand_fast.ops._lean import lean
-from grand_fast.solvers._adjoint import ADJOINTS, run_again
+from grand_fast.solvers._adjoint import Take, run_again
 from grand_fast.solvers._loop import Callbacks
 from grand_fast.solvers._problem import Problem, Result
-from grand_fast.solvers._solution import Status
+from grand_fast.solvers._solution import Stats, Status
 from grand_fast.solvers._solver import Carry
 
 # Measured with GRAND-nl, whose operator projects queries and keys again: 10 to 12, of which some is
 # memory that is kept for the next result.
 _WORK_STATES = 13
+# Beside the first. More would take too long, and more of Python's stack than there is.
+_MOST_RUNS = 50
 State = tuple[Tensor, Carry]
 Advance = Callable[[Tensor, Carry], State]
 
@@ -38,32 +42,43 @@ def first_part(n: int, places: int) -> int:
     return min(max(n - rest, 1), first, n - 1)
 
 
+def least_places(n: int) -> int:
+    """Places with which `n` steps need not run more than `_MOST_RUNS` times each."""
+    places = 0
+    while comb(places + _MOST_RUNS, places) < n:
+        places += 1
+    return places
+
+
 def run(steps: Sequence[Advance], state: State, places: int) -> State:
     """All steps, differentiably, with at most `places` states kept beside the first."""
-    if not torch.is_grad_enabled():
-        for step in steps:
-            state = step(*state)
-        return state
-    if len(steps) == 1:
-        return _kept(steps, state, places)
-    k = first_part(len(steps), places)
-    state = _kept(steps[:k], state, places)
-    return run(steps[k:], state, max(places - 1, 1))
+    while len(steps) > 1:
+        k = first_part(len(steps), places)
+        state = _kept(steps[:k], state, places)
+        steps, places = steps[k:], max(places - 1, 1)
+    return _kept(steps, state, places)
 
 
 def _kept(steps: Sequence[Advance], state: State, places: int) -> State:
     """Only `state` is kept; the steps run again in backward."""
 
-    def again(x: Tensor, carry: Carry) -> State:
+    def again(x: Tensor, *carry: Tensor) -> State:
         if len(steps) == 1:
             return steps[0](x, carry)
         return run(steps, (x, carry), places)
 
-    result: State = run_again(again, *state)
+    # Tensor by tensor: what a tuple holds stays even where all of this runs within another part.
+    x, carry = state
+    result: State = run_again(again, x, *carry)
     return result
 
 
-def kept_bytes(step: Advance, state: State) -> int:
+def state_bytes(state: State) -> int:
+    """Bytes of a state and what travels with it."""
+    return sum(t.numel() * t.element_size() for t in (state[0], *state[1]))
+
+
+def kept_bytes(step: Take, state: State) -> int:
     """Bytes that autograd keeps of one step: what backward holds while it works on it."""
     kept: dict[int, int] = {}
     own = {t.untyped_storage().data_ptr() for t in (state[0], *state[1])}
@@ -83,64 +98,90 @@ def kept_bytes(step: Advance, state: State) -> int:
     return sum(kept.values())
 
 
-def places_within(limit: int, step: Advance, state: State) -> int:
-    """States that may be kept so that they and one step's backward stay within `limit` bytes.
+def places_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int:
+    """States that each part of a solve may keep beside its first, all within `limit` bytes.
+
+    work:  bytes that the backward of a step takes.
+    size:  of a state.
+    parts: steps of each part between output times, whose states stay whatever happens.
 
     Raises:
-        ValueError: not even one fits; the least limit.
+        ValueError: too few fit; the least limit.
     """
-    size = sum(t.numel() * t.element_size() for t in (state[0], *state[1]))
-    # While a step is differentiated its result, its gradients in and out, the state that runs on
-    # to it, and what the operators work with are there as well.
-    work = kept_bytes(step, state) + _WORK_STATES * size
-    places = (limit - work) // max(1, size)
-    if places < 1:
+    given_out, longer = len(parts) - 1, sum(steps > 1 for steps in parts)
+    places = (limit - work) // max(1, size) - given_out
+    wanted = longer * least_places(max(parts))
+    if places < wanted:
+        least = work + (given_out + wanted) * size
         raise ValueError(
-            f"integrate: `memory_limit` must be at least {work + size} bytes for this state and "
-            f"method, got {limit}. One step's backward takes {work}."
+            f"integrate: `memory_limit` must be at least {least} bytes for this state, method and "
+            f"output times, got {limit}. One step's backward takes {work}."
         )
-    return places
+    return places // max(1, longer)
+
+
+class _Rehearsal(NamedTuple):
+    """What a solve without a graph tells, its states let go.
+
+    ends: of the steps that count, the first of them the initial time.
+    size: bytes of the largest state between steps, which a method with a history makes grow.
+    work: bytes that the backward of a step takes.
+    """
+
+    stats: Stats
+    status: Status
+    reached: list[float]
+    ends: list[float]
+    size: int
+    work: int
 
 
 def limited(problem: Problem, limit: int) -> Result:
     """The solve with at most `limit` bytes kept for backward.
 
-    The steps of an adaptive method are found by a solve without a graph, and then taken again.
-    Every output time must end a step.
+    It is rehearsed without a graph, and then taken again. Every output time must end a step.
     """
-    stops, x = problem.stops, problem.x0
-    result, ends = _ends(problem)
-    if result.status is not Status.SUCCESS:
-        return result
-    if not set(stops) <= set(ends):
+    told = _rehearse(problem)
+    index = {t: i for i, t in enumerate(told.ends)}
+    if not set(told.reached) <= index.keys():
         raise ValueError(
             "integrate: `memory_limit` must come with `times` at the ends of steps, got others. "
             "Use end='clamp', or times that are multiples of step_size."
         )
-    carry = problem.solver.start(problem.term, stops[0], x)
-    grid = dict(zip(ends, range(len(ends)), strict=True))
-    advance = [_advance(problem, t, end - t) for t, end in zip(ends, ends[1:], strict=False)]
-    found = [x]
-    if advance:
-        # States that are given out stay whatever happens.
-        places = places_within(limit, advance[0], (x, carry)) - (len(stops) - 2)
-        for begin, end in zip(stops, stops[1:], strict=False):
-            part = advance[grid[begin] : grid[end]]
-            x, carry = run(part, (x, carry), max(1, places // (len(stops) - 1)))
-            found.append(x)
-    return result._replace(found=found, x=x)
+    # After a failure the last state that counts is no output, and differentiable all the same.
+    parts = list(pairwise(sorted({*told.reached, told.ends[-1]})))
+    lengths = [index[end] - index[begin] for begin, end in parts]
+    places = places_within(limit, told.work, told.size, lengths) if parts else 0
+    x = problem.x0
+    at = {told.reached[0]: x}
+    carry = problem.solver.start(problem.term, told.reached[0], x)
+    advance = [_advance(problem, t, end - t) for t, end in pairwise(told.ends)]
+    for begin, end in parts:
+        x, carry = run(advance[index[begin] : index[end]], (x, carry), places)
+        at[end] = x
+    return Result([at[t] for t in told.reached], x, told.ends[-1], told.stats, told.status)
 
 
-def _ends(problem: Problem) -> tuple[Result, list[float]]:
-    """A solve without a graph that keeps no state; the ends of its steps."""
+def _rehearse(problem: Problem) -> _Rehearsal:
     ends: list[float] = []
+    steps: list[tuple[Take, State]] = []  # the first, and that from the largest state if another
 
     def keep(t: float, x: Tensor, tau: float) -> None:
         ends.append(t)
 
+    def take(step: Take, x: Tensor, carry: Carry) -> Any:
+        if not steps or state_bytes((x, carry)) > state_bytes(steps[-1][1]):
+            steps[1:] = [(step, (x, carry))]
+        return step(x, carry)
+
     with torch.no_grad():
-        result = problem.march(ADJOINTS["direct"], callbacks=Callbacks(accept=keep))
-    return result, [*ends, result.t]
+        result = problem.march(take, callbacks=Callbacks(accept=keep))
+    size = max((state_bytes(state) for _, state in steps), default=0)
+    # While a step is differentiated its result, its gradients in and out, the state that runs on
+    # to it, and what the operators work with are there as well.
+    work = max((kept_bytes(*step) for step in steps), default=0) + _WORK_STATES * size
+    reached = problem.stops[: len(result.found)]
+    return _Rehearsal(result.stats, result.status, reached, [*ends, result.t], size, work)
 
 
 def _advance(problem: Problem, t: float, tau: float) -> Advance:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """`value` is one of `known`."""
     if value not in known:
         raise ValueError(f"integrate: `{name}` must be one of {', '.join(known)}, got {value!r}.")
@@ -17,6 +17,17 @@ def check_number(name: str, value: float, *, positive: bool) -> None:
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         bound = "above 0" if positive else "at least 0"
         raise ValueError(f"integrate: `{name}` must be finite and {bound}, got {value}.")
+
+
+def check_count(name: str, value: int | None) -> None:
+    """`value` is None or an int of at least 1."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        got = type(value).__name__
+        raise TypeError(f"integrate: `{name}` must be an int or None, got {got}.")
+    if value < 1:
+        raise ValueError(f"integrate: `{name}` must be at least 1, got {value}.")
 
 
 # Methods whose steps go the same way whatever the values of the state

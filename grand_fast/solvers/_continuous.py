@@ -16,18 +16,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from grand_fast.solvers._adjoint import ADJOINTS
+from grand_fast.solvers._adjoint import ADJOINTS, autocast_of
+from grand_fast.solvers._checks import check_choice, check_number
 from grand_fast.solvers._embedded import EmbeddedRungeKutta
 from grand_fast.solvers._first_step import rms_norm
-from grand_fast.solvers._methods import solver_of
+from grand_fast.solvers._methods import METHODS, solver_of
 from grand_fast.solvers._problem import Problem, Result
 from grand_fast.solvers._solution import SolveError, Status
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._term import AbstractTerm, CountedTerm
 from grand_fast.solvers._tolerances import Convention, tolerances
-
-# Integrates a term from 0 over a time, from a flat state
-Backwards = Callable[[AbstractTerm, Tensor, float], Tensor]
 
 
 class AdjointTerm(AbstractTerm):
@@ -44,25 +42,33 @@ class AdjointTerm(AbstractTerm):
         with torch.enable_grad():
             y = state.view(self.shape).detach().requires_grad_()
             f = self.term.vf(self.t1 - t, y)
-            grads = torch.autograd.grad(f, (y, *self.params), a.view(self.shape), allow_unused=True)
+            inputs = (y, *self.params)
+            grads: Sequence[Tensor | None] = (None,) * len(inputs)
+            if f.requires_grad:
+                grads = torch.autograd.grad(f, inputs, a.view(self.shape), allow_unused=True)
         parts = [
-            torch.zeros_like(t) if g is None else g
-            for t, g in zip((y, *self.params), grads, strict=True)
+            torch.zeros_like(t) if g is None else g for t, g in zip(inputs, grads, strict=True)
         ]
         return torch.cat([-f.detach().flatten(), *(p.flatten() for p in parts)])
+
+
+# Integrates from 0 over a time, from a flat state
+Backwards = Callable[[AdjointTerm, Tensor, float], Tensor]
 
 
 class ContinuousAdjoint(Function):
     """The states of a solve; backward integrates from each to the one before.
 
-    Inputs: the term, the backward integrator, `solve` (initial state → times and states, without a
-    graph), which of these states are given out, the initial state and every tensor of the term.
+    Inputs: the term and its tensors, as leaves; the backward integrator; `solve` (initial state →
+    times and states, without a graph, and which of them are given out); the initial state, and the
+    tensors that the leaves stand for.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         term: AbstractTerm,
+        leaves: Sequence[Tensor],
         backwards: Backwards,
         solve: Callable[[Tensor], tuple[list[float], list[Tensor], list[int]]],
         x0: Tensor,
@@ -70,18 +76,19 @@ class ContinuousAdjoint(Function):
     ) -> tuple[Tensor, ...]:
         times, states, wanted = solve(x0)
         ctx.save_for_backward(*states, *tensors)
-        ctx.term, ctx.backwards, ctx.times, ctx.wanted = term, backwards, times, wanted
+        ctx.term, ctx.leaves, ctx.backwards = term, leaves, backwards
+        ctx.times, ctx.wanted, ctx.autocast = times, wanted, autocast_of(x0)
         return tuple(states[i].clone() for i in wanted)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         times = ctx.times
-        states, tensors = ctx.saved_tensors[: len(times)], ctx.saved_tensors[len(times) :]
+        states = ctx.saved_tensors[: len(times)]
         given = [(i, g) for i, g in zip(ctx.wanted, grads, strict=True) if g is not None]
         # Only what wants a gradient is integrated beside the state.
-        needed = ctx.needs_input_grad[4:]
-        wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+        needed = ctx.needs_input_grad[5:]
+        wanted = [t for t, n in zip(ctx.leaves, needed, strict=True) if n]
         a = torch.zeros_like(states[0])
         theta = [torch.zeros_like(t) for t in wanted]
         for i in range(len(times) - 1, -1, -1):
@@ -91,12 +98,13 @@ class ContinuousAdjoint(Function):
                 break
             term = AdjointTerm(ctx.term, a.shape, times[i], wanted)
             flat = torch.cat([t.flatten() for t in (states[i], a, *theta)])
-            flat = ctx.backwards(term, flat, times[i] - times[i - 1])
+            with ctx.autocast:
+                flat = ctx.backwards(term, flat, times[i] - times[i - 1])
             _, a, *theta = flat.split(term.sizes)
             a = a.view_as(states[0])
             theta = [t.view_as(w) for t, w in zip(theta, wanted, strict=True)]
         found = iter(theta)
-        return None, None, None, a, *(next(found) if n else None for n in needed)
+        return None, None, None, None, a, *(next(found) if n else None for n in needed)
 
 
 @dataclass(frozen=True)
@@ -134,16 +142,25 @@ def continuous(problem: Problem, options: ContinuousOptions) -> Result:
         wanted = [known.index(t) for t, _ in zip(problem.stops, result.found, strict=False)]
         return known, [at[t] for t in known], [*wanted, known.index(result.t)]
 
-    params = options.params
-    tensors = problem.term.tensors() if params is None else tuple(params)
+    if options.params is None:
+        term, tensors = problem.term.cut(), problem.term.tensors()
+        leaves = term.tensors()
+    else:
+        term, tensors = problem.term, tuple(options.params)
+        leaves = tensors
     backwards = _integrator(problem, options)
-    *found, x = ContinuousAdjoint.apply(problem.term, backwards, solve, problem.x0, *tensors)
+    *found, x = ContinuousAdjoint.apply(term, leaves, backwards, solve, problem.x0, *tensors)
     return kept[0]._replace(found=list(found), x=x)
 
 
 def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
     forward, size = problem.solver, problem.x0.numel()
     method = options.method or ("dopri5" if forward.wants_matrix else forward)
+    if not isinstance(method, AbstractSolver):
+        known = tuple(m for m, make in METHODS.items() if not make(1.0, 1.0).wants_matrix)
+        check_choice("adjoint_options.method", method, known)
+    if options.step_size is not None:
+        check_number("adjoint_options.step_size", options.step_size, positive=True)
     rtol, atol = options.rtol, options.atol
     if options.tol_scale is None and isinstance(forward, EmbeddedRungeKutta):
         rtol = float(forward.rtol) if rtol is None else rtol
@@ -157,7 +174,7 @@ def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
             parts.append(error[2 * size :])
         return torch.stack([rms_norm(part) for part in parts]).amax()
 
-    def backwards(term: AbstractTerm, flat: Tensor, tau: float) -> Tensor:
+    def backwards(term: AdjointTerm, flat: Tensor, tau: float) -> Tensor:
         solver = solver_of(method, rtol, atol, flat)
         if isinstance(solver, EmbeddedRungeKutta):
             solver = EmbeddedRungeKutta(solver.pair, rtol=solver.rtol, atol=solver.atol, norm=norm)
@@ -167,7 +184,8 @@ def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
         ).march(ADJOINTS["direct"])  # fmt: skip
         if result.status is not Status.SUCCESS:
             raise SolveError(
-                f"integrate: adjoint 'continuous': {result.status.name}: {result.status.value}. "
+                f"integrate: adjoint 'continuous': {result.status.name} at t = "
+                f"{term.t1 - result.t:g}: {result.status.value}. "
                 "Or use adjoint='checkpoint', which is exact."
             )
         return result.x

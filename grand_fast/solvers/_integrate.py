@@ -9,7 +9,13 @@ from torch import Tensor
 
 from grand_fast.solvers._adjoint import ADJOINTS, Adjoint, checkpoint_differentiating
 from grand_fast.solvers._binomial import limited
-from grand_fast.solvers._checks import check_choice, check_number, check_times, check_traceable
+from grand_fast.solvers._checks import (
+    check_choice,
+    check_count,
+    check_number,
+    check_times,
+    check_traceable,
+)
 from grand_fast.solvers._continuous import ContinuousOptions, continuous
 from grand_fast.solvers._methods import METHODS, Method, solver_of
 from grand_fast.solvers._problem import Problem
@@ -60,18 +66,21 @@ def integrate(
             step. Of methods with fixed steps.
         rtol, atol: the error of an adaptive step in the root mean square of
             `error_i / (atol + rtol |x_i|)` is at most 1; where `"implicit_adams"` ends its
-            corrections. By default 1e-7 and 1e-9 in float64, 1e-5
-            and 1e-6 in narrower types. What the type cannot attain is raised, with a warning.
+            corrections. By default 1e-7 and 1e-9 in float64, 1e-5 and 1e-6 in narrower types. What
+            the type cannot attain is raised, with a warning. What `"semi_implicit_euler"` and
+            `"uniformisation"` leave out is their own `tol`, of the solver object.
         tol_scale, tol_convention: instead of both; `"released"`: atol = tol_scale · 1e-7, rtol =
             tol_scale · 1e-9, as GRAND's released code; `"paper"`: 1e-12 and 1e-6, as its text.
-        adjoint: `"checkpoint"` keeps the state of each step and runs the step again in backward,
-            `"direct"` keeps what every stage saves. Their gradients agree to rounding; neither
-            differentiates the length of a step. `"continuous"`: the paper's adjoint equations,
-            integrated backwards from the state of each step; their gradient is as good as their
-            tolerance, and that of the continuous problem.
+        adjoint: `"checkpoint"` keeps the state of each step, with adaptive and Adams methods its
+            slope too, and runs the step again in backward, `"direct"` keeps what every stage
+            saves. Their gradients agree to rounding; neither differentiates the length of a step.
+            `"continuous"`: the paper's adjoint equations, integrated backwards from the state of
+            each step; their gradient is as good as their tolerance, and that of the continuous
+            problem.
         adjoint_options: of `"continuous"`: own method, tolerances, seminorm.
         memory_limit: bytes that `"checkpoint"` may keep for backward at any time: it then keeps
-            only some states and runs steps more often (binomial checkpointing).
+            only some states and runs steps more often (binomial checkpointing), each once more in
+            the forward pass, which `.stats` does not count.
         times: rising, within `[0, T]`: the states there are `.xs`. Between the ends of steps they
             are interpolated, by a quartic with adaptive methods and linearly with others.
         end: an adaptive step may end exactly at each output time (`"clamp"`), or pass it, the state
@@ -107,13 +116,19 @@ def integrate(
     for name, value in (("step_size", step_size), ("first_step", first_step)):
         if value is not None:
             check_number(name, value, positive=True)
+    for name, count in (
+        ("memory_limit", memory_limit),
+        ("max_steps", max_steps),
+        ("max_nfe", max_nfe),
+    ):
+        check_count(name, count)
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         got = str(x0.dtype) if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"integrate: `x0` must be a floating tensor, got {got}.")
     T = float(T)
     wanted = check_times(times, T)
     rtol, atol = tolerances(x0.dtype, rtol, atol, tol_scale, tol_convention)
-    if isinstance(method, str):
+    if not isinstance(method, AbstractSolver):
         check_choice("method", method, tuple(METHODS))
     if observe is not None and (torch.is_grad_enabled() or regularizers):
         raise NotImplementedError(

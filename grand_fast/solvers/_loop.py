@@ -49,13 +49,16 @@ def march(
     `control` then says why, and where. `carry` is what `solver.start` gave.
     """
     found = [x]
-    before: tuple[Tensor, Step, float, float] | None = None  # of the last step: x, it, t, tau
+    # Of a step that passed an output time: x, it, its ends, tau. No other is kept while the next is
+    # taken: its slopes are as many states as it has stages.
+    before: tuple[Tensor, Step, float, float, float] | None = None
     on_step, on_accept, on_reject = callbacks or Callbacks()
     for stop in times[1:]:
         while control.t < stop:
             if max_nfe is not None and term.nfe >= max_nfe:
                 control.status = Status.MAX_STEPS
                 return March(found, x)
+            before = None
             t, tau = control.t, control.propose(stop)
             if tau is None:
                 return March(found, x)
@@ -74,14 +77,21 @@ def march(
             if heard:
                 heard(t, x, tau)
             if counts:
-                before = (x, step, t, tau)
+                before = (x, step, t, control.t, tau) if control.t > stop else None
                 x, carry = step.x, step.carry
+            del step
         if before is None or control.t == stop:
             found.append(x)
         else:
-            start, step, t, tau = before
-            found.append(solver.interpolate(start, step, tau, (stop - t) / (control.t - t)))
+            found.append(_at(stop, solver, *before))
     return March(found, x)
+
+
+def _at(
+    t: float, solver: AbstractSolver, x: Tensor, step: Step, start: float, end: float, tau: float
+) -> Tensor:
+    """The state at a time within a step."""
+    return solver.interpolate(x, step, tau, (t - start) / (end - start))
 
 
 def _step(

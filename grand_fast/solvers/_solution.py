@@ -46,7 +46,7 @@ class Outcome:
     """How a solve went, without its states: it may be kept when they are gone.
 
     stats:  the work.
-    t:      the time reached: the end time, or where the solve failed.
+    t:      the time reached, as in `Solution`.
     """
 
     stats: Stats
@@ -74,7 +74,9 @@ class Outcome:
         status = self.status
         if status is Status.SUCCESS:
             return None
-        return f"{status.name} at t = {self.t:g}: {status.value}"
+        # Fixed steps read no value on their way: that the state is not finite shows at its end
+        when = " or before" if self._ended is Status.SUCCESS else ""
+        return f"{status.name} at t = {self.t:g}{when}: {status.value}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +85,10 @@ class Solution:
 
     x:      the state at `t`; after a failure, the last one that counted.
     stats:  the work.
-    t:      the time reached: `T`, or where the solve failed.
+    t:      the time reached: `T`, or where the solve failed. With methods that choose no steps a
+            state that is not finite is found at `T` alone, and is `x`: `.xs` tells more.
     xs:     the states at the `times` asked for, `[len(times), …]`; None if none were. After a
-            failure, those from `t` on are NaN.
+            failure, those after `t` are NaN.
     penalties: of each regulariser its integral to `t` by node, `[N]`, differentiable.
     """
 

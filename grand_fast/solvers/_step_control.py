@@ -125,8 +125,10 @@ class AdaptiveSteps(AbstractStepControl):
         accept = ratio <= 1 or tau <= self._min
         if math.isfinite(ratio):
             planned, self._overflowed = tau * self._factor(ratio), None
-        else:  # shorter steps may stay in range
-            planned, self._overflowed = tau * self._shrink, self._overflowed or tau
+        else:  # shorter steps may stay in range, unless the shortest has left it
+            planned = tau * self._shrink
+            is_lost = accept and math.isnan(ratio)
+            self._overflowed = math.inf if is_lost else self._overflowed or tau
         if accept and self._is_cut:  # which says nothing against a step as long as was planned
             planned = max(planned, self._tau)
         self._tau = min(max(planned, self._min), self._max)

@@ -2,9 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from grand_fast.ops import stage_update
@@ -55,6 +58,17 @@ class AbstractTerm(ABC):
             "adjoint_params."
         )
 
+    def cut(self) -> Self:
+        """A copy whose own tensors are leaves, in the order of `tensors()`.
+
+        Where one of them was computed from another, as the weights of attention from the source,
+        the continuous adjoint needs the gradient by each with the others held.
+        """
+        term = copy(self)
+        for name, value in vars(self).items():
+            setattr(term, name, _cut(value))
+        return term
+
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`."""
         f = self.vf(t, x)
@@ -76,9 +90,27 @@ class AbstractTerm(ABC):
         )
 
 
+def _cut(value: Any) -> Any:
+    if isinstance(value, AbstractTerm):
+        return value.cut()
+    if isinstance(value, list | tuple):
+        return [_cut(v) for v in value]
+    if isinstance(value, Tensor) and not value.is_leaf:
+        return value.detach().requires_grad_()
+    return value
+
+
 def check_field(f: Tensor, x: Tensor) -> None:
-    """`f` is like `x`."""
-    if f.shape != x.shape or f.dtype != x.dtype:
+    """`f` is like `x`; of any float type where autocast brings them to one.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(f, Tensor):
+        got = type(f).__name__
+        raise TypeError(f"integrate: `term` must return f as a Tensor, got {got}.")
+    is_other_type = f.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
+    if f.shape != x.shape or is_other_type:
         raise ValueError(
             f"integrate: `term` must return f like x, {x.dtype} {list(x.shape)}, "
             f"got {f.dtype} {list(f.shape)}."
@@ -156,7 +188,9 @@ class CountedTerm(AbstractTerm):
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""
         self.counter.nfe += 1
-        return self.term.vf(t, x)
+        f = self.term.vf(t, x)
+        check_field(f, x)
+        return f
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`, counted once."""

@@ -60,6 +60,8 @@ def attainable(rtol: float, atol: float, x: Tensor) -> float:
     Below it the error estimate is rounding error, which no step is short enough for. The larger
     value is named in a warning. Reads one value from the device.
     """
+    # Elements that are 0 and stay so: no error over no tolerance would be no number
+    atol = max(atol, torch.finfo(_wide(x)).tiny)
     size = float(x.detach().square().mean(dtype=_wide(x)).sqrt()) if x.numel() else 0.0
     least = _NOISE * torch.finfo(x.dtype).eps * size
     if not math.isfinite(least) or atol + rtol * size >= least:

@@ -1,8 +1,8 @@
 """`odeint`: torchdiffeq's front door to the solvers."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -189,7 +189,8 @@ def _on_a_grid(
     grid = _grid(problem, options.get("step_size"), options.get("grid_constructor"))
     times, term = problem.t.tolist(), CountedTerm(problem.term)
     # The step that reaches each time
-    steps = [next((a, b) for a, b in pairwise(grid) if b >= t) for t in times[1:]]
+    last = [bisect_left(grid, t) for t in times[1:]]
+    steps = [(grid[i - 1], grid[i]) for i in last]
     is_between = [interp == "cubic" and t != b for t, (_, b) in zip(times[1:], steps, strict=True)]
     pairs = list(zip(times[1:], steps, is_between, strict=True))
     stops = {times[0]}.union(*({a, b} if cubic else {t} for t, (a, b), cubic in pairs))

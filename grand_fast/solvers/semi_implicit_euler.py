@@ -1,5 +1,6 @@
 """Semi-implicit Euler, the paper's equation 8: stable for every step, of order 1."""
 
+import math
 from typing import Any
 
 import torch
@@ -75,13 +76,16 @@ class SemiImplicitEuler(AbstractSolver):
         """One linear system with the matrix at `x`."""
         frozen = term.freeze(t, x)
         if self.iterations is not None:
-            system = _system(frozen, x, tau, tau * frozen.alpha)
+            system = _system(frozen, x, tau, _checked(tau * frozen.alpha))
             y = x
             for _ in range(self.iterations):
                 y = system.iterate(y)
             return Step(y)
         with torch.no_grad():
-            s = _as_number(tau * frozen.alpha)
+            s = _checked(_as_number(tau * frozen.alpha))
+        if not isinstance(s, Tensor) and not math.isfinite(s):
+            return Step(x * s)  # which is not finite either
+        with torch.no_grad():
             system = _system(frozen, x, tau, s)
             y = solve(system, x, tol=self.tol, linear_solver=self.linear_solver)
         held = (x, frozen.a, frozen.alpha, frozen.beta, frozen.source)
@@ -108,6 +112,15 @@ def _system(frozen: AbstractLinearTerm, x: Tensor, tau: float, s: Scale) -> Line
 def _as_number(s: Scale) -> Scale:
     """A tensor of one element as a float: products then add in the same pass. Reads it."""
     return float(s) if isinstance(s, Tensor) and s.numel() == 1 else s
+
+
+def _checked(s: Scale) -> Scale:
+    if not isinstance(s, Tensor) and s < 0:
+        raise ValueError(
+            "integrate: `alpha` must be at least 0 for semi_implicit_euler, got tau · alpha = "
+            f"{s:g}."
+        )
+    return s
 
 
 class _SolutionFunction(Function):

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from grand_fast.solvers._solver import AbstractSolver, Carry, Step, combine
-from grand_fast.solvers._term import AbstractLinearTerm, AbstractTerm, Combination, Scale
+from grand_fast.solvers._term import AbstractLinearTerm, AbstractTerm, Scale
 
 
 class Uniformisation(AbstractSolver):
@@ -148,7 +148,7 @@ def _slope_by_alpha(
     `T (A − I) (x(T) − beta T s / 2)`, to a relative error of `alpha T`.
     """
     if not is_short:
-        return term.axpy(t, y, Combination([]), tau / _diffusivity(term.alpha))
+        return combine([(tau / _diffusivity(term.alpha), term.vf(t, y))])
     factor, source = _source(term, y, through_alpha=False)
     if source is not None:
         y = combine([(1.0, y), (-0.5 * tau * factor, source)])

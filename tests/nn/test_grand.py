@@ -220,6 +220,35 @@ def test_every_method_and_adjoint(name):
     assert_close("continuous", continuous, direct, tolerance=0.3 if name[:4] == "semi" else 2e-2)
 
 
+@pytest.mark.parametrize("options", [{}, {"mix_features": True}], ids=["l", "l-mixing"])
+def test_the_continuous_adjoint_holds_weights_that_come_from_the_source(options):
+    """Attention from x(0), which is the source too: its gradient passes each way once."""
+    graph, x = random_graph("random", 12), torch.randn(12, 4, dtype=torch.float64)
+    model = GRAND(
+        4, 6, 3, variant="l", heads=2, T=2.0, method="dopri5", rtol=1e-9, atol=1e-10, source=True,
+        **options,
+    ).double()  # fmt: skip
+    torch.nn.init.constant_(model.field.scale.beta, 0.3)
+    names = [name for name, _ in model.named_parameters() if name != "field.key.bias"]  # 0
+    grads = []
+    for adjoint in ("direct", "continuous"):
+        model.adjoint = adjoint
+        loss = model(x, graph).square().sum()
+        grads.append(torch.autograd.grad(loss, [model.get_parameter(name) for name in names]))
+    for name, direct, continuous in zip(names, *grads, strict=True):
+        assert_close(name, continuous, direct, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["l", "nl", "laplacian"])
+def test_a_graph_without_nodes(variant):
+    graph = gf.Graph.from_edge_index(torch.zeros(2, 0, dtype=torch.long), 0)
+    for method in ("rk4", "dopri5", "implicit_adams", "semi_implicit_euler"):
+        model = GRAND(4, 8, 3, variant=variant, method=method, heads=2, source=True)
+        logits = model(torch.zeros(0, 4), graph)
+        logits.sum().backward()
+        assert logits.shape == (0, 3) and model.status is gf.Status.SUCCESS
+
+
 def test_copy_pickle_and_repr():
     model = GRAND(4, 8, 3, variant="l")
     graph, x = random_graph("random"), torch.randn(40, 4)

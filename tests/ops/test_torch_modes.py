@@ -19,7 +19,7 @@ GRAPH = random_graph("hub", 20)
 
 
 def model(**options):
-    return gf.nn.GRAND(5, 4, 3, heads=2, T=2.0, method="rk4", step_size=1.0, **options)
+    return gf.nn.GRAND(5, 4, 3, **{"heads": 2, "T": 2.0, "method": "rk4", **options})
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -68,6 +68,22 @@ def test_models_train_under_autocast(variant):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", "continuous"])
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "implicit_adams", "semi_implicit_euler"])
+def test_every_kind_of_solve_under_autocast(method, adjoint):
+    """The encoder hands over bfloat16, the operators float32."""
+    x, grads = tensors(GRAPH)["x"].detach(), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        net = model(method=method, adjoint=adjoint, step_size=0.5, source=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = net(x, GRAPH)
+        assert net.status is gf.Status.SUCCESS
+        logits.float().square().mean().backward()
+        grads.append(net.encoder.weight.grad)
+    assert_close("gradient", grads[1], grads[0].double(), tolerance=5e-2)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "infer"])

@@ -1,15 +1,17 @@
 """Gradients of a solve: direct, checkpointed, within a memory limit, by the continuous adjoint."""
 
 from contextlib import nullcontext
+from importlib import import_module
 from math import comb
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
 from grand_fast.ops._lean import is_lean, lean
-from grand_fast.solvers import ContinuousOptions
+from grand_fast.solvers import ContinuousOptions, SolveError
 from grand_fast.solvers._binomial import first_part
 from grand_fast.testing import assert_close, random_graph
 
@@ -77,6 +79,112 @@ def test_times_between_steps_need_no_limit():
         gradients(f, x0, times=[0.15, 3.2], method="rk4", memory_limit=10**9)
 
 
+def kept_bytes(solve):
+    """Of the tensors that autograd keeps of a solve, each counted once."""
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        solution = solve()
+    del solution
+    return sum(kept.values())
+
+
+def least_limit(solve):
+    """What the message names, once one byte is too few."""
+    with pytest.raises(ValueError, match=r"`memory_limit` must be at least (\d+) bytes") as caught:
+        solve(1)
+    return int(str(caught.value).split("at least ")[1].split()[0])
+
+
+def test_output_times_count_within_the_limit():
+    f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    times = [0.2 * k for k in range(1, 17)]
+
+    def solve(limit, times=times):
+        return gf.integrate(f, x0, 3.2, step_size=0.1, times=times, memory_limit=limit)
+
+    once, least = least_limit(lambda limit: solve(limit, None)), least_limit(solve)
+    # Sixteen parts: fifteen states between them, and one within each instead of one in all
+    assert least == once + (15 + 15) * x0.numel() * 8
+    assert kept_bytes(lambda: solve(least)) <= least
+    _, got = gradients(f, x0, times=times, method="rk4", memory_limit=least)
+    _, want = gradients(f, x0, times=times, method="rk4", adjoint="direct")
+    for name, g, w in zip(("x0", "weight", "bias"), got, want, strict=True):
+        assert_close(name, g, w, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("make", [gf.solvers.ExplicitAdams, gf.solvers.ImplicitAdams])
+def test_the_history_counts_within_the_limit(make):
+    f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+
+    def solve(limit):
+        return gf.integrate(
+            f, x0, 3.0, method=make(max_order=12), step_size=0.0015, memory_limit=limit
+        )
+
+    least = least_limit(solve)
+    for limit in (least, 2 * least):
+        assert kept_bytes(lambda limit=limit: solve(limit)) <= limit
+
+
+@pytest.mark.parametrize("method", ["dopri5", "explicit_adams"])
+def test_slopes_of_steps_that_run_again_are_let_go_within_a_limit(method):
+    x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    slopes = []
+
+    def f(t, x):
+        slopes.append(StorageWeakRef((y := -x.sin()).untyped_storage()))
+        return y
+
+    def solve(limit):
+        return gf.integrate(
+            f, x0, 4.0, method=method, step_size=0.1, rtol=1e-9, atol=1e-9, memory_limit=limit
+        )
+
+    solution = solve(least_limit(solve))
+    assert solution.stats.accepted > 30
+    # Three slopes at most with each state that is kept, of which there is one beside the first
+    assert sum(not slope.expired() for slope in slopes) <= 10
+    solution.x.sum().backward()
+
+
+@pytest.mark.parametrize(("steps", "limit"), [(3000, 10**6), (51, "least"), (1000, "least")])
+def test_as_many_steps_as_one_likes_within_a_limit(steps, limit):
+    x0 = torch.ones(3, dtype=torch.float64, requires_grad=True)
+
+    def solve(limit):
+        return gf.integrate(
+            lambda t, x: -x, x0, 1.0, method="euler", step_size=1 / steps, memory_limit=limit
+        )
+
+    solution = solve(least_limit(solve) if limit == "least" else limit)
+    (dx,) = torch.autograd.grad(solution.x.sum(), x0)
+    assert_close("dx0", dx, torch.full_like(x0, (1 - 1 / steps) ** steps), tolerance=1e-12)
+    assert solution.nfe_backward <= 51 * steps
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_a_solve_that_gives_up_within_a_limit_is_differentiable(method):
+    f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for limit in (None, 10**6):
+        solution = gf.integrate(
+            f, x0, 3.2, method=method, step_size=0.1, rtol=1e-6, atol=1e-6, max_steps=7,
+            times=[0.1, 3.2], memory_limit=limit,
+        )  # fmt: skip
+        assert solution.status is gf.Status.MAX_STEPS and 0.1 < solution.t < 3.2
+        assert solution.xs[1].isnan().all()
+        loss = solution.x.square().sum() + solution.xs[0].sum()
+        found.append((solution.t, torch.autograd.grad(loss, [x0, *f.parameters()])))
+    assert found[0][0] == found[1][0]
+    for got, want in zip(found[1][1], found[0][1], strict=True):
+        assert_close("gradient", got, want, tolerance=1e-12)
+
+
 @pytest.mark.parametrize("places", [1, 2, 3, 5, 40])
 @pytest.mark.parametrize("n", [2, 3, 7, 20, 64])
 def test_the_schedule_runs_no_step_more_often_than_it_must(n, places):
@@ -87,8 +195,9 @@ def test_the_schedule_runs_no_step_more_often_than_it_must(n, places):
         assert 1 <= k < n
         return max(1 + runs(k, places), runs(n - k, max(places - 1, 1)))
 
-    if places == 1:
-        return  # each step from the start: as many runs as steps
+    if places == 1:  # each step from the start: as many runs as steps
+        assert runs(n, places) == n
+        return
     least = 1
     while comb(places + least, places) < n:
         least += 1
@@ -143,6 +252,39 @@ def test_a_function_must_name_its_tensors_for_the_continuous_adjoint():
     assert_close("dw", dw, -torch.exp(torch.tensor(-1.0)).expand(3), tolerance=1e-3)
 
 
+def test_a_field_that_nothing_differentiates_has_a_continuous_adjoint():
+    x0 = torch.ones(3, requires_grad=True)
+    options = ContinuousOptions(params=())
+    x = gf.integrate(
+        lambda t, x: torch.ones_like(x), x0, 1.0, adjoint="continuous", adjoint_options=options
+    ).x
+    (dx,) = torch.autograd.grad(x.sum(), x0)
+    assert_close("dx0", dx, torch.ones(3))
+
+
+def test_a_continuous_adjoint_that_fails_says_where():
+    x0 = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    options = ContinuousOptions(method="dopri5", params=())
+    x = gf.integrate(  # √x has no slope at 0
+        lambda t, x: x.sqrt(), x0, 2.0, adjoint="continuous", adjoint_options=options
+    ).x
+    with pytest.raises(SolveError, match="'continuous': NON_FINITE at t = 2: .*'checkpoint'"):
+        x.sum().backward()
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"method": "rk9"}, "`adjoint_options.method` must be one of euler.*got 'rk9'"),
+    ({"method": "uniformisation"}, "`adjoint_options.method` must be one of euler"),
+    ({"step_size": -1.0}, "`adjoint_options.step_size`.*above 0, got -1"),
+])  # fmt: skip
+def test_bad_options_of_the_continuous_adjoint(options, text):
+    options = ContinuousOptions(params=(), **options)
+    with pytest.raises(ValueError, match=text):  # before backward
+        gf.integrate(
+            lambda t, x: -x, torch.ones(3), 1.0, adjoint="continuous", adjoint_options=options
+        )
+
+
 @pytest.mark.parametrize("limit", [None, 80_000], ids=["checkpoint", "limited"])
 def test_steps_that_run_again_keep_no_more_than_they_must(limit):
     f, seen = field(), []
@@ -157,7 +299,9 @@ def test_steps_that_run_again_keep_no_more_than_they_must(limit):
     assert len(seen) > len(backward) and all(backward) and not is_lean()
 
 
-def test_lean_blocks_keep_no_projections():
+def test_lean_blocks_keep_no_projections(monkeypatch):
+    operator = import_module("grand_fast.ops.projected_attention_diffusion")
+    monkeypatch.setattr(operator, "_ALWAYS_KEPT", 0)
     layer = AttentionDiffusion(4, 4096, 2, alpha=1.0)
     graph, x = random_graph("loops", 60), torch.randn(60, 4)
     sizes = []

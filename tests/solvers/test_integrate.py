@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -84,6 +86,50 @@ def test_a_term_may_fuse_its_update():
     assert_close("x(T)", got, want, tolerance=1e-15)
 
 
+@pytest.mark.parametrize("end", ["clamp", "interp"])
+def test_no_more_slopes_are_kept_than_a_step_has(end):
+    """Those of the step before, or of one that was rejected, make room for those of the next."""
+    slopes, most = [], 0
+
+    def f(t, x):
+        nonlocal most
+        slopes.append(weakref.ref(y := -x))
+        most = max(most, sum(slope() is not None for slope in slopes))
+        return y
+
+    with torch.no_grad():
+        solution = gf.integrate(
+            f, torch.ones(3, dtype=torch.float64), 4.0, method="dopri5", first_step=3.0,
+            times=[0.5, 2.0, 4.0], end=end,
+        )  # fmt: skip
+    assert solution.stats.accepted > 3 and solution.stats.rejected > 0
+    assert most == 7 + 1  # and the first of all
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "implicit_adams"])
+@pytest.mark.parametrize(("f", "error", "text"), [
+    (lambda t, x: 1.0, TypeError, "`term` must return f as a Tensor, got float"),
+    (lambda t, x: x[:1], ValueError, r"`term` must return f like x.*\[3, 2\], got.*\[1, 2\]"),
+    (lambda t, x: x.double(), ValueError, "`term` must return f like x.*float32.*got.*float64"),
+])  # fmt: skip
+def test_a_field_unlike_the_state_is_named(f, error, text, method):
+    with pytest.raises(error, match=text):
+        gf.integrate(f, torch.ones(3, 2), 1.0, method=method)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "explicit_adams"])
+def test_a_function_under_autocast(method):
+    linear = torch.nn.Linear(4, 4)
+    x0 = torch.randn(5, 4, requires_grad=True)
+    options = {"method": method, "step_size": 0.25, "rtol": 1e-2, "atol": 1e-2}
+    want = gf.integrate(lambda t, x: linear(x), x0, 1.0, **options).x
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = gf.integrate(lambda t, x: linear(x), x0, 1.0, **options).x
+    got.sum().backward()
+    assert got.dtype == torch.float32 and x0.grad.isfinite().all()
+    assert_close("x(T)", got, want, tolerance=2e-2)
+
+
 def test_initial_state_is_never_changed():
     for method in GENERAL:
         x0 = torch.randn(3)
@@ -117,8 +163,14 @@ BAD = {
     "T nan": (ValueError, "`T` must be finite", {"T": float("nan")}),
     "T type": (TypeError, "`T` must be a float, got str", {"T": "1"}),
     "step 0": (ValueError, "`step_size`.*above 0, got 0", {"step_size": 0.0}),
+    "method type": (ValueError, "`method` must be one of euler.*got None", {"method": None}),
+    "limit type": (TypeError, "`memory_limit` must be an int or None, got float",
+                   {"memory_limit": 1e9}),
+    "limit 0": (ValueError, "`memory_limit` must be at least 1, got 0", {"memory_limit": 0}),
+    "steps type": (TypeError, "`max_steps` must be an int or None, got str", {"max_steps": "9"}),
+    "nfe": (ValueError, "`max_nfe` must be at least 1, got -1", {"max_nfe": -1}),
     "x0": (TypeError, "`x0`.*floating.*int64", {"x0": torch.ones(3).long()}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -409,6 +409,13 @@ def test_failures_raise_as_torchdiffeqs_do():
         gf.odeint(lambda t, y: y * math.nan, y0, t)
 
 
+def test_a_state_that_leaves_the_range_at_the_shortest_step_is_a_failure():
+    y0, t = torch.ones(2, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    for solve in (gf.odeint, torchdiffeq.odeint):
+        with pytest.raises(AssertionError, match="non-finite values in state"):
+            solve(lambda t, y: y * math.nan, y0, t, options={"min_step": 0.1, "first_step": 0.2})
+
+
 def test_the_limit_of_steps_counts_from_each_output_time():
     y0, t = torch.ones(2, dtype=F64), torch.linspace(0, 2, 5, dtype=F64)
     options = {"max_step": 0.1, "max_num_steps": 6, "first_step": 0.1}

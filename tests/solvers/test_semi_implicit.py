@@ -279,6 +279,25 @@ def test_a_state_that_is_not_finite_is_a_status():
         assert solution.status is gf.Status.NON_FINITE
 
 
+@pytest.mark.parametrize("iterations", [None, 3])
+@pytest.mark.parametrize("alpha", [math.nan, math.inf])
+def test_an_alpha_that_is_not_a_number_is_a_status(alpha, iterations):
+    graph, leaves = linear_problem()
+    leaves["alpha"] = torch.tensor(alpha, dtype=torch.float64)
+    method = SemiImplicitEuler(iterations=iterations)
+    solution = gf.integrate(linear_term(graph, leaves), leaves["x0"], 1.0, method=method)
+    assert solution.status is gf.Status.NON_FINITE
+
+
+@pytest.mark.parametrize("iterations", [None, 3])
+def test_refuses_to_sharpen(iterations):
+    graph, leaves = linear_problem()
+    leaves["alpha"] = -1.0
+    method = SemiImplicitEuler(iterations=iterations)
+    with pytest.raises(ValueError, match=r"`alpha` must be at least 0.*got tau · alpha = -1\."):
+        gf.integrate(linear_term(graph, leaves), leaves["x0"], 1.0, method=method)
+
+
 def test_a_state_of_zeros_stays():
     graph, leaves = linear_problem()
     term = LinearDiffusion(leaves["a"], graph, alpha=1.0, beta=None, x0=None)

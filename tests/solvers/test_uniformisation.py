@@ -11,7 +11,7 @@ import torch
 
 import grand_fast as gf
 from grand_fast.nn._terms import LinearDiffusion
-from grand_fast.solvers import Uniformisation
+from grand_fast.solvers import Combination, Uniformisation
 from grand_fast.solvers.uniformisation import poisson_weights
 from grand_fast.testing import assert_close
 from tests.solvers._terms import ADJOINTS, dense, linear_problem, linear_term, row_stochastic
@@ -172,6 +172,25 @@ def test_gradients_at_every_size_of_alpha(alpha, beta):
         is_small = name in ("alpha", "a") and alpha < 1e-5
         tolerance = 1e-7 if is_small else 1e-11
         assert_close(name, got, want, tolerance=tolerance)
+
+
+def test_a_term_whose_fused_step_wants_a_base():
+    graph, leaves = linear_problem(n=6)
+    leaves["alpha"].requires_grad_()
+
+    class Fused(LinearDiffusion):
+        def vf(self, t, x):
+            return LinearDiffusion.axpy(self, t, x, Combination([]), 1.0)
+
+        def axpy(self, t, x, base, tau):
+            return base.evaluate() + tau * self.vf(t, x)
+
+    grads = []
+    for kind in (LinearDiffusion, Fused):
+        term = kind(leaves["a"], graph, alpha=leaves["alpha"], beta=0.3, x0=leaves["source"])
+        x = gf.integrate(term, leaves["x0"], 2.5, method="uniformisation").x
+        grads.append(torch.autograd.grad(x.square().sum(), leaves["alpha"])[0])
+    assert_close("dalpha", grads[1], grads[0], tolerance=1e-14)
 
 
 @pytest.mark.parametrize("T", [0.5, 18.3, 300.0])
