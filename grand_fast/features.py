@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,9 @@ def compact(x: Tensor) -> Tensor:
     """`x [N, F]` as `torch.sparse_csr` if at most `SPARSE_SHARE` of it is nonzero, else itself."""
     if is_sparse(x) or int(x.count_nonzero()) > SPARSE_SHARE * x.numel():
         return x
-    return x.to_sparse_csr()
+    with warnings.catch_warnings():  # of a beta in torch: a user has asked for nothing of it
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return x.to_sparse_csr()
 
 
 def is_sparse(x: Tensor) -> bool:
