@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grand_fast import raw_files
+from grand_fast import features, raw_files
 
 DATASETS: tuple[str, ...] = ("digits", *raw_files.NAMES)
 SPLITS: tuple[str, ...] = ("planetoid", "public", "random")
@@ -36,7 +36,7 @@ class NodeData:
 
     Attributes:
         name: one of `DATASETS`, or of the user's file.
-        x: features `[N, F]`, float32.
+        x: features `[N, F]`, float32, dense or `torch.sparse_csr`.
         y: labels `[N]`, int64; −1 where unknown, in a graph of the user's.
         edge_index: `[2, E]`, row 0 sends; in `DATASETS` each undirected edge goes both ways, and
             there are no self-loops.
@@ -88,7 +88,7 @@ def load(name: str, *, root: Path | str | None = None, neighbours: int = 10) -> 
 def fingerprint(data: NodeData) -> str:
     """Sixteen hexadecimal digits that differ for other features, labels, edges or splits."""
     split = data.public_split
-    tensors = [data.x, data.y, data.edge_index, data.edge_weight]
+    tensors = [*features.plain_arrays(data.x), data.y, data.edge_index, data.edge_weight]
     tensors += [None] * 3 if split is None else [split.train, split.val, split.test]
     total = hashlib.sha256()
     for tensor in tensors:
@@ -103,14 +103,15 @@ def largest_component(data: NodeData) -> NodeData:
     from torch_geometric.data import Data
     from torch_geometric.transforms import LargestConnectedComponents
 
-    whole = Data(x=data.x, y=data.y, edge_index=data.edge_index)
+    whole = Data(x=torch.arange(data.num_nodes), edge_index=data.edge_index)
     part = LargestConnectedComponents()(whole)
-    return NodeData(data.name, part.x, part.y, part.edge_index)
+    x = features.chosen_rows(data.x, part.x)
+    return NodeData(data.name, x, data.y[part.x], part.edge_index)
 
 
 def row_normalized(data: NodeData) -> NodeData:
     """The features of each node divided by their sum, where that is above 1."""
-    return replace(data, x=data.x / data.x.sum(dim=1, keepdim=True).clamp(min=1.0))
+    return replace(data, x=features.normalized_rows(data.x))
 
 
 def random_split(y: Tensor, *, seed: int, labels_per_class: int, development: int) -> Split:
@@ -167,7 +168,7 @@ def label_spreading_accuracy(data: NodeData, split: Split) -> float:
     results = []
     for alpha in _SPREADING_ALPHAS:
         model = LabelSpreading(kernel=lambda *_: adjacency, alpha=alpha, max_iter=1000)
-        guess = torch.from_numpy(model.fit(data.x.numpy(), known).transduction_)
+        guess = torch.from_numpy(model.fit(data.x.to_dense().numpy(), known).transduction_)
         results.append([accuracy(guess, data.y, ids) for ids in (split.val, split.test)])
     return max(results, key=lambda result: result[0])[1]
 

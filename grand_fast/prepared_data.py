@@ -15,6 +15,7 @@ from grand_fast.data import (
     random_split,
     row_normalized,
 )
+from grand_fast.features import compact, share_stored
 from grand_fast.presets import Preset
 from grand_fast.rewiring import diffusion_rewiring
 
@@ -22,7 +23,7 @@ from grand_fast.rewiring import diffusion_rewiring
 def prepared(
     dataset: str, preset: Preset, root: Path | None = None, own: NodeData | None = None
 ) -> NodeData:
-    """The graph to train on.
+    """The graph to train on; features that are mostly zeros are sparse.
 
     Args:
         dataset: one of `grand_fast.data.DATASETS`; of random splits the largest component.
@@ -35,6 +36,7 @@ def prepared(
     """
     try:
         data = own or load(dataset, root=root, neighbours=preset.neighbours)
+        data = replace(data, x=compact(data.x))
         # The graphs of digits and of the user are as they were meant
         if own is None and preset.split == "random" and dataset != "digits":
             data = largest_component(data)
@@ -91,8 +93,13 @@ def describe(data: NodeData, split: Split, preset: Preset) -> str:
     """One line about the graph and a split."""
     return (
         f"{data.name}: {data.num_nodes:,} nodes, {data.edge_index.shape[1]:,} directed edges, "
-        f"{data.x.shape[1]:,} features, {data.num_classes} classes"
+        f"{data.x.shape[1]:,} features{_nonzeros(data)}, {data.num_classes} classes"
         f"{f', rewired by {preset.rewiring}' if preset.rewiring else ''}; {preset.split} split, "
         f"{split.train.numel()} / {split.val.numel()} / {split.test.numel()} nodes for "
         f"training / validation / test"
     )
+
+
+def _nonzeros(data: NodeData) -> str:
+    share = share_stored(data.x)
+    return "" if share == 1 else f" ({100 * share:.2g} % of them nonzero, kept sparse)"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ def train(job: Job, states: Path) -> Row:
     """
     preset = job.preset
     here = setting(job.dataset, preset, job.seed)
+    if job.model in PEERS:  # layers of PyG take dense features
+        here = replace(here, data=replace(here.data, x=here.data.x.to_dense()))
     states.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.seed)
     model = _model(job, here)

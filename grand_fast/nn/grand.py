@@ -11,6 +11,7 @@ from grand_fast.graph import Graph, cached_graph
 from grand_fast.nn._diffusion import AbstractDiffusion
 from grand_fast.nn._ends import MLP, check_labels, check_sizes
 from grand_fast.nn._scale import DiffusionScale
+from grand_fast.nn._sparse_linear import sparse_linear
 from grand_fast.nn._thinning import check_thinning, thinned
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.ops._scores import AbstractScore
@@ -174,6 +175,10 @@ class GRAND(AbstractDiffusion):
     ) -> Tensor:
         """Logits `[N, out_channels]` of the nodes with input `x [N, in_channels]`.
 
+        `x` is dense or `torch.sparse_csr`: then input dropout, encoder and its gradients read and
+        keep the stored values alone, and `x` has no gradient. A model trained with one takes the
+        other.
+
         A `Graph` is used as it is. An `edge_index` (source to target) is sorted once and kept as
         long as that tensor lives unchanged; it gets no self-loops. `labels [N, label_channels]`
         holds the classes that may be known, one-hot, and zeros in the rows of all other nodes: a
@@ -211,8 +216,10 @@ class GRAND(AbstractDiffusion):
         """`x(0) [N, d]`, and the graph it diffuses over."""
         graph = cached_graph(graph_or_edge_index, x.shape[0])
         check_labels("GRAND", labels, x, self.label_channels)
-        x = functional.dropout(x, self.input_dropout, self.training)
-        x = self.encoder(x)
+        if x.layout is torch.strided:
+            x = self.encoder(functional.dropout(x, self.input_dropout, self.training))
+        else:
+            x = sparse_linear(x, self.encoder, dropout=self.input_dropout, training=self.training)
         if self.mlp is not None:
             x = self.mlp(x)
         if labels is not None:
