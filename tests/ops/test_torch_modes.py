@@ -158,6 +158,9 @@ def _train_on_one_rank(rank, world, folder):
         net(x, GRAPH).square().mean().backward()
         grads = [p.grad for p in net.module.parameters()]
         torch.save(grads, f"{folder}/{rank}.pt")
+        # Neither may go while the other, or its own layer, still holds on to the group's threads
+        del net
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 
