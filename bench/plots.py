@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from bench.picture import save_chart
 from bench.problem import MODES
 from bench.report import Row
 
@@ -81,30 +82,15 @@ def plot_model(rows: list[Row], path: Path) -> None:
 def plot_tuned(rows: list[Row], path: Path) -> None:
     """Bars per data set and competitor: time and peak memory of forward+backward."""
     rows = [row for row in rows if row["mode"] == "forward+backward"]
-    figure, axes = _panels(2)
-    for axis, (key, label, scale) in zip(
-        axes,
-        (("median_s", "milliseconds", 1e3), ("peak_bytes", "peak above inputs, MB", 1e-6)),
-        strict=True,
-    ):
-        here = [row for row in rows if key in row]
-        _grouped_bars(axis, here, "dataset", key, scale)
-        axis.set(title="forward+backward, tuned configurations", ylabel=label)
-    _finish(figure, axes, path)
+    title = "forward+backward, tuned configurations"
+    _time_and_memory(rows, "dataset", title, ("milliseconds", 1e3), "inputs", path)
 
 
 def plot_models(rows: list[Row], path: Path) -> None:
     """Bars per configuration and competitor: time and peak memory of an epoch."""
     rows = [row | {"group": f"{row['dataset']}\nGRAND-{row['variant']}"} for row in rows]
-    figure, axes = _panels(2)
-    for axis, (key, label, scale) in zip(
-        axes,
-        (("median_s", "seconds", 1.0), ("peak_bytes", "peak above model and data, MB", 1e-6)),
-        strict=True,
-    ):
-        _grouped_bars(axis, [row for row in rows if key in row], "group", key, scale)
-        axis.set(title="an epoch of training", ylabel=label)
-    _finish(figure, axes, path)
+    title = "an epoch of training"
+    _time_and_memory(rows, "group", title, ("seconds", 1.0), "model and data", path)
 
 
 def plot_work_precision(rows: list[Row], path: Path) -> None:
@@ -142,14 +128,19 @@ def plot_solve(rows: list[Row], path: Path) -> None:
         for row in rows
         if row["op"] == "solve"
     ]
+    title = "GRAND-nl, forward+backward"
+    _time_and_memory(rows, "group", title, ("seconds", 1.0), "inputs", path)
+
+
+def _time_and_memory(
+    rows: list[Row], group: str, title: str, time: tuple[str, float], above: str, path: Path
+) -> None:
+    """A panel of times, in a unit of which a second has so many, and one of peaks of memory."""
     figure, axes = _panels(2)
-    for axis, (key, label, scale) in zip(
-        axes,
-        (("median_s", "seconds", 1.0), ("peak_bytes", "peak above inputs, MB", 1e-6)),
-        strict=True,
-    ):
-        _grouped_bars(axis, [row for row in rows if key in row], "group", key, scale)
-        axis.set(title="GRAND-nl, forward+backward", ylabel=label)
+    panels = (("median_s", *time), ("peak_bytes", f"peak above {above}, MB", 1e-6))
+    for axis, (key, label, scale) in zip(axes, panels, strict=True):
+        _grouped_bars(axis, [row for row in rows if key in row], group, key, scale)
+        axis.set(title=title, ylabel=label)
     _finish(figure, axes, path)
 
 
@@ -219,5 +210,5 @@ def _finish(figure: Any, axes: list[Axes], path: Path) -> None:
         entries |= dict(zip(labels, handles, strict=True))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", fontsize="small",
                   ncols=LEGEND_COLUMNS)  # fmt: skip
-    figure.savefig(path, dpi=120)
+    save_chart(figure, path)
     plt.close(figure)

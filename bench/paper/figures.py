@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.paper.comparison import Comparison
+from bench.picture import save_chart
 from bench.report import Row
 
 PERCENT = {"test_accuracy": 100.0}  # units of what is drawn as it is not stored
@@ -98,5 +99,4 @@ def _finish(figure: Figure, axes: list[Axes], path: Path, title: str) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", fontsize="small",
                   ncols=6)  # fmt: skip
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_chart(figure, path)

@@ -49,7 +49,7 @@ def draw_superpixels(
         for axis in axes:
             axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=60)
 
 
 def _centres(segments: NDArray[np.int64]) -> NDArray[np.float64]:
