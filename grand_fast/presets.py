@@ -100,12 +100,15 @@ class Preset:
     source: bool = _model(True, flag, "x(0) feeds the diffusion, by a learned beta")
     augment: int = _model(0, number(int, low=0), "zero channels appended to x(0)")
     batch_norm: bool = _model(False, flag, "batch normalisation of x(0)")
+    encoder_channels: int | None = _model(None, _count, "of a hidden layer in the encoder")
     mlp: bool = _model(False, flag, "two more linear layers in the encoder")
     fc_out: bool = _model(False, flag, "a linear layer after the diffusion")
+    decoder: bool = _model(True, flag, "a linear layer from the state to the classes; without it "
+        "the state itself is the prediction, and hidden the number of classes")  # fmt: skip
     use_labels: bool = _model(False, flag, "training labels are input too: half of them while "
         "training on the other half, all of them for prediction")  # fmt: skip
     constant_init: bool = _model(False, flag, "queries and keys start from equal weights")
-    dropout: float = _model(0.1, _share, "before the decoder")
+    dropout: float = _model(0.1, _share, "before the decoder, and between layers of the encoder")
     input_dropout: float = _model(0.5, _share, "before the encoder")
 
     method: str = _solve("rk4", _names(tuple(METHODS)), "how the diffusion is integrated")

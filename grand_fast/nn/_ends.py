@@ -26,13 +26,27 @@ class MLP(nn.Module):
             layer.reset_parameters()  # type: ignore[operator]
 
 
-def check_sizes(module: str, **sizes: int) -> None:
-    """Each is an int of at least 0."""
+def check_sizes(module: str, *, low: int = 0, **sizes: int) -> None:
+    """Each is an int of at least `low`."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"{module}: `{name}` must be an int, got {type(size).__name__}.")
-        if size < 0:
-            raise ValueError(f"{module}: `{name}` must be at least 0, got {size}.")
+        if size < low:
+            raise ValueError(f"{module}: `{name}` must be at least {low}, got {size}.")
+
+
+def check_no_decoder(module: str, hidden: int, out: int, fc_out: bool) -> None:
+    """Without a decoder the state holds the logits."""
+    if hidden != out:
+        raise ValueError(
+            f"{module}: `hidden_channels` must be out_channels={out} with decoder=False, got "
+            f"{hidden}: the state holds the logits. Did you mean encoder_channels={hidden}?"
+        )
+    if fc_out:
+        raise ValueError(
+            f"{module}: `fc_out` must be False with decoder=False, got True: it is a layer before "
+            f"the decoder."
+        )
 
 
 def check_labels(module: str, labels: Tensor | None, x: Tensor, channels: int) -> None:

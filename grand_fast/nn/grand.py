@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from grand_fast.graph import Graph, cached_graph
 from grand_fast.nn._diffusion import AbstractDiffusion
-from grand_fast.nn._ends import MLP, check_labels, check_sizes
+from grand_fast.nn._ends import MLP, check_labels, check_no_decoder, check_sizes
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._sparse_linear import sparse_linear
 from grand_fast.nn._thinning import check_thinning, thinned
@@ -52,14 +52,17 @@ class GRAND(AbstractDiffusion):
         tol_scale_adjoint, adjoint_method: tolerances and method of adjoint `"continuous"`; by
             default those of the forward solve.
         regularizers: as in `grand_fast.integrate`, while training.
-        dropout, input_dropout: before the decoder and within the layers of `mlp`; before the
-            encoder.
+        dropout, input_dropout: before the decoder and between the layers of the encoder; before
+            the encoder.
         alpha, source, per_channel: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
+        encoder_channels: a hidden layer of that many in the encoder: linear, ReLU, dropout, linear.
         mlp: two more linear layers in the encoder, with residual connections.
         label_channels: channels of known labels, appended to the encoded input.
         batch_norm: normalise what is encoded, labels included, over the nodes.
         augment: channels of zeros appended to `x(0)`; the decoder does not see them.
         fc_out: a linear layer more before the decoder.
+        decoder: False leaves it out: the encoder predicts and the diffusion propagates, so that the
+            logits are the state itself, of `hidden_channels = out_channels`.
 
     After a forward pass `.stats` holds the solver's work, `.status` whether it succeeded, `.t` the
     time it reached, `.failure` what to try; after backward, `.nfe_backward` the evaluations there.
@@ -67,7 +70,7 @@ class GRAND(AbstractDiffusion):
     in training `.penalties` holds the regularisers by node, `[N]` each, to add their means to the
     loss.
     Reference: GRAND (Chamberlain et al. 2021), section 4, equation 12 (`"nl-rw"`); augmentation:
-    Dupont et al. 2019.
+    Dupont et al. 2019; without a decoder: Klicpera et al. 2019, "Predict then Propagate".
     """
 
     def __init__(
@@ -106,11 +109,13 @@ class GRAND(AbstractDiffusion):
         alpha: float | Literal["learned"] = "learned",
         source: bool = False,
         per_channel: bool = False,
+        encoder_channels: int | None = None,
         mlp: bool = False,
         label_channels: int = 0,
         batch_norm: bool = False,
         augment: int = 0,
         fc_out: bool = False,
+        decoder: bool = True,
     ) -> None:
         super().__init__()
         _check_choice("variant", variant, VARIANTS)
@@ -122,6 +127,10 @@ class GRAND(AbstractDiffusion):
             )
         check_thinning(variant, attention_threshold, attention_quantile)
         check_sizes("GRAND", label_channels=label_channels, augment=augment)
+        if encoder_channels is not None:
+            check_sizes("GRAND", encoder_channels=encoder_channels, low=1)
+        if not decoder:
+            check_no_decoder("GRAND", hidden_channels, out_channels, fc_out)
         self.variant, self.laplacian = variant, laplacian
         self.attention_threshold = attention_threshold
         self.attention_quantile = attention_quantile
@@ -134,7 +143,9 @@ class GRAND(AbstractDiffusion):
         self.dropout, self.input_dropout = dropout, input_dropout
         self.label_channels, self.augment = label_channels, augment
 
-        self.encoder = nn.Linear(in_channels, hidden_channels)
+        first = hidden_channels if encoder_channels is None else encoder_channels
+        self.encoder = nn.Linear(in_channels, first)
+        self.hidden = None if encoder_channels is None else nn.Linear(first, hidden_channels)
         self.mlp = MLP(hidden_channels, dropout=dropout) if mlp else None
         encoded = hidden_channels + label_channels
         self.batch_norm = nn.BatchNorm1d(encoded) if batch_norm else None
@@ -161,7 +172,8 @@ class GRAND(AbstractDiffusion):
             )
         self.gamma = nn.Parameter(torch.zeros(())) if variant == "mixed" else None
         self.fc = nn.Linear(encoded, encoded) if fc_out else None
-        self.decoder = nn.Linear(encoded, out_channels)
+        self.decoder = nn.Linear(encoded, out_channels) if decoder else None
+        self.out_channels = out_channels
 
     def reset_parameters(self) -> None:
         """Start again from random weights, and γ from 0."""
@@ -220,6 +232,8 @@ class GRAND(AbstractDiffusion):
             x = self.encoder(functional.dropout(x, self.input_dropout, self.training))
         else:
             x = sparse_linear(x, self.encoder, dropout=self.input_dropout, training=self.training)
+        if self.hidden is not None:
+            x = self.hidden(functional.dropout(torch.relu(x), self.dropout, self.training))
         if self.mlp is not None:
             x = self.mlp(x)
         if labels is not None:
@@ -238,6 +252,8 @@ class GRAND(AbstractDiffusion):
 
     def _decode(self, x: Tensor) -> Tensor:
         """Logits of a state `[N, d]`."""
+        if self.decoder is None:
+            return x[:, : self.out_channels]
         if self.augment:
             x = x[:, : -self.augment]
         x = torch.relu(x)

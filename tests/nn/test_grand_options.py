@@ -12,7 +12,8 @@ from grand_fast.nn import GRAND
 from grand_fast.testing import assert_close, random_graph
 
 N, C, HIDDEN, CLASSES = 40, 5, 6, 3
-ALL = {"mlp": True, "label_channels": CLASSES, "batch_norm": True, "augment": 4, "fc_out": True}
+ALL = {"mlp": True, "label_channels": CLASSES, "batch_norm": True, "augment": 4, "fc_out": True,
+       "encoder_channels": 7}  # fmt: skip
 OPTIONS = {
     "none": {},
     "mlp": {"mlp": True},
@@ -20,13 +21,25 @@ OPTIONS = {
     "batch_norm": {"batch_norm": True},
     "augment": {"augment": 4},
     "fc_out": {"fc_out": True},
+    "encoder": {"encoder_channels": 7},
+    "no decoder": {"decoder": False},
+    "no decoder, all else": ALL | {"fc_out": False, "decoder": False},
     "all": ALL,
 }
 EACH = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
+def hidden_of(options):
+    return HIDDEN if options.get("decoder", True) else CLASSES
+
+
+def build(options, **more):
+    given = {"heads": 2, "attention_channels": HIDDEN, "T": 2.0} | options | more
+    return GRAND(C, hidden_of(options), CLASSES, **given).double()
+
+
 def model_of(options, **more):
-    model = GRAND(C, HIDDEN, CLASSES, **{"heads": 2, "T": 2.0} | options | more).double()
+    model = build(options, **more)
     for parameter in (p for p in model.parameters() if p.dim() < 2):
         torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model
@@ -44,6 +57,8 @@ def inputs(options):
 def start_of(model, x, labels):
     """x(0), by hand."""
     h = model.encoder(x)
+    if model.hidden is not None:
+        h = torch.relu(h) @ model.hidden.weight.T + model.hidden.bias
     if model.mlp is not None:
         for layer in model.mlp.layers:
             h = h + torch.relu(h) @ layer.weight.T + layer.bias
@@ -57,6 +72,8 @@ def start_of(model, x, labels):
 
 def logits_of(model, h):
     """Those of a state, by hand."""
+    if model.decoder is None:
+        return h[:, :CLASSES]
     h = torch.relu(h[:, : h.shape[1] - model.augment])
     if model.fc is not None:
         h = torch.relu(h @ model.fc.weight.T + model.fc.bias)
@@ -76,7 +93,7 @@ def test_against_the_formula(variant, options):
     logits = model(x, graph, labels)
     got = torch.autograd.grad(logits.square().sum(), leaves)
     h = start_of(model, x, labels)
-    assert h.shape[1] == HIDDEN + 3 * (labels is not None) + model.augment
+    assert h.shape[1] == hidden_of(options) + 3 * (labels is not None) + model.augment
     term = model._term(h, graph)
     h = gf.integrate(term, h, 2.0, method="rk4", step_size=1.0).x
     want_logits = logits_of(model, h)
@@ -105,7 +122,7 @@ def test_state_dict_copy_and_pickle(options):
     model(x, graph, labels)  # batch norm takes note of it
     model.eval()
     want = model(x, graph, labels)
-    twin = GRAND(C, HIDDEN, CLASSES, heads=2, T=2.0, **options).double().eval()
+    twin = build(options).eval()
     twin.load_state_dict(model.state_dict())
     for other in (twin, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(x, graph, labels), want)
@@ -154,6 +171,29 @@ def test_dropout_of_the_mlp():
     assert not torch.equal(first, second) and bool((first == 0).any())
     model.eval()
     assert torch.equal(model(x, graph), model(x, graph))
+
+
+def test_dropout_within_the_encoder():
+    graph, x = random_graph("random"), torch.randn(N, C)
+    model = GRAND(C, HIDDEN, CLASSES, encoder_channels=50, dropout=0.5, T=1.0)
+    first, _ = model._start(x, graph, None)
+    second, _ = model._start(x, graph, None)
+    assert not torch.equal(first, second)
+    model.eval()
+    assert torch.equal(model(x, graph), model(x, graph))
+
+
+def test_without_a_decoder_the_state_is_the_prediction():
+    graph, x = random_graph("random"), torch.randn(N, C)
+    model = GRAND(C, CLASSES, CLASSES, decoder=False, T=0.0)
+    assert torch.equal(model(x, graph), model.encoder(x))
+    with pytest.raises(ValueError, match=r"`hidden_channels` must be out_channels=3 .* got 6: .*"
+                       r"Did you mean encoder_channels=6\?"):  # fmt: skip
+        GRAND(C, HIDDEN, CLASSES, decoder=False)
+    with pytest.raises(ValueError, match="`fc_out` must be False with decoder=False"):
+        GRAND(C, CLASSES, CLASSES, decoder=False, fc_out=True)
+    with pytest.raises(ValueError, match="`encoder_channels` must be at least 1, got 0"):
+        GRAND(C, HIDDEN, CLASSES, encoder_channels=0)
 
 
 def test_constant_initialisation():
