@@ -11,7 +11,8 @@ from bench import fresh, machine
 from bench.__main__ import main
 from bench.models import epoch as epochs
 from bench.models import suite
-from bench.models.configurations import configuration, configurations
+from bench.models.configurations import FOLDER, configuration, configurations
+from bench.models.configurations import RELEASED as RELEASED_VALUES
 from bench.models.released import Continuous, ReleasedModel
 from bench.models.setting import grand
 from bench.paper.published import FEATURES_CLASSES
@@ -34,15 +35,18 @@ def test_there_is_a_configuration_for_each_data_set_and_variant():
     assert {dataset for dataset, _ in configurations()} <= set(DATASETS)
 
 
-@pytest.mark.parametrize(("dataset", "variant"), configurations())
-def test_configuration_is_a_preset_and_builds(dataset, variant):
-    preset = configuration(dataset, variant)
+EVERY = [(d, v, folder) for folder in (FOLDER, RELEASED_VALUES) for d, v in configurations(folder)]
+
+
+@pytest.mark.parametrize(("dataset", "variant", "folder"), EVERY)
+def test_configuration_is_a_preset_and_builds(dataset, variant, folder):
+    preset = configuration(dataset, variant, folder)
     assert preset.variant == variant
     features, classes = FEATURES_CLASSES[dataset]
     data = NodeData(dataset, torch.zeros(1, features), torch.tensor([classes - 1]),
                     torch.zeros(2, 0, dtype=torch.int64))  # fmt: skip
     model = grand(data, preset)
-    assert model.decoder.out_features == classes
+    assert model.out_channels == classes
     assert model.T == preset.T
 
 

@@ -1,4 +1,5 @@
-"""The configurations in `configs/`, one per data set and variant."""
+"""The configurations in `configs/`, one per data set and variant; in `configs/released/` some with
+the values that the paper's released code tuned, unchanged."""
 
 from __future__ import annotations
 
@@ -8,23 +9,24 @@ from grand_fast.presets import Preset
 from grand_fast.train_options import choose, read_config
 
 FOLDER = Path(__file__).parent / "configs"
+RELEASED = FOLDER / "released"
 
 
-def configurations() -> list[tuple[str, str]]:
+def configurations(folder: Path = FOLDER) -> list[tuple[str, str]]:
     """Data set and variant of each file, in the order of the file names."""
-    paths = sorted(FOLDER.glob("*.toml"), key=lambda path: path.stem)
+    paths = sorted(folder.glob("*.toml"), key=lambda path: path.stem)
     found = [read_config(path) for path in paths]
     return [(config["dataset"], config["variant"]) for config in found]
 
 
-def configuration(dataset: str, variant: str) -> Preset:
+def configuration(dataset: str, variant: str, folder: Path = FOLDER) -> Preset:
     """The options of one of them.
 
     Raises:
         ValueError: there is none; or a field is not one of `Preset`.
     """
-    path = FOLDER / f"{dataset}-{variant}.toml"
+    path = folder / f"{dataset}-{variant}.toml"
     if not path.is_file():
-        known = ", ".join(f"{d}-{v}" for d, v in configurations())
+        known = ", ".join(f"{d}-{v}" for d, v in configurations(folder))
         raise ValueError(f"configuration: must be one of {known}, got {dataset}-{variant}.")
     return choose(dataset, read_config(path), {})

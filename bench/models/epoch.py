@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import graphs, machine
-from bench.models.configurations import configuration
+from bench.models.configurations import FOLDER, configuration
+from bench.models.configurations import RELEASED as RELEASED_VALUES
 from bench.models.released import TUNED_ADJOINT, Continuous, ReleasedModel
 from bench.models.setting import Setting, grand, setting
 from bench.problem import OURS
@@ -48,7 +49,8 @@ class Problem:
 
 def setup(dataset: str, variant: str) -> Problem:
     """The tuned configuration on its real data, all edges; ogbn-arxiv under random features."""
-    preset = replace(configuration(dataset, variant), early_stop=1.0, use_labels=False,
+    tuned = configuration(dataset, variant, FOLDER if dataset == ARXIV else RELEASED_VALUES)
+    preset = replace(tuned, early_stop=1.0, use_labels=False,
                      attention_quantile=None, attention_threshold=None)  # fmt: skip
     if dataset == ARXIV:
         graph = load_graph(BY_DATASET[ARXIV])

@@ -37,7 +37,7 @@ def count(dataset: str, variant: str) -> Row:
     parts = {name: sum(p.numel() for p in module.parameters())
              for name, module in model.named_children()}  # fmt: skip
     total = sum(p.numel() for p in model.parameters())
-    decoder, diffusion = parts["decoder"], parts["field"]
+    decoder, diffusion = parts.get("decoder", 0), parts["field"]
     return {
         "dataset": dataset,
         "model": f"GRAND-{variant}",
