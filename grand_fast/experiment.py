@@ -197,9 +197,9 @@ def model_config(data: NodeData, preset: Preset) -> dict[str, Any]:
     same = (
         "variant", "heads", "attention_channels", "score", "normalizer", "normalize", "reweight",
         "laplacian", "attention_threshold", "attention_quantile", "source", "augment", "batch_norm",
-        "encoder_channels", "mlp", "fc_out", "decoder", "constant_init", "dropout", "input_dropout",
-        "method", "T", "step_size", "rtol", "atol", "tol_scale", "adjoint", "tol_scale_adjoint",
-        "memory_limit", "max_nfe",
+        "encoder_channels", "mlp", "fc_out", "degree_scaling", "decoder", "constant_init",
+        "dropout", "input_dropout", "method", "T", "step_size", "rtol", "atol", "tol_scale",
+        "adjoint", "tol_scale_adjoint", "memory_limit", "max_nfe",
     )  # fmt: skip
     return {
         "in_channels": data.x.shape[1],

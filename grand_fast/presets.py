@@ -103,6 +103,8 @@ class Preset:
     encoder_channels: int | None = _model(None, _count, "of a hidden layer in the encoder")
     mlp: bool = _model(False, flag, "two more linear layers in the encoder")
     fc_out: bool = _model(False, flag, "a linear layer after the diffusion")
+    degree_scaling: bool = _model(False, flag, "diffuse D^(-1/2) times what is encoded, and decode "
+        "D^(1/2) times the result: with equal attention, the normalisation of GCN")  # fmt: skip
     decoder: bool = _model(True, flag, "a linear layer from the state to the classes; without it "
         "the state itself is the prediction, and hidden the number of classes")  # fmt: skip
     use_labels: bool = _model(False, flag, "training labels are input too: half of them while "

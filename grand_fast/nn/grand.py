@@ -55,12 +55,17 @@ class GRAND(AbstractDiffusion):
         dropout, input_dropout: before the decoder and between the layers of the encoder; before
             the encoder.
         alpha, source, per_channel: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
-        encoder_channels: a hidden layer of that many in the encoder: linear, ReLU, dropout, linear.
+        encoder_channels: a hidden layer of that many in the encoder: linear, ReLU, dropout, linear,
+            from Glorot and Bengio's (2010) weights.
         mlp: two more linear layers in the encoder, with residual connections.
         label_channels: channels of known labels, appended to the encoded input.
         batch_norm: normalise what is encoded, labels included, over the nodes.
         augment: channels of zeros appended to `x(0)`; the decoder does not see them.
         fc_out: a linear layer more before the decoder.
+        degree_scaling: the diffused state is `D^{-1/2}` times what is encoded and is multiplied by
+            `D^{1/2}` before the decoder, `D` the number of edges that end in each node. To the
+            decoder this is a diffusion by `D^{1/2} A D^{-1/2}`: with equal attention by receiver,
+            the symmetric normalisation of GCN (Kipf and Welling 2017).
         decoder: False leaves it out: the encoder predicts and the diffusion propagates, so that the
             logits are the state itself, of `hidden_channels = out_channels`.
 
@@ -115,6 +120,7 @@ class GRAND(AbstractDiffusion):
         batch_norm: bool = False,
         augment: int = 0,
         fc_out: bool = False,
+        degree_scaling: bool = False,
         decoder: bool = True,
     ) -> None:
         super().__init__()
@@ -142,6 +148,7 @@ class GRAND(AbstractDiffusion):
         self.regularizers = regularizers
         self.dropout, self.input_dropout = dropout, input_dropout
         self.label_channels, self.augment = label_channels, augment
+        self.degree_scaling = degree_scaling
 
         first = hidden_channels if encoder_channels is None else encoder_channels
         self.encoder = nn.Linear(in_channels, first)
@@ -174,6 +181,7 @@ class GRAND(AbstractDiffusion):
         self.fc = nn.Linear(encoded, encoded) if fc_out else None
         self.decoder = nn.Linear(encoded, out_channels) if decoder else None
         self.out_channels = out_channels
+        self._glorot()
 
     def reset_parameters(self) -> None:
         """Start again from random weights, and γ from 0."""
@@ -181,6 +189,13 @@ class GRAND(AbstractDiffusion):
             module.reset_parameters()  # type: ignore[operator]
         if self.gamma is not None:
             nn.init.zeros_(self.gamma)
+        self._glorot()
+
+    def _glorot(self) -> None:
+        if self.hidden is not None:
+            for layer in (self.encoder, self.hidden):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def forward(
         self, x: Tensor, graph_or_edge_index: Graph | Tensor, labels: Tensor | None = None
@@ -196,8 +211,8 @@ class GRAND(AbstractDiffusion):
         holds the classes that may be known, one-hot, and zeros in the rows of all other nodes: a
         model that is given the labels it is trained on learns to read them off.
         """
-        x, graph = self._start(x, graph_or_edge_index, labels)
-        return self._decode(self._diffuse(x, graph))
+        x, graph, scale = self._start(x, graph_or_edge_index, labels)
+        return self._decode(self._diffuse(x, graph), scale)
 
     @torch.no_grad()
     def trajectory(
@@ -218,14 +233,14 @@ class GRAND(AbstractDiffusion):
             T: end time, at least 0, in units of diffusion time.
         """
         found: list[tuple[float, Tensor]] = []
-        x, graph = self._start(x, graph_or_edge_index, labels)
-        self._observe(x, graph, T, lambda t, state: found.append((t, self._decode(state))))
+        x, graph, scale = self._start(x, graph_or_edge_index, labels)
+        self._observe(x, graph, T, lambda t, state: found.append((t, self._decode(state, scale))))
         return found
 
     def _start(
         self, x: Tensor, graph_or_edge_index: Graph | Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Graph]:
-        """`x(0) [N, d]`, and the graph it diffuses over."""
+    ) -> tuple[Tensor, Graph, Tensor | None]:
+        """`x(0) [N, d]`, the graph it diffuses over, and what it was divided by, `[N, 1]`."""
         graph = cached_graph(graph_or_edge_index, x.shape[0])
         check_labels("GRAND", labels, x, self.label_channels)
         if x.layout is torch.strided:
@@ -242,16 +257,22 @@ class GRAND(AbstractDiffusion):
             x = self.batch_norm(x)
         if self.augment:
             x = functional.pad(x, (0, self.augment))
+        scale = None
+        if self.degree_scaling:
+            scale = graph.rowptr.diff().clamp(min=1).to(x.dtype).sqrt()[:, None]
+            x = x / scale
         quantile = self.attention_quantile if self.training else None
         if self.attention_threshold is not None or quantile is not None:
             assert isinstance(self.field, AttentionDiffusion)
             graph = thinned(
                 self.field, x, graph, threshold=self.attention_threshold, quantile=quantile
             )
-        return x, graph
+        return x, graph, scale
 
-    def _decode(self, x: Tensor) -> Tensor:
-        """Logits of a state `[N, d]`."""
+    def _decode(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """Logits of a state `[N, d]` that was divided by `scale`."""
+        if scale is not None:
+            x = x * scale
         if self.decoder is None:
             return x[:, : self.out_channels]
         if self.augment:

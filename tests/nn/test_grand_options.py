@@ -13,7 +13,7 @@ from grand_fast.testing import assert_close, random_graph
 
 N, C, HIDDEN, CLASSES = 40, 5, 6, 3
 ALL = {"mlp": True, "label_channels": CLASSES, "batch_norm": True, "augment": 4, "fc_out": True,
-       "encoder_channels": 7}  # fmt: skip
+       "encoder_channels": 7, "degree_scaling": True}  # fmt: skip
 OPTIONS = {
     "none": {},
     "mlp": {"mlp": True},
@@ -22,6 +22,7 @@ OPTIONS = {
     "augment": {"augment": 4},
     "fc_out": {"fc_out": True},
     "encoder": {"encoder_channels": 7},
+    "degree scaling": {"degree_scaling": True},
     "no decoder": {"decoder": False},
     "no decoder, all else": ALL | {"fc_out": False, "decoder": False},
     "all": ALL,
@@ -70,6 +71,12 @@ def start_of(model, x, labels):
     return torch.cat([h, h.new_zeros(N, model.augment)], dim=1)
 
 
+def roots(graph):
+    """Of the number of edges into each node, `[N, 1]`; 1 where there is none."""
+    receivers = graph.edge_index()[1]
+    return torch.bincount(receivers, minlength=N).clamp(min=1).double().sqrt()[:, None]
+
+
 def logits_of(model, h):
     """Those of a state, by hand."""
     if model.decoder is None:
@@ -94,8 +101,9 @@ def test_against_the_formula(variant, options):
     got = torch.autograd.grad(logits.square().sum(), leaves)
     h = start_of(model, x, labels)
     assert h.shape[1] == hidden_of(options) + 3 * (labels is not None) + model.augment
-    term = model._term(h, graph)
-    h = gf.integrate(term, h, 2.0, method="rk4", step_size=1.0).x
+    scale = roots(graph) if model.degree_scaling else 1.0
+    term = model._term(h / scale, graph)
+    h = gf.integrate(term, h / scale, 2.0, method="rk4", step_size=1.0).x * scale
     want_logits = logits_of(model, h)
     want = torch.autograd.grad(want_logits.square().sum(), leaves)
     assert_close("logits", logits, want_logits)
@@ -140,12 +148,12 @@ def test_plain_weights_keep_their_names():
 def test_augmented_channels_start_at_zero_and_stay_out_of_the_logits():
     graph, x = random_graph("random"), torch.randn(N, C)
     model = GRAND(C, HIDDEN, CLASSES, augment=2, variant="l", T=1.0)
-    h, _ = model._start(x, graph, None)
+    h, *_ = model._start(x, graph, None)
     assert h.shape == (N, HIDDEN + 2) and bool((h[:, -2:] == 0).all())
     assert model.field.channels == HIDDEN + 2 and model.decoder.in_features == HIDDEN
     changed = h.clone()
     changed[:, -2:] = 7
-    assert torch.equal(model._decode(h), model._decode(changed))
+    assert torch.equal(model._decode(h, None), model._decode(changed, None))
 
 
 def test_batch_norm_in_evaluation_uses_what_it_has_seen():
@@ -166,8 +174,8 @@ def test_batch_norm_in_evaluation_uses_what_it_has_seen():
 def test_dropout_of_the_mlp():
     graph, x = random_graph("random"), torch.randn(N, C)
     model = GRAND(C, HIDDEN, CLASSES, mlp=True, dropout=0.5, T=1.0)
-    first, _ = model._start(x, graph, None)
-    second, _ = model._start(x, graph, None)
+    first, *_ = model._start(x, graph, None)
+    second, *_ = model._start(x, graph, None)
     assert not torch.equal(first, second) and bool((first == 0).any())
     model.eval()
     assert torch.equal(model(x, graph), model(x, graph))
@@ -176,11 +184,27 @@ def test_dropout_of_the_mlp():
 def test_dropout_within_the_encoder():
     graph, x = random_graph("random"), torch.randn(N, C)
     model = GRAND(C, HIDDEN, CLASSES, encoder_channels=50, dropout=0.5, T=1.0)
-    first, _ = model._start(x, graph, None)
-    second, _ = model._start(x, graph, None)
+    first, *_ = model._start(x, graph, None)
+    second, *_ = model._start(x, graph, None)
     assert not torch.equal(first, second)
     model.eval()
     assert torch.equal(model(x, graph), model(x, graph))
+
+
+def test_degree_scaling_of_equal_attention_is_the_symmetric_laplacian():
+    edges = random_graph("random").edge_index()
+    both = torch.cat([edges, edges.flip(0)], dim=1).unique(dim=1)
+    graph, x = (
+        gf.Graph.from_edge_index(both, N, self_loops=1.0),
+        torch.randn(N, C, dtype=torch.float64),
+    )
+    model = build({"degree_scaling": True}, variant="l").eval()
+    twin = build({}, variant="laplacian", laplacian="symmetric").eval()
+    with torch.no_grad():
+        model.field.query.weight.zero_()
+        model.field.query.bias.zero_()
+    twin.load_state_dict(model.state_dict(), strict=False)
+    assert_close("logits", model(x, graph), twin(x, graph))
 
 
 def test_without_a_decoder_the_state_is_the_prediction():

@@ -20,7 +20,7 @@ SOLVES = {
     "limited": {"memory_limit": 10**6},
     "hard": {"variant": "nl-rw", "attention_threshold": 0.15},
     "everything": {"variant": "mixed", "mlp": True, "batch_norm": True, "augment": 2,
-                   "fc_out": True, "label_channels": 3},
+                   "fc_out": True, "label_channels": 3, "degree_scaling": True},
 }  # fmt: skip
 
 
@@ -45,8 +45,8 @@ def test_the_last_is_forward_and_the_first_is_the_encoder(name):
     assert times[0] == 0.0 and times[-1] == model.T and times == sorted(set(times))
     assert len(found) == stats.accepted + 1 and model.stats == stats
     assert torch.equal(found[-1][1], want)
-    start, _ = model._start(x, graph, labels)
-    assert torch.equal(found[0][1], model._decode(start))
+    start, _, scale = model._start(x, graph, labels)
+    assert torch.equal(found[0][1], model._decode(start, scale))
     assert not any(logits.requires_grad for _, logits in found)
 
 
