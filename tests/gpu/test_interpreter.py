@@ -28,6 +28,7 @@ from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
     edge_attention,
+    error_ratio,
     projected_attention_diffusion,
     stage_update,
 )
@@ -307,6 +308,21 @@ def test_stage_update(shape, dtype):
     assert results[0][0].dtype == dtype
     for got, want in zip(*results, strict=True):
         assert_close("y or a gradient", got, want)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, *HALF), ids=str)
+@pytest.mark.parametrize("shape", ((), (5, 7), (17, 1025)), ids=str)
+def test_error_ratio(shape, dtype):
+    """Less than a block, less than a program's blocks, and more."""
+    x, y, *slopes = (torch.randn(shape).to(dtype) for _ in range(5))
+    terms = list(zip((0.5, -1.0, 0.25), slopes, strict=True))
+    tolerances = {"rtol": 1e-2, "atol": 1e-3}
+    with checked_memory():
+        got = error_ratio(terms, x, y, **tolerances, backend="gpu")
+    wide = [(c, f.double()) for c, f in terms]
+    want = error_ratio(wide, x.double(), y.double(), **tolerances, backend="reference")
+    assert_close("ratio", got, want)
+    assert torch.equal(got, error_ratio(terms, x, y, **tolerances, backend="gpu"))
 
 
 @pytest.mark.parametrize("operator", ("csr_diffusion", "attention_diffusion"))
