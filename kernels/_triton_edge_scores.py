@@ -102,9 +102,12 @@ def sweep_lse(
     """m and l of the scores of a piece, see `online`, N_H of [BLOCK_H]; q comes scaled."""
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     m, l = no_scores(weighting, BLOCK_G, BLOCK_H, N_H)  # noqa: E741
+    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
+        j = j_next
+        behind = e + (BLOCK_E * BLOCK_G + offs_e)
+        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
         w = load_edge_weight(weighting, slot, mask_e)
@@ -132,22 +135,21 @@ def log_sum(m, l):  # noqa: E741
 
 
 @triton.jit
-def store_lse(
-    lse_ptr,
-    m,
-    l,  # noqa: E741
-    H: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    N_H: tl.constexpr,
-):
-    """Write lse of a row, and return it: +∞ for a padded head, which then gets no weight."""
+def row_lse(m, l, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):  # noqa: E741
+    """lse of a row, N_H of [BLOCK_H]: +∞ for a padded head, which then gets no weight."""
     lse = ()
     for g in tl.static_range(N_H):
-        offs_h = heads_of(g, BLOCK_H)
-        lse_g = tl.where(offs_h < H, log_sum(m[g], l[g]), float("inf"))
-        tl.store(lse_ptr + offs_h, lse_g, mask=offs_h < H)
+        lse_g = tl.where(heads_of(g, BLOCK_H) < H, log_sum(m[g], l[g]), float("inf"))
         lse = lse + (lse_g,)
     return lse
+
+
+@triton.jit
+def store_lse(lse_ptr, lse, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
+    """Write lse of a row."""
+    for g in tl.static_range(N_H):
+        offs_h = heads_of(g, BLOCK_H)
+        tl.store(lse_ptr + offs_h, lse[g], mask=offs_h < H)
 
 
 @triton.jit
@@ -223,7 +225,8 @@ def _edge_attention_fwd_lse_kernel(
             if IS_TOP:
                 store_top(lse_ptr + row * H, m, count, H, BLOCK_H, N_H)
             else:
-                store_lse(lse_ptr + row * H, m, l, H, BLOCK_H, N_H)
+                lse = row_lse(m, l, H, BLOCK_H, N_H)
+                store_lse(lse_ptr + row * H, lse, H, BLOCK_H, N_H)
     else:
         store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
 

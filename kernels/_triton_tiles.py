@@ -348,6 +348,17 @@ def head_dot(a, b, BLOCK_H: tl.constexpr, N_H: tl.constexpr, VEC_A: tl.constexpr
 
 
 @triton.jit
+def add_products(total, products):
+    """total [BLOCK_G, columns] + Σ over the edges of products [BLOCK_E, BLOCK_G, columns], in order.
+
+    One fused multiply-add each: a sum of them that is then added takes one addition more. A lane
+    has all edges of its columns, so the compiler knows which one is the first.
+    """
+    is_first = tl.arange(0, products.shape[0])[:, None, None] == 0
+    return tl.sum(tl.where(is_first, total[None, :, :] + products, products), 0)
+
+
+@triton.jit
 def add_weighted(sums, p, x, BLOCK_H: tl.constexpr):
     """Σ over the edges of p x, added to the sums [BLOCK_G, columns] of each chunk.
 
@@ -356,8 +367,8 @@ def add_weighted(sums, p, x, BLOCK_H: tl.constexpr):
     new = ()
     chunks: tl.constexpr = len(x) // len(p)
     for c in tl.static_range(len(x)):
-        px = tl.sum(p[c // chunks][:, :, :, None] * by_head(x[c], BLOCK_H), 0)
-        new = new + (sums[c] + tl.reshape(px, sums[c].shape),)
+        px = p[c // chunks][:, :, :, None] * by_head(x[c], BLOCK_H)
+        new = new + (add_products(sums[c], tl.reshape(px, x[c].shape)),)
     return new
 
 

@@ -49,7 +49,7 @@ from grand_fast.kernels._triton_diffusion import (
     store_diffusion,
     store_values,
 )
-from grand_fast.kernels._triton_edge_scores import store_lse, sweep_lse, write_lse
+from grand_fast.kernels._triton_edge_scores import row_lse, store_lse, sweep_lse, write_lse
 from grand_fast.kernels._triton_tiles import (
     edges,
     head_lanes,
@@ -61,6 +61,7 @@ from grand_fast.kernels._triton_tiles import (
     scaled,
     value_lanes,
     value_sizes,
+    vector,
 )
 from grand_fast.kernels._triton_weighting import Scoring, load_top, scoring
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
@@ -72,7 +73,7 @@ from grand_fast.kernels.attention_diffusion._triton_weighted_sum import sweep_on
 _VALUES = 32  # of the gathered tiles, per lane
 # One sweep has an accumulator per head, of so many elements a lane together; with more heads a
 # second gather of k costs less than the registers.
-_ACCUMULATORS = 32
+_ACCUMULATORS = 40
 # NVIDIA's compiler starts the exchanges of many heads early, each in registers of its own: 118 of
 # them, or 96 if told so, which lets 20 warps be resident instead of 16.
 _MANY_HEADS, _REGISTERS = 8, 96
@@ -154,7 +155,7 @@ def _attention_diffusion_fwd_kernel(
                     q, k_ptr, weighting, top, col_ptr, slot_ptr, beg, count, stride_k_n, H, d_k,
                     BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
                 )  # fmt: skip
-            lse = store_lse(lse_ptr + row * H, m, l, H, BLOCK_H, N_H)
+            lse = row_lse(m, l, H, BLOCK_H, N_H)
         if not IS_ONE_SWEEP:
             ax = weighted_sum(
                 q, lse, lse_ptr, k_ptr, x_ptr, weighting, top, col_ptr, slot_ptr, beg, count,
@@ -168,6 +169,8 @@ def _attention_diffusion_fwd_kernel(
             f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
             stride_x0_n, d, HAS_SOURCE, True, BLOCK_D, VEC_D, N_D,
         )  # fmt: skip
+        if not IS_BY_SENDER:
+            store_lse(lse_ptr + row * H, lse, H, BLOCK_H, N_H)
 
 
 def _sizes(
@@ -177,7 +180,10 @@ def _sizes(
     # Those of x: accumulators take fewer registers than with the lanes of a wider q.
     most = load_columns(dtype) if h == 1 else LANE_COLUMNS  # one accumulator may be wide
     lanes = max(value_lanes(d, most), head_lanes(h, d_k, most) // 4)
-    sizes = head_sizes(h, d_k, lanes, most) | value_sizes(d, lanes, most)
+    if h >= _MANY_HEADS and dtype.itemsize == 2 and 2 * lanes * vector(d, most) >= 3 * d:
+        # A third of the columns would be padding, in the sums of every head: narrow loads cost less.
+        lanes, most = max(lanes // 2, head_lanes(h, d_k, most) // 4), 1
+    sizes = head_sizes(h, d_k, lanes, load_columns(dtype)) | value_sizes(d, lanes, most)
     heads = sizes["BLOCK_H"] * sizes["N_H"]
     is_one_sweep = not by_sender and heads * sizes["VEC_D"] * sizes["N_D"] <= _ACCUMULATORS
     chunks = [sizes[f"{size}_{table}"] for table in "AD" for size in ("BLOCK", "N")]

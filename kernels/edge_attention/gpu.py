@@ -32,6 +32,7 @@ from grand_fast.kernels._triton import launcher
 from grand_fast.kernels._triton_edge_scores import (
     SWEEP_VALUES,
     score_sizes,
+    row_lse,
     store_lse,
     sweep_lse,
     write_lse,
@@ -102,10 +103,14 @@ def _edge_attention_fwd_kernel(
                 q, k_ptr, weighting, top, col_ptr, None, beg, count, stride_k_n, H, d_k, BLOCK_H,
                 BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
             )  # fmt: skip
-            lse = store_lse(lse_ptr + row * H, m, l, H, BLOCK_H, N_H)
+            lse = row_lse(m, l, H, BLOCK_H, N_H)
+            store_lse(lse_ptr + row * H, lse, H, BLOCK_H, N_H)
+    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
+        j = j_next
+        behind = e + (BLOCK_E * BLOCK_G + offs_e)
+        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         slot = load_slots(None, beg, e + offs_e, mask_e)
         w = load_edge_weight(weighting, slot, mask_e)

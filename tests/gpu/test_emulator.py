@@ -44,6 +44,8 @@ CASES = [
     ((128, 4, 128), torch.float16, "sm_80"),
     ((64, 8, 128), torch.float32, "sm_80"),
     ((80, 8, 128), torch.float32, "sm_80"),
+    ((80, 8, 128), torch.bfloat16, "sm_90"),  # narrow loads of x
+    ((64, 8, 128), torch.bfloat16, "sm_80"),
     ((162, 2, 32), torch.float32, "sm_80"),
     ((256, 4, 128), torch.float32, "sm_80"),
     ((5, 3, 21), torch.float32, "sm_80"),
