@@ -15,16 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._triton_tiles import (
-    add_products,
-    add_weighted,
-    head_columns,
-    heads_of,
-    join,
-    join_lanes,
-    row_warps,
-    zeros,
-)
+from grand_fast.kernels._triton_sizes import row_warps
+from grand_fast.kernels._triton_sums import add_products, add_weighted, join, join_lanes, zeros
+from grand_fast.kernels._triton_tiles import head_columns, heads_of
 from grand_fast.kernels._triton_weighting import past_function, past_normalizer
 
 

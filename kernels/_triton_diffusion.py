@@ -10,13 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton_tiles import (
-    join,
-    load_columns,
-    value_columns,
-    value_lanes,
-    value_sizes,
-)
+from grand_fast.kernels._triton_sizes import load_columns, value_lanes, value_sizes
+from grand_fast.kernels._triton_sums import join
+from grand_fast.kernels._triton_tiles import value_columns
 
 _ROWS = 128  # one program adds up their share of dalpha, and writes 1/128 of a tensor for it
 

@@ -6,24 +6,22 @@
 import triton
 import triton.language as tl
 
-from grand_fast.kernels._triton_edge_scores import (
-    join_groups,
-    no_scores,
-    online,
-)
-from grand_fast.kernels._triton_tiles import (
+from grand_fast.kernels._triton_edge_scores import join_groups, no_scores, online
+from grand_fast.kernels._triton_sums import (
     add_weighted,
     by_head,
-    edge_offsets,
-    gather_heads,
-    gather_per_head,
-    gather_values,
     head_dot,
-    heads_of,
     join_lanes,
     rounded,
     scaled,
     zeros,
+)
+from grand_fast.kernels._triton_tiles import (
+    edge_offsets,
+    gather_heads,
+    gather_per_head,
+    gather_values,
+    heads_of,
 )
 from grand_fast.kernels._triton_weighting import (
     load_edge_weight,

@@ -29,24 +29,18 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_edge_scores import (
-    SWEEP_VALUES,
-    score_sizes,
-    row_lse,
-    store_lse,
-    sweep_lse,
-    write_lse,
-)
+from grand_fast.kernels._triton_edge_scores import row_lse, store_lse, sweep_lse
+from grand_fast.kernels._triton_lse import SWEEP_VALUES, write_lse
+from grand_fast.kernels._triton_sizes import score_sizes
+from grand_fast.kernels._triton_sums import head_dot, scaled
 from grand_fast.kernels._triton_tiles import (
     edge_offsets,
     gather_heads,
     gather_per_head,
-    head_dot,
     heads_of,
     load_heads,
     load_per_head,
     load_piece,
-    scaled,
 )
 from grand_fast.kernels._triton_weighting import (
     load_edge_weight,
@@ -58,7 +52,8 @@ from grand_fast.kernels._triton_weighting import (
     weight,
 )
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
-from grand_fast.kernels.edge_attention._triton_backward import bwd_dk, bwd_dq
+from grand_fast.kernels.edge_attention._triton_column_pass import bwd_dk
+from grand_fast.kernels.edge_attention._triton_row_pass import bwd_dq
 
 
 @triton.jit(do_not_specialize=["n_split"])
