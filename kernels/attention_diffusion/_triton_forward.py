@@ -36,8 +36,8 @@ _VALUES = 32  # of the gathered tiles, per lane
 # One sweep has an accumulator per head, of so many elements a lane together; with more heads a
 # second gather of k costs less than the registers.
 _ACCUMULATORS = 40
-# NVIDIA's compiler starts the exchanges of many heads early, each in registers of its own: 118 of
-# them, or 96 if told so, which lets 20 warps be resident instead of 16.
+# For A100 and H100 NVIDIA's compiler starts the exchanges of many heads early, each in registers of
+# its own: 118 of them, or 96 if told so, which lets 20 warps be resident instead of 16.
 _MANY_HEADS, _REGISTERS = 8, 96
 
 
@@ -136,7 +136,14 @@ def _attention_diffusion_fwd_kernel(
 
 
 def _sizes(
-    d: int, h: int, d_k: int, dtype: torch.dtype, *, one_table: bool, by_sender: bool
+    d: int,
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    one_table: bool,
+    by_sender: bool,
 ) -> dict[str, int | bool]:
     """Compile-time sizes and warps; whether k and x are gathered in one sweep, and as one."""
     # Those of x: accumulators take fewer registers than with the lanes of a wider q.
@@ -153,9 +160,16 @@ def _sizes(
     options = {**sizes, **edges(sizes, lanes, _VALUES, scalars=scalars)}
     options |= {"IS_BY_SENDER": by_sender, "IS_ONE_SWEEP": is_one_sweep}
     options["IS_ABSORBED"] = one_table and chunks[:2] == chunks[2:]
-    if is_one_sweep and heads >= _MANY_HEADS and torch.version.hip is None:
+    if is_one_sweep and heads >= _MANY_HEADS and _is_limited(device):
         options["maxnreg"] = _REGISTERS
     return options
+
+
+def _is_limited(device: torch.device) -> bool:
+    """Whether the compiler is told how many registers to use: for Blackwell it then spills."""
+    if torch.version.hip is not None:
+        return False
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) < (10, 0)
 
 
 def _is_same(k: Tensor, x: Tensor) -> bool:
@@ -213,6 +227,6 @@ def write_field(
         H=h,
         d_k=d_k,
         HAS_SOURCE=x0 is not None,
-        **_sizes(d, h, d_k, x.dtype, one_table=_is_same(k, x), by_sender=by_sender),
+        **_sizes(d, h, d_k, x.dtype, x.device, one_table=_is_same(k, x), by_sender=by_sender),
     )
     join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
