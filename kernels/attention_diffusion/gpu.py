@@ -29,9 +29,6 @@ Order:    one writer per output element; edges summed in CSR order, pieces of a 
           bitwise repeatable.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
-# (functions under @triton.jit take values that Python's types cannot name)
-
 from typing import Any
 
 import torch
