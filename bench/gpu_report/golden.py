@@ -40,15 +40,18 @@ class _Rule:
     relative_slack: float = 0.0
 
 
-# What is not here (multiply-adds, exponentials, bytes in flight) says how, not how well.
+# What is not here (multiply-adds) says how, not how well.
 _RULES = {
     "registers": _Rule(+1, slack=4),  # what counts of them is in `warps`
     "spills": _Rule(+1),
+    "shared": _Rule(+1),
     "warps": _Rule(-1),
     "wide_percent": _Rule(-1, slack=0.5),
     "instructions": _Rule(+1, relative_slack=0.02),
     "shuffles": _Rule(+1),
+    "mufu": _Rule(+1, slack=0.01),
     "barriers": _Rule(+1),
+    "bytes_in_flight": _Rule(-1, relative_slack=0.1),
 }
 
 
