@@ -15,15 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._triton_tiles import (
-    add_weighted,
-    head_columns,
-    heads_of,
-    join,
-    join_lanes,
-    row_warps,
-    zeros,
-)
+from grand_fast.kernels._triton_sizes import row_warps
+from grand_fast.kernels._triton_sums import add_weighted, join, join_lanes, zeros
+from grand_fast.kernels._triton_tiles import head_columns, heads_of
 from grand_fast.kernels._triton_weighting import past_function, past_normalizer
 
 
@@ -49,6 +43,7 @@ def add_dq_sums(sums, p, t, k, u, s, w, weighting, top, BLOCK_H: tl.constexpr,
     cpt = ()
     for h in tl.static_range(N_H):
         sum_p = sum_p + (sums[0][h] + tl.sum(p[h], 0),)
+        # not by `add_products`: with heads as columns, Triton 3.7 fails to compile it for AMD
         sum_pt = sum_pt + (sums[1][h] + tl.sum(p[h] * t[h], 0),)
         cp_h = past_normalizer(p[h], s[h], weighting, top)
         cp_h = past_function(cp_h, u[h], w, weighting)

@@ -10,13 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton_tiles import (
-    join,
-    load_columns,
-    value_columns,
-    value_lanes,
-    value_sizes,
-)
+from grand_fast.kernels._triton_sizes import load_columns, value_lanes, value_sizes
+from grand_fast.kernels._triton_sums import join
+from grand_fast.kernels._triton_tiles import value_columns
 
 _ROWS = 128  # one program adds up their share of dalpha, and writes 1/128 of a tensor for it
 
@@ -45,6 +41,8 @@ def store_diffusion(
 
     `add` holds the pairs (c_s, y_s_ptr). Without IS_SCALED alpha counts as 1.
     """
+    # All is loaded before anything is stored: behind a store, which it might concern, a load waits.
+    row_f = ()
     for chunk in tl.static_range(N_D):
         offs, mask = value_columns(chunk, d, BLOCK_D, VEC_D)
         x = tl.load(x_ptr + row * stride_x_n + offs, mask=mask, other=0.0).to(tl.float32)
@@ -57,8 +55,8 @@ def store_diffusion(
         for s in tl.static_range(len(add)):
             c, y_ptr = add[s]
             f += c * tl.load(y_ptr + row * d + offs, mask=mask, other=0.0).to(tl.float32)
-        at = f_ptr + row * stride_f_n + offs
-        tl.store(at, f.to(f_ptr.dtype.element_ty), mask=mask)
+        row_f = row_f + (tl.reshape(f.to(f_ptr.dtype.element_ty), [BLOCK_D]),)
+    store_values(f_ptr + row * stride_f_n, row_f, d, BLOCK_D, VEC_D, N_D)
 
 
 @triton.jit

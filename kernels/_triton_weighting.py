@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._triton_tiles import rounded
+from grand_fast.kernels._triton_sums import rounded
 from grand_fast.kernels._weighting import Weighting, scaled_dot
 
 LOG2E = tl.constexpr(math.log2(math.e))

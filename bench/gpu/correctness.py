@@ -25,11 +25,15 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Operator:
-    """How an operator is called, and with what: shapes by the letters n, e, d, h, k, or 1."""
+    """How an operator is called, and with what.
+
+    shapes: by the letters n, e, d, h, k, p for 2·h·k, or 1. takes_heads: the call gets `heads` too.
+    """
 
     name: str
     shapes: dict[str, str]
     call: Callable[..., Tensor]
+    takes_heads: bool = False
 
 
 def _stage(*, graph: Graph, backend: str, **y: Tensor) -> Tensor:
@@ -37,12 +41,28 @@ def _stage(*, graph: Graph, backend: str, **y: Tensor) -> Tensor:
     return ops.stage_update(list(zip(scales, y.values(), strict=True)), backend=backend)
 
 
+def _projected(x: Tensor, weight: Tensor, bias: Tensor, **others: Any) -> Tensor:
+    """With weights as a layer has them: of random ones, scores would be too large to compare."""
+    scale = x.shape[1] ** -0.5
+    return ops.projected_attention_diffusion(x, weight * scale, bias, **others)
+
+
+def _error_ratio(*, graph: Graph, backend: str, **f: Tensor) -> Tensor:
+    x, y, *slopes = f.values()
+    terms = list(zip((0.5, -1.0, 0.25), slopes, strict=True))
+    return ops.error_ratio(terms, x, y, rtol=1e-2, atol=1e-3, backend=backend)
+
+
 _FIELD = {"x": "nd", "alpha": "d", "beta": "d", "x0": "nd"}
+_PROJECTED = _FIELD | {"weight": "pd", "bias": "p"}
 OPERATORS = (
     Operator("attention_diffusion", _FIELD | {"q": "nhk", "k": "nhk"}, ops.attention_diffusion),
     Operator("csr_diffusion", _FIELD | {"a": "e"}, ops.csr_diffusion),
     Operator("edge_attention", {"q": "nhk", "k": "nhk"}, ops.edge_attention),
     Operator("stage_update", {f"y{s}": "nd" for s in range(4)}, _stage),
+    Operator("projected_attention_diffusion", _PROJECTED, _projected, takes_heads=True),
+    Operator("projected_attention_diffusion, one head", _PROJECTED, partial(_projected, heads=1)),
+    Operator("error_ratio", {name: "nd" for name in ("x", "y", "f0", "f1", "f2")}, _error_ratio),
 )
 
 
@@ -106,12 +126,13 @@ def check_kernels(
     for operator in operators:
         progress.say(f"{operator.name}: check")
         cases = failed = 0
-        for name, graph, inputs in _cases(operator, kinds, sizes, nodes, dtypes):
+        for name, graph, heads, inputs in _cases(operator, kinds, sizes, nodes, dtypes):
             if not budget.allows(f"check of {operator.name} on {name}"):
                 continue
             cases += 1
             try:
-                _compare(operator, graph, inputs, device)
+                options = {"heads": heads} if operator.takes_heads else {}
+                _compare(partial(operator.call, **options), graph, inputs, device)
             except (AssertionError, RuntimeError) as problem:
                 failed += 1
                 report.failed.append(f"{operator.name} on {name}: {problem}")
@@ -129,28 +150,29 @@ def _cases(
     sizes: tuple[tuple[int, int, int], ...],
     nodes: int,
     dtypes: tuple[torch.dtype, ...],
-) -> Iterator[tuple[str, Graph, Inputs]]:
+) -> Iterator[tuple[str, Graph, int, Inputs]]:
     for i, kind in enumerate(kinds):
         graph = random_graph(kind, nodes)  # type: ignore[arg-type]
         for d, h, k in sizes if kind == "hub" else sizes[i % len(sizes) :][:1]:
-            letters = {"n": graph.num_nodes, "e": graph.num_edges, "d": d, "h": h, "k": k, "1": 1}
+            letters = {"n": graph.num_nodes, "e": graph.num_edges, "d": d, "h": h, "k": k,
+                       "p": 2 * h * k, "1": 1}  # fmt: skip
             g = torch.Generator().manual_seed(i)
             shapes = {name: [letters[c] for c in text] for name, text in operator.shapes.items()}
             inputs = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
             for dtype in dtypes:
                 case = f"{kind}, d={d} H={h} d_k={k} {str(dtype).removeprefix('torch.')}"
-                yield case, graph, {name: value.to(dtype) for name, value in inputs.items()}
+                yield case, graph, h, {name: value.to(dtype) for name, value in inputs.items()}
 
 
-def _compare(operator: Operator, graph: Graph, inputs: Inputs, device: Device) -> None:
+def _compare(call: Callable[..., Tensor], graph: Graph, inputs: Inputs, device: Device) -> None:
     """No further from float64 than twice what PyTorch is in the same type, and a rounding."""
     dtype = next(iter(inputs.values())).dtype
     there = {name: value.to(device.device) for name, value in inputs.items()}
     on_device = graph.to(device.device)
-    got = _run(operator, on_device, there, device.backend)
-    again = _run(operator, on_device, there, device.backend)
-    want = _run(operator, graph, {n: v.double() for n, v in inputs.items()}, "reference")
-    plain = {} if dtype == torch.float32 else _run(operator, graph, inputs, "reference")
+    got = _run(call, on_device, there, device.backend)
+    again = _run(call, on_device, there, device.backend)
+    want = _run(call, graph, {n: v.double() for n, v in inputs.items()}, "reference")
+    plain = {} if dtype == torch.float32 else _run(call, graph, inputs, "reference")
     for name, value in want.items():
         tolerance = None
         if name in plain and value.numel():
@@ -161,9 +183,11 @@ def _compare(operator: Operator, graph: Graph, inputs: Inputs, device: Device) -
         assert torch.equal(got[name], again[name]), f"{name}: two runs differ"
 
 
-def _run(operator: Operator, graph: Graph, inputs: Inputs, backend: str) -> Inputs:
+def _run(call: Callable[..., Tensor], graph: Graph, inputs: Inputs, backend: str) -> Inputs:
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
-    out = operator.call(graph=graph, backend=backend, **leaves)
+    out = call(graph=graph, backend=backend, **leaves)
+    if not out.requires_grad:
+        return {"out": out}
     weights = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).view(out.shape)
     grads = torch.autograd.grad(out, list(leaves.values()), weights.to(out.device, out.dtype))
     named = {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}

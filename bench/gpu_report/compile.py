@@ -117,8 +117,8 @@ def compile_launch(launch: Launch, arch: str) -> CompiledKernel:
     active = driver._active
     driver.set_active(_AbsentDevice(TARGETS[arch]))
     options = dict(launch.kwargs)
-    if TARGETS[arch].backend == "hip":
-        options.pop("maxnreg", None)  # which a launcher passes on NVIDIA's GPUs only
+    if arch not in MODELLED:
+        options.pop("maxnreg", None)  # which a launcher passes on NVIDIA's GPUs before sm_100 only
     try:
         return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **options)
     finally:

@@ -18,6 +18,7 @@ from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.edge_attention import gpu as edge_attention
+from grand_fast.kernels.error_ratio import gpu as error_ratio
 from grand_fast.kernels.stage_update import gpu as stage_update
 
 # Of the family of attentions, those whose kernels have every switch between them
@@ -77,6 +78,8 @@ def passes(
         stage_update.stage_update_fwd([g.x] * len(_STAGE), _STAGE)
     with record() as every["stage_update backward"]:
         stage_update.stage_update_bwd(g.x, _STAGE)
+    with record() as every["error_ratio forward"]:
+        error_ratio.error_ratio_fwd([g.x] * len(_STAGE), _STAGE, g.x, g.x, rtol=1e-3, atol=1e-6)
     return every
 
 

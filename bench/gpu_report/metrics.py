@@ -52,16 +52,21 @@ class Kernel:
 
         Of two that exclude each other in a program, the longer one: the other is for cut rows.
         """
-        spans = self._spans
-        if self.launch.kwargs.get("IS_ONE_SWEEP"):
-            spans = [max(spans, key=len)]
-        return [self.code[s.start : s.stop] for s in spans] or [self.code]
+        return [self.code[s.start : s.stop] for s in self._counted] or [self.code]
 
     @cached_property
     def rest(self) -> list[sass.Instruction]:
-        """What a program does once, both sides of its branches."""
+        """What a program does once: outside of loops, on its longest way through those counted."""
+        if not self._spans:
+            return []
         inside = {at for span in self._spans for at in span}
-        return [i for at, i in enumerate(self.code) if at not in inside] if inside else []
+        path = sass.longest_path(self.code, self._counted)
+        return [self.code[at] for at in path if at not in inside]
+
+    @property
+    def _counted(self) -> list[range]:
+        is_one = self.launch.kwargs.get("IS_ONE_SWEEP")
+        return [max(self._spans, key=len)] if is_one else self._spans
 
     @cached_property
     def _spans(self) -> list[range]:

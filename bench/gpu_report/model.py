@@ -6,8 +6,8 @@ The time of a kernel is the longest of five, each as if the others cost nothing:
   cache of L2's capacity misses (all tables of a row come and go together; programs run one after
   the other; writes and index arrays take no room).
 - L2: every row of every gather, in sectors of 32 bytes. L1 catches nothing.
-- Pipe: instructions of the loops times turns, and of the rest times programs, through the busiest
-  of issue, multiply-adds, integers, special functions, and loads with shuffles.
+- Pipe: instructions of the loops times turns, and of the rest on its longest way times programs,
+  through the busiest of issue, multiply-adds, integers, special functions, and loads with shuffles.
 - Latency: a warp alone takes the cycles that the compiler's schedule and the scoreboards give
   (`sass.cycles`), and those resident run side by side. This is Little's law, with the loads in
   flight that the code allows. A turn waits for its slowest row: for DRAM unless all its rows hit.

@@ -70,10 +70,22 @@ def _extremum(on_floats: Function, on_integers: Function) -> Callable[[Opcode], 
     """A NaN gives way to the other operand, so numpy's own maximum will not do."""
 
     def build(opcode: Opcode) -> Operation:
-        is_float = DTYPES[opcode.types[0]].kind == "f"
-        return Operation(on_floats if is_float else on_integers, opcode.types * 2)
+        kind = opcode.types[0]
+        function = on_floats if DTYPES[kind].kind == "f" else on_integers
+        if kind == "bf16":
+
+            def function(a: Array, b: Array) -> Array:
+                return _to_bf16(on_floats(_from_bf16(a), _from_bf16(b)))
+
+        return Operation(function, opcode.types * 2)
 
     return build
+
+
+def _magnitude(opcode: Opcode) -> Operation:
+    """Of bfloat16, which numpy takes for an integer, all bits but the first."""
+    is_bits = opcode.types == ("bf16",)
+    return Operation((lambda a: a & np.uint16(0x7FFF)) if is_bits else np.abs, opcode.types)
 
 
 def _flushing(function: Function) -> Function:
@@ -262,9 +274,9 @@ _RULES: dict[str, _Rule] = {
     "fma": _rule(_multiply_add, "f16 f32", "rn ftz"),
     "div": _rule(_same(np.divide, 2), _FLOATS, "rn full approx ftz"),
     "neg": _rule(_same(np.negative, 1), f"s16 s32 s64 {_FLOATS}", "ftz"),
-    "abs": _rule(_same(np.abs, 1), f"s16 s32 s64 {_FLOATS}", "ftz"),
-    "max": _rule(_extremum(np.fmax, np.maximum), f"{_INTEGERS} {_FLOATS}", "ftz"),
-    "min": _rule(_extremum(np.fmin, np.minimum), f"{_INTEGERS} {_FLOATS}", "ftz"),
+    "abs": _rule(_magnitude, f"s16 s32 s64 {_FLOATS} bf16", "ftz"),
+    "max": _rule(_extremum(np.fmax, np.maximum), f"{_INTEGERS} {_FLOATS} bf16", "ftz"),
+    "min": _rule(_extremum(np.fmin, np.minimum), f"{_INTEGERS} {_FLOATS} bf16", "ftz"),
     "ex2": _rule(_same(np.exp2, 1), "f32", "approx ftz"),
     "lg2": _rule(_same(np.log2, 1), "f32", "approx ftz"),
     "rcp": _rule(_same(lambda a: 1 / a, 1), _FLOATS, "rn approx ftz"),

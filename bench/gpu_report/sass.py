@@ -21,6 +21,7 @@ _FIRST_WORD = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;?\s*/\* 0x[0-9a-f
 _SECOND_WORD = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
 _PREDICATE = re.compile(r"^@!?U?P(?:\d+|T)\s+")
 _BRANCH = re.compile(r"^BRA\b.*?(?:`\((\.L_\w+)\)|\b0x([0-9a-f]+))")
+_CONDITION = re.compile(r"\bU?P\d")  # in front of the opcode or behind it
 _WIDTH = re.compile(r"\.(?:U|S)?(8|16|64|128|256)\b")
 
 
@@ -85,20 +86,53 @@ def innermost_loops(code: Code) -> list[range]:
     A loop reaches from the target of a backward branch to that branch. The endless one behind the
     exit, a branch to itself, is none.
     """
-    by_label = {i.label: at for at, i in enumerate(code) if i.label}
-    by_address = {i.address: at for at, i in enumerate(code)}
     ends: dict[int, int] = {}  # several branches back to one target are one loop
-    for at, instruction in enumerate(code):
-        if found := _BRANCH.match(_PREDICATE.sub("", instruction.text)):
-            label, address = found.groups()
-            start = by_label.get(label) if label else by_address.get(int(address, 16))
-            if start is not None and start < at:
-                ends[start] = at
+    for at, target in _targets(code).items():
+        if target < at:
+            ends[target] = at
     spans = [range(start, end + 1) for start, end in sorted(ends.items())]
     return [
         s for s in spans
         if not any(o is not s and s.start <= o.start and o.stop <= s.stop for o in spans)
     ]  # fmt: skip
+
+
+def longest_path(code: Code, through: Sequence[range]) -> list[int]:
+    """Positions that a program passes from the first to its exit, if it takes the longest way.
+
+    Loops are taken once; of two ways, the one with more instructions of the loops `through` is the
+    longer.
+    """
+    inside = {at for loop in through for at in loop}
+    targets, after = _targets(code), len(code)
+    length, following = [0] * (after + 1), [after] * after
+    for at in reversed(range(after)):
+        ways = {at + 1}
+        if code[at].opcode.startswith(("BRA", "EXIT")):
+            target = targets.get(at, after)
+            is_certain = not _CONDITION.search(code[at].text) and target > at
+            ways = {target} if is_certain else {target, at + 1}
+        following[at] = max((w for w in ways if w > at), key=lambda way: length[way])
+        length[at] = length[following[at]] + (after if at in inside else 1)
+    path, at = [], 0
+    while at < after:
+        path.append(at)
+        at = following[at]
+    return path
+
+
+def _targets(code: Code) -> dict[int, int]:
+    """Position of each branch → that of the instruction it jumps to."""
+    by_label = {i.label: at for at, i in enumerate(code) if i.label}
+    by_address = {i.address: at for at, i in enumerate(code)}
+    targets: dict[int, int] = {}
+    for at, instruction in enumerate(code):
+        if found := _BRANCH.match(_PREDICATE.sub("", instruction.text)):
+            label, address = found.groups()
+            target = by_label.get(label) if label else by_address.get(int(address, 16))
+            if target is not None:
+                targets[at] = target
+    return targets
 
 
 def count(code: Code, pattern: str) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from bench import graphs, machine
 from bench.gpu_report import golden
+from bench.gpu_report.bars import gathered_wide_percent, print_bars
 from bench.gpu_report.compile import MODELLED, Launch
 from bench.gpu_report.hardware import GPUS
 from bench.gpu_report.launches import passes
@@ -32,9 +33,9 @@ the gather loops the instructions, shuffles and exponentials; compared with gold
 A MODEL, not a measurement: the milliseconds that DRAM, L2, the busiest pipe, latency and the
 longest piece would take on the graph, each alone. Over the floor of memory stand the longest of
 them, and, `added`, memory plus the longest of the others: for rows by number, and in reverse
-Cuthill-McKee order. A last table has these of attention_diffusion for all shapes. The assumptions
-stand in bench/gpu_report/model.py, the hardware's numbers in hardware.py. --quick takes one shape,
-and leaves out bfloat16.
+Cuthill-McKee order. The assumptions stand in bench/gpu_report/model.py, the hardware's numbers in
+hardware.py. A last table holds attention_diffusion, all shapes, against the bars of
+bench/gpu_report/bars.py, and names those missed. --quick takes one shape, and leaves out bfloat16.
 """
 ORDERS = ("natural", "rcm")
 PICTURE = "gpu_report_model.png"
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             exact = {name: kernel.metrics for name, kernel in kernels.items()}
             _compare(golden.case_name(arch, shape, dtype), exact)
     progress.close()
-    _print_summary(report.rows)
+    print_bars(report.rows, {str(shape): shape for shape in shapes}, report)
     report.skipped.append("joins of split rows are not modelled: they move some hundred rows.")
     if options.out:
         first = [row for row in report.rows if row["shape"] == str(shapes[0])]
@@ -127,9 +128,11 @@ def _row(
         "graph": report.header["graph"],
         "programs": launch.grid[0],
         "exact": asdict(kernel.metrics),
+        "float_atomics": kernel.used.float_atomics,
     }
     if not is_modelled(kernel):
         return row
+    row["gathered_wide_percent"] = round(gathered_wide_percent(kernel), 1)
     row["model"] = {}
     for order in ORDERS:
         modelled = times(kernel, reuses.of(launch, order))
@@ -190,17 +193,6 @@ def _over_floor(rows: list[Row]) -> list[str]:
         floor = sum(m["floor_s"] for m in models)
         cells += [f"{sum(m[key] for m in models) / floor:.2f}" for key in ("seconds", "added_s")]
     return cells
-
-
-def _print_summary(rows: list[Row]) -> None:
-    """The kernels over the edges of attention_diffusion, all shapes: their times over the floor."""
-    lines = [
-        [row["dtype"], row["shape"], row["gpu"], row["kernel"], *_over_floor([row])]
-        for row in rows
-        if row["kernel"].startswith("attention_diffusion") and "model" in row
-    ]
-    head = ["", "shape", "GPU", "kernel", "× floor", "added", "rcm: × floor", "added"]
-    print_table("MODEL, nothing ran: times over the floor of memory", head, lines)
 
 
 def _compare(case: str, exact: dict[str, Metrics]) -> None:

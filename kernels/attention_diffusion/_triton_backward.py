@@ -10,20 +10,10 @@ gives dk, Delta and dx, the column pass over A and gives dq: q and k, and df and
 import triton
 import triton.language as tl
 
-from grand_fast.kernels._triton_diffusion import (
-    store_diffusion,
-    store_values,
-)
-from grand_fast.kernels._triton_tiles import (
-    add_weighted,
-    head_lanes,
-    head_sizes,
-    value_lanes,
-    value_sizes,
-)
-from grand_fast.kernels._triton_weighting import (
-    sum_over_heads,
-)
+from grand_fast.kernels._triton_diffusion import store_diffusion, store_values
+from grand_fast.kernels._triton_sizes import head_lanes, head_sizes, value_lanes, value_sizes
+from grand_fast.kernels._triton_sums import add_weighted
+from grand_fast.kernels._triton_weighting import sum_over_heads
 
 # A lane reads 128 bits of float32 at once. With 128 bits of a half type, half the lanes would read
 # a row, each with twice the registers: fewer warps, slower where two tables are gathered.

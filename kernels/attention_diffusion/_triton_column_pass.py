@@ -19,26 +19,25 @@ from grand_fast.kernels._triton_attention_backward import (
     join_dk,
     store_heads,
 )
-from grand_fast.kernels._triton_diffusion import (
-    dense,
-    join_diffusion,
-)
-from grand_fast.kernels._triton_tiles import (
+from grand_fast.kernels._triton_diffusion import dense, join_diffusion
+from grand_fast.kernels._triton_sizes import edges
+from grand_fast.kernels._triton_sums import (
     add_weighted,
     edge_dot,
-    edge_offsets,
-    edges,
-    gather_heads,
-    gather_per_head,
-    gather_values,
     head_dot,
     join_lanes,
-    load_heads,
-    load_piece,
-    load_values,
     products,
     scaled,
     zeros,
+)
+from grand_fast.kernels._triton_tiles import (
+    edge_offsets,
+    gather_heads,
+    gather_per_head,
+    gather_values,
+    load_heads,
+    load_piece,
+    load_values,
 )
 from grand_fast.kernels._triton_weighting import (
     Scoring,

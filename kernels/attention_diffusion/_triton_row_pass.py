@@ -19,26 +19,25 @@ from grand_fast.kernels._triton_attention_backward import (
     store_dq,
     store_dq_part,
 )
-from grand_fast.kernels._triton_diffusion import (
-    dense,
-    join_diffusion,
-)
-from grand_fast.kernels._triton_tiles import (
+from grand_fast.kernels._triton_diffusion import dense, join_diffusion
+from grand_fast.kernels._triton_sizes import edges
+from grand_fast.kernels._triton_sums import (
     edge_dot,
-    edge_offsets,
-    edges,
-    gather_heads,
-    gather_values,
     head_dot,
     join_lanes,
-    load_heads,
-    load_per_head,
-    load_piece,
-    load_values,
     products,
     row_dot,
     scaled,
     zeros,
+)
+from grand_fast.kernels._triton_tiles import (
+    edge_offsets,
+    gather_heads,
+    gather_values,
+    load_heads,
+    load_per_head,
+    load_piece,
+    load_values,
 )
 from grand_fast.kernels._triton_weighting import (
     Scoring,

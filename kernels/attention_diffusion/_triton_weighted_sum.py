@@ -6,24 +6,22 @@
 import triton
 import triton.language as tl
 
-from grand_fast.kernels._triton_edge_scores import (
-    join_groups,
-    no_scores,
-    online,
-)
-from grand_fast.kernels._triton_tiles import (
+from grand_fast.kernels._triton_edge_scores import join_groups, no_scores, online
+from grand_fast.kernels._triton_sums import (
     add_weighted,
     by_head,
-    edge_offsets,
-    gather_heads,
-    gather_per_head,
-    gather_values,
     head_dot,
-    heads_of,
     join_lanes,
     rounded,
     scaled,
     zeros,
+)
+from grand_fast.kernels._triton_tiles import (
+    edge_offsets,
+    gather_heads,
+    gather_per_head,
+    gather_values,
+    heads_of,
 )
 from grand_fast.kernels._triton_weighting import (
     load_edge_weight,
@@ -95,19 +93,19 @@ def weighted_sum(
 
 
 @triton.jit
-def next_heads(p, step: tl.constexpr, BLOCK_H: tl.constexpr):
-    """p[..., h ^ b] of p [..., BLOCK_H], b the lowest bit of `step`; p itself at step 0.
+def with_next_heads(ps):
+    """p[..., h ^ r] for r = 0 … n of p [..., BLOCK_H], given those to n − 1; (p,) is the first.
 
-    After steps 1 … n a lane has met the heads that differ from its own in the first n codes of
-    Gray, so after BLOCK_H − 1 of them all. Written as a sum over pairs, y ^ (y ^ z) = z, which
-    compiles to one shuffle; a gather would go through shared memory.
+    Each comes by a shuffle from the one that lacks its lowest bit, so that few wait for each other.
+    Written as a sum over pairs, y ^ (y ^ z) = z, which compiles to one shuffle; a gather would go
+    through shared memory.
     """
-    b: tl.constexpr = step & -step
-    if b > 0:
-        y = tl.reshape(p.to(tl.int32, bitcast=True), [p.numel // (2 * b), 2, b])
-        y = y ^ tl.xor_sum(y, 1, keep_dims=True)
-        p = tl.reshape(y, p.shape).to(tl.float32, bitcast=True)
-    return p
+    r: tl.constexpr = len(ps)
+    b: tl.constexpr = r & -r
+    p = ps[r & (r - 1)]
+    y = tl.reshape(p.to(tl.int32, bitcast=True), [p.numel // (2 * b), 2, b])
+    y = y ^ tl.xor_sum(y, 1, keep_dims=True)
+    return ps + (tl.reshape(y, p.shape).to(tl.float32, bitcast=True),)
 
 
 @triton.jit
@@ -149,17 +147,18 @@ def sweep_once(
     groups = ()
     for _ in tl.static_range(N_H * BLOCK_H * N_D):
         groups = groups + (tl.zeros([BLOCK_G, BLOCK_H, BLOCK_D // BLOCK_H], tl.float32),)
-    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
+    left = count - offs_e
+    j_next = tl.load(col_ptr + beg + offs_e, mask=left > 0, other=0)
     for e in range(0, count, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < count
+        mask_e = e < left
         j = j_next
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         if IS_ABSORBED:
             x = k  # the same rows
         else:
             x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        behind = e + (BLOCK_E * BLOCK_G + offs_e)
-        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
+        behind = e + BLOCK_E * BLOCK_G
+        j_next = tl.load(col_ptr + beg + (behind + offs_e), mask=behind < left, other=0)
         slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
         edge_w = load_edge_weight(weighting, slot, mask_e)
         s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), edge_w, weighting)
@@ -170,20 +169,23 @@ def sweep_once(
             m_g, l_g, fade, p = online(m[g], l[g], s[g], mask_e, weighting, top)
             new_m = new_m + (m_g,)
             new_l = new_l + (l_g,)
+            ps = (p,)
+            fades = (fade,)
             for r in tl.static_range(BLOCK_H):
-                p = next_heads(p, r, BLOCK_H)
-                if weighting.top is None:
-                    fade = next_heads(fade, r, BLOCK_H)
+                if r > 0:
+                    ps = with_next_heads(ps)
+                    if weighting.top is None:
+                        fades = with_next_heads(fades)
                 for c in tl.static_range(N_D):
                     old = groups[(g * BLOCK_H + r) * N_D + c]
                     if weighting.top is None:
-                        old *= fade[:, :, None]
-                    px = tl.sum(p[:, :, :, None] * by_head(x[c], BLOCK_H), 0)
+                        old *= fades[r][:, :, None]
+                    px = tl.sum(ps[r][:, :, :, None] * by_head(x[c], BLOCK_H), 0)
                     new = new + (old + px,)
         groups, m, l = new, new_m, new_l  # noqa: E741
     ax = ()
     for _ in tl.static_range(N_D):
-        ax = ax + (tl.zeros([BLOCK_H, BLOCK_D // BLOCK_H], tl.float32),)
+        ax = ax + (tl.zeros([BLOCK_G, BLOCK_H, BLOCK_D // BLOCK_H], tl.float32),)
     largest = ()
     total = ()
     for g in tl.static_range(N_H):
@@ -192,16 +194,18 @@ def sweep_once(
         total = total + (l_g,)
         is_head = (heads_of(g, BLOCK_H) < H) & (l_g != 0.0)
         share = fade * tl.where(is_head, 1.0 / (l_g * H), 0.0)[None, :]
+        shares = (share,)
         for r in tl.static_range(BLOCK_H):
-            share = next_heads(share, r, BLOCK_H)
+            if r > 0:
+                shares = with_next_heads(shares)
             new = ()
             for c in tl.static_range(N_D):
-                part = groups[(g * BLOCK_H + r) * N_D + c] * share[:, :, None]
-                if BLOCK_G > 1:
-                    part = rounded(part)
-                new = new + (ax[c] + tl.sum(part, 0),)
+                new = new + (ax[c] + groups[(g * BLOCK_H + r) * N_D + c] * shares[r][:, :, None],)
             ax = new
     flat = ()
     for c in tl.static_range(N_D):
-        flat = flat + (tl.reshape(ax[c], [BLOCK_D]),)
+        part = tl.reshape(ax[c], [BLOCK_G, BLOCK_D])
+        if N_H * BLOCK_H == 1:
+            part = rounded(part)  # else the last addition is over by now
+        flat = flat + (tl.sum(part, 0),)
     return flat, largest, total

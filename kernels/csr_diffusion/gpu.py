@@ -30,21 +30,9 @@ from grand_fast.kernels._triton_diffusion import (
     store_diffusion,
     store_values,
 )
-from grand_fast.kernels._triton_tiles import (
-    add_weighted,
-    edge_dot,
-    edge_offsets,
-    edges,
-    gather_values,
-    join_lanes,
-    load_columns,
-    load_piece,
-    load_values,
-    products,
-    value_lanes,
-    value_sizes,
-    zeros,
-)
+from grand_fast.kernels._triton_sizes import edges, load_columns, value_lanes, value_sizes
+from grand_fast.kernels._triton_sums import add_weighted, edge_dot, join_lanes, products, zeros
+from grand_fast.kernels._triton_tiles import edge_offsets, gather_values, load_piece, load_values
 
 # Of a gathered tile, per lane: bytes in flight against registers. Next to it there is one row, the
 # accumulators or df.

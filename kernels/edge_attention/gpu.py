@@ -29,23 +29,18 @@ from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_edge_scores import (
-    SWEEP_VALUES,
-    score_sizes,
-    store_lse,
-    sweep_lse,
-    write_lse,
-)
+from grand_fast.kernels._triton_edge_scores import row_lse, store_lse, sweep_lse
+from grand_fast.kernels._triton_lse import SWEEP_VALUES, write_lse
+from grand_fast.kernels._triton_sizes import score_sizes
+from grand_fast.kernels._triton_sums import head_dot, scaled
 from grand_fast.kernels._triton_tiles import (
     edge_offsets,
     gather_heads,
     gather_per_head,
-    head_dot,
     heads_of,
     load_heads,
     load_per_head,
     load_piece,
-    scaled,
 )
 from grand_fast.kernels._triton_weighting import (
     load_edge_weight,
@@ -57,7 +52,8 @@ from grand_fast.kernels._triton_weighting import (
     weight,
 )
 from grand_fast.kernels._weighting import AttentionGradients, Weighting
-from grand_fast.kernels.edge_attention._triton_backward import bwd_dk, bwd_dq
+from grand_fast.kernels.edge_attention._triton_column_pass import bwd_dk
+from grand_fast.kernels.edge_attention._triton_row_pass import bwd_dq
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -102,10 +98,14 @@ def _edge_attention_fwd_kernel(
                 q, k_ptr, weighting, top, col_ptr, None, beg, count, stride_k_n, H, d_k, BLOCK_H,
                 BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
             )  # fmt: skip
-            lse = store_lse(lse_ptr + row * H, m, l, H, BLOCK_H, N_H)
+            lse = row_lse(m, l, H, BLOCK_H, N_H)
+            store_lse(lse_ptr + row * H, lse, H, BLOCK_H, N_H)
+    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
+        j = j_next
+        behind = e + (BLOCK_E * BLOCK_G + offs_e)
+        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
         k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
         slot = load_slots(None, beg, e + offs_e, mask_e)
         w = load_edge_weight(weighting, slot, mask_e)

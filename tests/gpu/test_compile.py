@@ -40,6 +40,8 @@ CASES = [
     *((arch, SHAPES[i], torch.float16) for arch in MODELLED for i in (0, 4)),
     *((arch, SHAPES[0], dtype) for arch in TARGETS if arch not in MODELLED
       for dtype in (torch.float32, torch.bfloat16)),
+    ("gfx942", Shape(64, 1, 64), torch.float32),  # sums with one column
+    *(("sm_100", shape, torch.float32) for shape in SHAPES[1:3]),  # many heads
 ]  # fmt: skip
 IDS = [f"{arch}-{shape}-{str(dtype)[6:]}" for arch, shape, dtype in CASES]
 SIZES = (16, 17)  # Triton compiles apart for sizes that 16 divides, where it is told to

@@ -27,6 +27,8 @@ from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.csr_diffusion import reference as csr_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.edge_attention import reference as edge_attention_reference
+from grand_fast.kernels.error_ratio import gpu as error_ratio
+from grand_fast.kernels.error_ratio import reference as error_ratio_reference
 from grand_fast.kernels.stage_update import gpu as stage_update
 from grand_fast.kernels.stage_update.reference import stage_update_fwd
 from grand_fast.testing import assert_close
@@ -42,6 +44,8 @@ CASES = [
     ((128, 4, 128), torch.float16, "sm_80"),
     ((64, 8, 128), torch.float32, "sm_80"),
     ((80, 8, 128), torch.float32, "sm_80"),
+    ((80, 8, 128), torch.bfloat16, "sm_90"),  # narrow loads of x
+    ((64, 8, 128), torch.bfloat16, "sm_80"),
     ((162, 2, 32), torch.float32, "sm_80"),
     ((256, 4, 128), torch.float32, "sm_80"),
     ((5, 3, 21), torch.float32, "sm_80"),
@@ -150,6 +154,22 @@ def test_stage_update(dtype, arch):
         launch.bytes_loaded[16] >= 3 / 4 * launch.bytes_loaded.total() for launch in launches
     )
     assert all(launch.shuffles == launch.barriers == 0 for launch in launches)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+def test_error_ratio(dtype, arch):
+    """Two programs, of which the second has blocks that lie partly and wholly outside."""
+    scales, tolerances = (0.5, -1.0, 0.25), {"rtol": 1e-2, "atol": 1e-3}
+    tensors = [torch.randn(17, 1027).to(dtype) for _ in range(5)]
+    with emulated(arch) as launches:
+        got = error_ratio.error_ratio_fwd(tensors[2:], scales, *tensors[:2], **tolerances)
+    x, y, *terms = (t.double() for t in tensors)
+    assert_close(
+        "ratio", got, error_ratio_reference.error_ratio_fwd(terms, scales, x, y, **tolerances)
+    )
+    assert [launch.programs for launch in launches] == [2]
+    assert launches[0].wide_percent >= 90
 
 
 def test_gradients_by_alpha():

@@ -48,7 +48,10 @@ def test_no_kernel_is_worse_than_golden(arch, shape, dtype):
         ({"instructions": 51.5}, 1),
         ({"shuffles": 5.5, "barriers": 1.0}, 2),
         ({"registers": 50, "instructions": 40.0, "warps": 40}, 0),
-        ({"fp": 30.0, "mufu": 2.0, "bytes_in_flight": 100}, 0),
+        ({"mufu": 2.0, "shared": 128}, 2),
+        ({"bytes_in_flight": 3700}, 0),
+        ({"bytes_in_flight": 3600}, 1),
+        ({"fp": 30.0}, 0),
     ],
     ids=str,
 )

@@ -1,7 +1,7 @@
 """The GPU kernels in Triton's interpreter, through the public operators, against float64.
 
-It shows masks, offsets, empty rows, split rows and the algebra. It says nothing about races inside
-a program, compilation (`test_compile.py`) or speed.
+It shows masks, offsets, empty rows, split rows and the algebra; `_memory.py` checks every access.
+It says nothing about races inside a program, compilation (`test_compile.py`) or speed.
 """
 
 import functools
@@ -28,6 +28,7 @@ from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
     edge_attention,
+    error_ratio,
     projected_attention_diffusion,
     stage_update,
 )
@@ -96,7 +97,8 @@ def inputs_dtype(inputs):
 
 
 def _compare(operator, graph, inputs, needs=None):
-    got = _run(operator, graph, inputs, "gpu", needs=needs)
+    with checked_memory():
+        got = _run(operator, graph, inputs, "gpu", needs=needs)
     want = _run(operator, graph, inputs, "reference", torch.float64, needs=needs)
     for name in want:
         assert_close(name, got[name], want[name])
@@ -139,7 +141,8 @@ def test_added_tensors(call, needs_alpha, scale_of_x):
 def test_half_types_are_no_worse_than_pytorch(operator, dtype):
     graph = _graph("hub")
     inputs = _inputs(operator, graph, 5, 2, 4, dtype)
-    got = _run(operator, graph, inputs, "gpu")
+    with checked_memory():
+        got = _run(operator, graph, inputs, "gpu")
     plain = _run(operator, graph, inputs, "reference")
     want = _run(operator, graph, inputs, "reference", torch.float64)
     rounding = torch.finfo(dtype).eps / 2
@@ -151,13 +154,11 @@ def test_half_types_are_no_worse_than_pytorch(operator, dtype):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_memory_and_repeatability(operator):
-    """No lane leaves its tensor, no element is written twice, and two runs agree bit for bit."""
+def test_repeatability(operator):
+    """Two runs agree bit for bit."""
     graph = _graph("hub", n=8)
     inputs = _inputs(operator, graph, 5, 3, 7)
-    with checked_memory():
-        first = _run(operator, graph, inputs, "gpu")
-    second = _run(operator, graph, inputs, "gpu")
+    first, second = (_run(operator, graph, inputs, "gpu") for _ in range(2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
 
@@ -307,6 +308,21 @@ def test_stage_update(shape, dtype):
     assert results[0][0].dtype == dtype
     for got, want in zip(*results, strict=True):
         assert_close("y or a gradient", got, want)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, *HALF), ids=str)
+@pytest.mark.parametrize("shape", ((), (5, 7), (17, 1025)), ids=str)
+def test_error_ratio(shape, dtype):
+    """Less than a block, less than a program's blocks, and more."""
+    x, y, *slopes = (torch.randn(shape).to(dtype) for _ in range(5))
+    terms = list(zip((0.5, -1.0, 0.25), slopes, strict=True))
+    tolerances = {"rtol": 1e-2, "atol": 1e-3}
+    with checked_memory():
+        got = error_ratio(terms, x, y, **tolerances, backend="gpu")
+    wide = [(c, f.double()) for c, f in terms]
+    want = error_ratio(wide, x.double(), y.double(), **tolerances, backend="reference")
+    assert_close("ratio", got, want)
+    assert torch.equal(got, error_ratio(terms, x, y, **tolerances, backend="gpu"))
 
 
 @pytest.mark.parametrize("operator", ("csr_diffusion", "attention_diffusion"))

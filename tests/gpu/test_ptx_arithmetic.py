@@ -147,6 +147,21 @@ def testfloats(code, function):
     torch.testing.assert_close(got, want, rtol=3e-7, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("code", "function"),
+    [
+        ("max.bf16 {d}, {a}, {b};", torch.fmax),
+        ("min.bf16 {d}, {a}, {b};", torch.fmin),
+        ("abs.bf16 {d}, {a};", lambda a, b: a.abs()),
+    ],
+    ids=["max", "min", "abs"],
+)
+def test_bfloat16(code, function):
+    a, b = X.bfloat16(), Y.bfloat16()
+    got, want = lanes(code, a, b, dtype=torch.bfloat16), function(a.float(), b.float())
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", ("lt", "le", "gt", "ge", "eq", "ne", "ltu", "neu", "equ", "nan"))
 def test_comparisons_with_nan(name):
     """Ordered ones are false, those that end in `u` true, where either side is NaN."""

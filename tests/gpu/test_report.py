@@ -37,7 +37,7 @@ def test_report(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_update_golden_says_what_changed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(golden, "CASES", golden.CASES[:1])
+    monkeypatch.setattr(golden, "CASES", golden.CASES[-1:])  # without the family's kernels
     known = golden.load()
     name = golden.case_name(MODELLED[0], *golden.CASES[0])
     for kernel, shift in (("csr_diffusion_bwd_da", 9), ("edge_attention_bwd_dq", -9)):

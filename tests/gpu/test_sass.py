@@ -90,6 +90,24 @@ def test_loops():
     assert sass.innermost_loops(by_address) == [range(0, 2)]
 
 
+def test_longest_path():
+    """One side of a branch, the one through the loop that counts, and that loop once."""
+    code = _code(
+        _encoded("S2R R1, SR_CTAID.X"), _encoded("@P0 BRA `(.L_x_2)"),  # 0, 1
+        ".L_x_1", _encoded("FADD R1, R1, R2"), _encoded("@P1 BRA `(.L_x_1)"),  # 2, 3
+        *[_encoded("FMUL R1, R1, R2")] * 4, _encoded("BRA `(.L_x_4)"),  # 4 … 8
+        ".L_x_2", _encoded("FFMA R1, R1, R2, R3"), ".L_x_3", _encoded("LDG.E R1, [R2]"),  # 9, 10
+        _encoded("@!P1 BRA `(.L_x_3)"), _encoded("BRA P3, `(.L_x_4)"),  # 11, 12
+        _encoded("MUFU.EX2 R1, R1"),  # 13
+        ".L_x_4", _encoded("@P2 EXIT"), _encoded("STG.E [R2], R1"), _encoded("EXIT"),  # 14 … 16
+    )  # fmt: skip
+    once, twice = range(2, 4), range(10, 12)
+    assert sass.innermost_loops(code) == [once, twice]
+    assert sass.longest_path(code, [once]) == [0, 1, *range(2, 9), 14, 15, 16]
+    assert sass.longest_path(code, [twice]) == [0, 1, *range(9, 17)]
+    assert sass.longest_path(_code(*LOOP), [range(2, 10)]) == list(range(12))
+
+
 def test_loads_in_flight():
     body = _code(*LOOP)[2:10]
     assert sass.load_bytes(body) == 32 * (4 + 16 + 16)
