@@ -23,7 +23,7 @@ from grand_fast.presets import Preset
 SMALL = Preset(hidden=8, heads=2, attention_channels=8, T=2.0, epochs=3, development=400,
                labels_per_class=10)  # fmt: skip
 HEADER = {"commit": "abc"}
-OPTIONS = argparse.Namespace(seeds=2, datasets=None, budget=None, resume=True)
+OPTIONS = argparse.Namespace(seeds=2, datasets=None, models=None, budget=None, resume=True)
 
 
 def small_job(model="GRAND-nl", seed=0, **changes):
@@ -198,6 +198,8 @@ def test_jobs_of_the_tables(part, datasets, models):
 
 
 def test_table_prints_paper_ours_difference(capsys, tmp_path):
+    some = argparse.Namespace(**(vars(OPTIONS) | {"models": ["GRAND-nl", "GAT"]}))
+    assert {job.model for job in accuracy.jobs("table1", some)} == {"GRAND-nl", "GAT"}
     chosen = argparse.Namespace(**(vars(OPTIONS) | {"datasets": ["Cora"]}))
     wanted = accuracy.jobs("table1", chosen)
     runs = [run_row(job.model, job.seed, accuracy=0.85) for job in wanted]

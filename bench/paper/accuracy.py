@@ -47,7 +47,8 @@ def jobs(part: str, options: argparse.Namespace) -> list[Job]:
                 presets[model] = replace(preset, split=SPLITS[part])
             for peer in TABLE_PEERS[part]:
                 presets[peer] = peer_preset(peer, presets[GRAND_MODELS[0]])
-            result += [Job(dataset, model, seed, preset) for model, preset in presets.items()]
+            result += [Job(dataset, model, seed, preset) for model, preset in presets.items()
+                       if model in (options.models or presets)]  # fmt: skip
     return result
 
 

@@ -7,6 +7,7 @@ from grand_fast.arguments import number, one_of
 
 PARTS = ("table1", "table2", "depth", "solvers", "rewiring", "superpixels", "parameters")
 DATASETS = ("Cora", "CiteSeer", "PubMed", "CoauthorCS", "Computers", "Photo", "ogbn-arxiv")
+MODELS = ("GRAND-l", "GRAND-nl", "GRAND-nl-rw", "GCN", "GAT", "MoNet", "GS-mean", "GS-maxpool")
 FOLDER = Path("bench/results/paper")
 
 
@@ -32,6 +33,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help=f"of the tables and of parameters, some of {', '.join(DATASETS)} (default: all)",
+    )
+    parser.add_argument(
+        "--models",
+        type=one_of(MODELS),
+        nargs="+",
+        metavar="NAME",
+        help=f"of the tables, some of {', '.join(MODELS)} (default: all of a table)",
     )
     parser.add_argument(
         "--resume",
