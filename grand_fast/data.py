@@ -18,6 +18,7 @@ from grand_fast import features, raw_files
 
 DATASETS: tuple[str, ...] = ("digits", *raw_files.NAMES)
 SPLITS: tuple[str, ...] = ("planetoid", "public", "random")
+COMPONENTS: tuple[str, ...] = ("largest", "all")
 _SPREADING_ALPHAS = (0.2, 0.5, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -99,14 +100,25 @@ def fingerprint(data: NodeData) -> str:
 
 
 def largest_component(data: NodeData) -> NodeData:
-    """The subgraph of the largest connected component, without a public split."""
+    """The subgraph of the largest connected component; of a public split what lies in it."""
     from torch_geometric.data import Data
     from torch_geometric.transforms import LargestConnectedComponents
 
     whole = Data(x=torch.arange(data.num_nodes), edge_index=data.edge_index)
     part = LargestConnectedComponents()(whole)
     x = features.chosen_rows(data.x, part.x)
-    return NodeData(data.name, x, data.y[part.x], part.edge_index)
+    return NodeData(data.name, x, data.y[part.x], part.edge_index,
+                    public_split=_within(data.public_split, part.x, data.num_nodes))  # fmt: skip
+
+
+def _within(split: Split | None, kept: Tensor, nodes: int) -> Split | None:
+    """The nodes of a split that are kept, by their new numbers."""
+    if split is None:
+        return None
+    number = torch.full((nodes,), -1)
+    number[kept] = torch.arange(kept.numel())
+    parts = (number[ids] for ids in (split.train, split.val, split.test))
+    return Split(*(ids[ids >= 0] for ids in parts))
 
 
 def row_normalized(data: NodeData) -> NodeData:

@@ -26,7 +26,7 @@ def prepared(
     """The graph to train on; features that are mostly zeros are sparse.
 
     Args:
-        dataset: one of `grand_fast.data.DATASETS`; of random splits the largest component.
+        dataset: one of `grand_fast.data.DATASETS`.
         preset: its options of the data.
         root: see `grand_fast.data.load`.
         own: a graph of the user's instead, whole.
@@ -38,7 +38,9 @@ def prepared(
         data = own or load(dataset, root=root, neighbours=preset.neighbours)
         data = replace(data, x=compact(data.x))
         # The graphs of digits and of the user are as they were meant
-        if own is None and preset.split == "random" and dataset != "digits":
+        published = own is None and dataset != "digits"
+        by_default = "largest" if published and preset.split == "random" else "all"
+        if (preset.component or by_default) == "largest":
             data = largest_component(data)
         if preset.rewiring is not None:
             edge_index, edge_weight = diffusion_rewiring(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from grand_fast.arguments import NONE, flag, number, one_of, optional
-from grand_fast.data import SPLITS
+from grand_fast.data import COMPONENTS, SPLITS
 from grand_fast.nn.grand import LAPLACIANS, VARIANTS
 from grand_fast.ops._scores import DIRECTIONS, NORMALIZERS, SCORES
 from grand_fast.optimizers import OPTIMIZERS
@@ -68,6 +68,8 @@ class Preset:
         "public: the one that comes with the data; random: drawn by seed")  # fmt: skip
     labels_per_class: int = _data(20, _count, "training nodes of each class in a random split")
     development: int = _data(1500, _count, "nodes for training and validation in a random split")
+    component: str | None = _data(None, _names(COMPONENTS), "largest: only the largest connected "
+        "component; all: the whole graph; by default largest with random splits alone")  # fmt: skip
     row_normalize: bool = _data(False, flag, "divide the features of a node by their sum")
     neighbours: int = _data(10, _count, "of each image in the graph of digits")
     self_loops: float | None = _data(1.0, optional(_nonnegative),

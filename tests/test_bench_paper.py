@@ -23,7 +23,8 @@ from grand_fast.presets import Preset
 SMALL = Preset(hidden=8, heads=2, attention_channels=8, T=2.0, epochs=3, development=400,
                labels_per_class=10)  # fmt: skip
 HEADER = {"commit": "abc"}
-OPTIONS = argparse.Namespace(seeds=2, datasets=None, models=None, budget=None, resume=True)
+OPTIONS = argparse.Namespace(seeds=2, datasets=None, models=None, budget=None, resume=True,
+                             component="largest")  # fmt: skip
 
 
 def small_job(model="GRAND-nl", seed=0, **changes):

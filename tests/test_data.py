@@ -151,6 +151,18 @@ def test_row_normalized():
     assert data.row_normalized(whole).x.tolist() == [[0.25, 0.75], [0, 0], x[2].tolist()]
 
 
+def test_largest_component_keeps_what_lies_in_it_of_a_split():
+    edges = torch.tensor([[1, 3, 3, 4, 0, 2], [3, 1, 4, 3, 2, 0]])
+    split = data.Split(torch.tensor([4, 0]), torch.tensor([3]), torch.tensor([2, 1]))
+    x = torch.arange(5.0)[:, None]
+    part = data.largest_component(data.NodeData("made", x, torch.arange(5), edges, split))
+    assert part.x.flatten().tolist() == [1, 3, 4]
+    kept = part.public_split
+    assert part.y[kept.train].tolist() == [4]
+    assert part.y[kept.val].tolist() == [3]
+    assert part.y[kept.test].tolist() == [1]
+
+
 @pytest.mark.parametrize("place", ["planetoid/Cora/raw", "Cora/raw", "raw"])
 def test_planetoid_files(tmp_path, place):
     planetoid_files(tmp_path / place)

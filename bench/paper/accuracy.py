@@ -28,8 +28,8 @@ TABLE_PEERS = {
 }
 SEEDS = {"table1": 20, "table2": 10}
 PROTOCOL = {
-    "table1": "published Planetoid splits on the whole graph; initialisations: {seeds} (the paper: "
-    "20, on the largest component)",
+    "table1": "published Planetoid splits, graph: {component} component; initialisations: {seeds} "
+    "(the paper: 20, largest component)",
     "table2": "random splits of the largest component, 20 labels a class, one initialisation each: "
     "{seeds} (the paper: 100 splits, 20 initialisations)",
 }
@@ -44,7 +44,8 @@ def jobs(part: str, options: argparse.Namespace) -> list[Job]:
             presets = {}
             for model in GRAND_MODELS:
                 preset = configuration(dataset, model.removeprefix("GRAND-"))
-                presets[model] = replace(preset, split=SPLITS[part])
+                component = options.component if part == "table1" else None
+                presets[model] = replace(preset, split=SPLITS[part], component=component)
             for peer in TABLE_PEERS[part]:
                 presets[peer] = peer_preset(peer, presets[GRAND_MODELS[0]])
             result += [Job(dataset, model, seed, preset) for model, preset in presets.items()
@@ -71,9 +72,11 @@ def comparisons(part: str, runs: Sequence[Row], wanted: Sequence[Job]) -> list[C
 def show(part: str, runs: Sequence[Row], wanted: Sequence[Job], report: Report) -> None:
     """Print the table of each data set, and add its figures to `report`."""
     found = comparisons(part, runs, wanted)
-    seeds = len({job.seed for job in wanted})
-    print(f"\n{part}: {PROTOCOL[part].format(seeds=seeds)}; test accuracy in percent of the "
-          "epoch that is best in validation.")  # fmt: skip
+    seeds, component = len({job.seed for job in wanted}), wanted[0].preset.component
+    protocol = PROTOCOL[part].format(seeds=seeds, component=component)
+    print(
+        f"\n{part}: {protocol}; test accuracy in percent of the epoch that is best in validation."
+    )
     for dataset in dict.fromkeys(item.dataset for item in found):
         here = [item for item in found if item.dataset == dataset]
         print_table(f"{part}, {dataset}", HEAD, [item.cells() for item in here])

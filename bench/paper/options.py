@@ -8,6 +8,7 @@ from grand_fast.arguments import number, one_of
 PARTS = ("table1", "table2", "depth", "solvers", "rewiring", "superpixels", "parameters")
 DATASETS = ("Cora", "CiteSeer", "PubMed", "CoauthorCS", "Computers", "Photo", "ogbn-arxiv")
 MODELS = ("GRAND-l", "GRAND-nl", "GRAND-nl-rw", "GCN", "GAT", "MoNet", "GS-mean", "GS-maxpool")
+COMPONENTS = ("largest", "all")
 FOLDER = Path("bench/results/paper")
 
 
@@ -41,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"of the tables, some of {', '.join(MODELS)} (default: all of a table)",
     )
+    parser.add_argument(
+        "--component", type=one_of(COMPONENTS), default="largest", metavar="|".join(COMPONENTS),
+        help="of table1: the largest connected component, which the paper says it uses, with what "
+        "lies in it of the published split, or all of the graph (default: largest)",
+    )  # fmt: skip
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
