@@ -297,11 +297,11 @@ def test_superpixels(tmp_path):
 
 def test_parameters_of_a_configuration():
     row = parameters.count("PubMed", "nl")
-    # encoder 500·128 + 128; queries and keys 2 (128·16 + 16), alpha, beta; decoder 128·3 + 3
-    assert row["encoder"] == 64_128
-    assert row["diffusion"] == 4_130
-    assert row["decoder"] == 387
-    assert row["parameters"] == 64_128 + 4_130 + 387
+    # encoder 500·64 + 64 and 64·3 + 3; queries and keys 2 (3·16 + 16), alpha, beta; no decoder
+    assert row["encoder"] == 32_064 + 195
+    assert row["diffusion"] == 130
+    assert row["decoder"] == 0
+    assert row["parameters"] == 32_064 + 195 + 130
     assert parameters.count("ogbn-arxiv", "nl")["paper"] == 70_000
     gcn = parameters.count_peer("PubMed", "nl", "GCN")
     assert gcn["parameters"] == 500 * 64 + 64 + 64 * 3 + 3
