@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH ?= ops
 
-.PHONY: demo test bench lint format clean help
+.PHONY: demo test test-compile test-compiled test-interpreted bench lint format clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,9 +13,20 @@ help:  ## list the targets
 demo: $(STAMP)  ## train GRAND on the bundled digits; prints test accuracy and the picture's path
 	$(BIN)/grand-fast train
 
-test: $(STAMP)  ## every test; those of the GPU kernels run in two processes of their own
+test: $(STAMP)  ## every test; those of the GPU kernels last, two processes at a time
 	$(BIN)/python -m pytest tests --ignore=tests/gpu --durations=10
-	$(BIN)/python -m pytest tests/gpu --durations=5
+	@echo "Now the GPU kernels, in three parts, two at a time: each prints when it is done."
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-compile test-interpreted test-compiled
+
+# Triton is told to interpret before it is imported, so one process cannot do both; the longest file
+# has its own.
+test-compile: $(STAMP)
+	$(BIN)/python -m pytest tests/gpu/test_compile.py --durations=5
+
+test-compiled: $(STAMP)
+	$(BIN)/python -m pytest tests/gpu --ignore=tests/gpu/test_compile.py --durations=5
+
+test-interpreted: $(STAMP)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu --durations=5
 
 bench: $(STAMP)  ## a benchmark suite: make bench BENCH=ops

@@ -97,8 +97,12 @@ def add_products(total, products):
     One fused multiply-add each: a sum of them that is then added takes one addition more. A lane
     has all edges of its columns, so the compiler knows which one is the first.
     """
-    is_first = tl.arange(0, products.shape[0])[:, None, None] == 0
-    return tl.sum(tl.where(is_first, total[None, :, :] + products, products), 0)
+    if products.shape[0] == 1:  # Triton 3.7 fails to compile that choice for AMD
+        total += tl.sum(products, 0)
+    else:
+        is_first = tl.arange(0, products.shape[0])[:, None, None] == 0
+        total = tl.sum(tl.where(is_first, total[None, :, :] + products, products), 0)
+    return total
 
 
 @triton.jit
