@@ -50,9 +50,11 @@ def attention_bwd(
         )
         return AttentionGradients(dx=dx, dalpha=dalpha)
     of_receivers = inputs.weighting.normalize == "receiver"
-    dq = empty(*q.shape, dtype=q.dtype)
     # The last pass must gather no keys if their rows are to be overwritten one by one.
-    dk = k if may_overwrite_k and of_receivers else empty(*k.shape, dtype=k.dtype)
+    if may_overwrite_k and of_receivers:
+        dq, dk = empty(*q.shape, dtype=q.dtype), k
+    else:  # side by side, as the projections want them
+        dq, dk = empty(q.shape[0], 2, *q.shape[1:], dtype=q.dtype).unbind(1)
     dw = None
     if needs_dedge_weight:
         assert inputs.edge_weight is not None

@@ -141,8 +141,9 @@ class AbstractDiffusion(nn.Module):
     def _linear(
         self, a: Tensor, scale: DiffusionScale, x0: Tensor, graph: Graph
     ) -> LinearDiffusion:
-        source = None if scale.beta is None else x0
-        return LinearDiffusion(a, graph, alpha=scale.alpha, beta=scale.beta, x0=source)
+        source = scale.source(x0)
+        beta = None if source is None else 1.0
+        return LinearDiffusion(a, graph, alpha=scale.alpha, beta=beta, x0=source)
 
     def _laplacian_weights(self, graph: Graph, dtype: torch.dtype) -> Tensor:
         if self.laplacian == "symmetric":

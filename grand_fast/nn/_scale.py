@@ -39,6 +39,12 @@ class DiffusionScale(nn.Module):
         assert self._fixed_alpha is not None
         return self._fixed_alpha
 
+    def source(self, x0: Tensor | None) -> Tensor | None:
+        """`beta x0`, like `x0`; None where there is none."""
+        if self.beta is None or x0 is None:
+            return None
+        return (self.beta * x0).to(x0.dtype)
+
     def reset_parameters(self) -> None:
         """`alpha = 1/2` if learned, `beta = 0`."""
         for parameter in self.parameters():

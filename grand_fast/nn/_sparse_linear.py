@@ -34,7 +34,7 @@ def sparse_linear(x: Tensor, layer: nn.Linear, *, dropout: float, training: bool
     y: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
         layer.weight.t(), values, *csr_pair(x)
     )
-    return y if layer.bias is None else y + layer.bias
+    return y if layer.bias is None else y.add_(layer.bias)
 
 
 def csr_pair(x: Tensor) -> tuple[_Csr, _Csr]:

@@ -11,25 +11,27 @@ from grand_fast.solvers import AbstractLinearTerm, AbstractTerm, Add, Combinatio
 
 
 class NonlinearDiffusion(AbstractTerm):
-    """`f = alpha (A(x) x − x) + beta x0`, the attention recomputed from each state (GRAND-nl)."""
+    """`f = alpha (A(x) x − x) + beta x0`, the attention recomputed from each state (GRAND-nl).
+
+    `beta x0` is computed once: its gradient by each evaluation is that by `f`, which takes no pass.
+    """
 
     def __init__(self, field: AttentionDiffusion, graph: Graph, x0: Tensor | None) -> None:
-        self.field, self.graph, self.x0 = field, graph, x0
+        self.field, self.graph, self.source = field, graph, field.scale.source(x0)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The layer's parameters, the source and, where they multiply the scores, edge weights."""
         weight = self.graph.edge_weight if self.field.reweight else None
-        further = [t for t in (self.x0, weight) if t is not None]
+        further = [t for t in (self.source, weight) if t is not None]
         return (*self.field.parameters(), *further)
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""
-        f: Tensor = self.field(x, self.graph, self.x0)
-        return f
+        return self.axpy(t, x, Combination([]), 1.0)
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""
-        y: Tensor = self.field(x, self.graph, self.x0, scale=tau, add=base.terms)
+        y: Tensor = self.field(x, self.graph, scale=tau, add=base.terms, source=self.source)
         return y
 
     def freeze(self, t: float, x: Tensor) -> "LinearDiffusion":
@@ -40,8 +42,9 @@ class NonlinearDiffusion(AbstractTerm):
                 "mix_features=True. Use an explicit method such as rk4."
             )
         a = self.field.attention(x, self.graph, mean_heads=True, edge_order="csr")
-        scale = self.field.scale
-        return LinearDiffusion(a, self.graph, alpha=scale.alpha, beta=scale.beta, x0=self.x0)
+        beta = None if self.source is None else 1.0
+        alpha = self.field.scale.alpha
+        return LinearDiffusion(a, self.graph, alpha=alpha, beta=beta, x0=self.source)
 
 
 class LinearDiffusion(AbstractLinearTerm):
@@ -70,14 +73,17 @@ class LinearDiffusion(AbstractLinearTerm):
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""
+        add, beta, source = base.terms, self.beta, self.source
+        if source is not None and isinstance(beta, int | float):
+            add, beta, source = [*add, (tau * beta, source)], None, None
         return ops.csr_diffusion(
             x,
             self.a,
             self.graph,
             alpha=tau * self.alpha,
-            beta=None if self.beta is None else tau * self.beta,
-            x0=self.source,
-            add=base.terms,
+            beta=None if beta is None else tau * beta,
+            x0=source,
+            add=add,
             edge_order="csr",
         )
 

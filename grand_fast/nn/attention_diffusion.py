@@ -116,13 +116,20 @@ class AttentionDiffusion(nn.Module):
         *,
         scale: float = 1.0,
         add: Add = (),
+        source: Tensor | None = None,
     ) -> Tensor:
         """`scale · f + Σ c y`, `[N, channels]`, from the state `x [N, channels]`.
 
-        `x0` is shaped like `x` and comes with `source` only; `add` holds the pairs `(c, y)`.
+        `x0` is shaped like `x` and comes with `source=True` only; `source`, in its place, is
+        `beta x0` as `.scale.source(x0)` gives it. `add` holds the pairs `(c, y)`.
         """
         self._check("x", x, graph)
-        self._check_source(x0, graph)
+        if source is None:
+            self._check_source(x0, graph)
+        else:
+            self._check("source", source, graph)
+            x0, add = None, [*add, (scale, source)]
+        beta = None if x0 is None or self.scale.beta is None else scale * self.scale.beta
         if self.mix_features:
             q, k = self.query_key(x)
             mixed = mixed_values(
@@ -144,7 +151,7 @@ class AttentionDiffusion(nn.Module):
             graph,
             heads=self.heads,
             alpha=scale * self.scale.alpha,
-            beta=None if self.scale.beta is None else scale * self.scale.beta,
+            beta=beta,
             x0=x0,
             score=self._score(),
             normalizer=self.normalizer,

@@ -120,6 +120,11 @@ def column_dots() -> Any:
     return _import("grand_fast.kernels._column_dots").column_dots
 
 
+def unit_rows() -> ModuleType:
+    """The CPU backend's vectors of length 1; elsewhere torch's passes are as fast."""
+    return _import("grand_fast.kernels._unit_rows")
+
+
 def projection() -> ModuleType:
     """The CPU backend's products with few channels; elsewhere torch's are as fast."""
     return _import("grand_fast.kernels._projection")

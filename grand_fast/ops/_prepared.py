@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from grand_fast.ops._checks import inner_contiguous
-from grand_fast.ops._scores import AbstractScore, Pair, ScaledDot, ScoreGradients
+from grand_fast.ops._dispatch import unit_rows
+from grand_fast.ops._scores import EPS, AbstractScore, Cosine, Pair, ScaledDot, ScoreGradients
 
 SERIAL = (1 << 15) - 1  # elements: up to so many, torch stays on the calling thread
 
 
 def prepared(score: AbstractScore, q: Tensor, k: Tensor, backend: str) -> Pair:
     """`score.prepare`, with contiguous rows."""
+    if backend == "cpu" and score.name == Cosine.name:
+        q, k = (unit_rows().unit_rows_fwd(inner_contiguous(t), eps=EPS) for t in (q, k))
+        return q, k
     made: Pair | None = None
     for rows in _blocks(score, q, backend):
         part = score.prepare(q[rows], k[rows])
@@ -33,6 +37,10 @@ def score_gradients(
     score: AbstractScore, given: Pair, made: Pair, of_made: Pair, backend: str
 ) -> ScoreGradients:
     """`score.gradients`; dq and dk may take the place of `of_made`."""
+    if backend == "cpu" and score.name == Cosine.name:
+        for v, unit, grad in zip(given, made, of_made, strict=True):
+            unit_rows().unit_rows_bwd(grad, inner_contiguous(v), unit, eps=EPS)
+        return *of_made, None, None
     q, k = given
     found: Pair | None = None
     dsigma = dlengthscale = None

@@ -18,7 +18,7 @@ from grand_fast.ops._checks import check_choice, message
 
 NORMALIZERS = ("softmax", "squareplus")
 DIRECTIONS = ("receiver", "sender")
-_EPS = 1e-5  # of the cosine, as in the paper's released code
+EPS = 1e-5  # of the cosine, as in the paper's released code
 _KEYS_OF_MIDDLE = 256
 
 
@@ -97,14 +97,14 @@ class Cosine(AbstractScore):
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Of length 1, or shorter where they are shorter than eps."""
-        return functional.normalize(q, dim=2, eps=_EPS), functional.normalize(k, dim=2, eps=_EPS)
+        return functional.normalize(q, dim=2, eps=EPS), functional.normalize(k, dim=2, eps=EPS)
 
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
         """Across the vector, over its length; along it too where it is shorter than eps."""
         for v, unit, g in zip(given, made, of_made, strict=True):
             length = torch.linalg.vector_norm(v, dim=2, keepdim=True)
-            along = (unit * g).sum(2, keepdim=True).masked_fill_(length < _EPS, 0.0)
-            g.addcmul_(unit, along, value=-1.0).div_(length.clamp_min_(_EPS))
+            along = (unit * g).sum(2, keepdim=True).masked_fill_(length < EPS, 0.0)
+            g.addcmul_(unit, along, value=-1.0).div_(length.clamp_min_(EPS))
         return *of_made, None, None
 
     def weighting(self, d_k: int) -> Weighting:

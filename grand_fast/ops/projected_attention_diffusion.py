@@ -202,9 +202,9 @@ def _backward(
     if grads.dq is not None and grads.dk is not None:
         of_made = (grads.dq, grads.dk)
         *dqk, dsigma, dlengthscale = score_gradients(score, given, made, of_made, call.backend)
-        dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk]
+        dqk = _side_by_side(*(inner_contiguous(dy.flatten(1)) for dy in dqk))
         if needs_dx and grads.dx is not None:
-            for dy, part in zip(dqk, weight.chunk(2), strict=True):
+            for dy, part in zip(dqk, weight.chunk(len(dqk)), strict=True):
                 add_input_gradient(grads.dx, dy, part, call.backend)
         if needs_dweight or needs_dbias:
             shares = [parameter_gradients(dy, x, call.backend) for dy in dqk]
@@ -311,6 +311,15 @@ def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """q and k `[N, H, d_k]` as views."""
     q, k = qk.view(qk.shape[0], 2, heads, qk.shape[1] // (2 * heads)).unbind(1)
     return q, k
+
+
+def _side_by_side(dq: Tensor, dk: Tensor) -> list[Tensor]:
+    """As one tensor `[N, 2·d_att]` where they lie so: one product instead of two."""
+    (n, d_att), rows = dq.shape, 2 * dq.shape[1]
+    beside = dk.data_ptr() - dq.data_ptr() == d_att * dq.element_size()
+    if beside and dq.stride() == dk.stride() == (rows, 1):
+        return [dq.as_strided((n, rows), (rows, 1))]
+    return [dq, dk]
 
 
 def _is_kept(qk: Tensor) -> bool:

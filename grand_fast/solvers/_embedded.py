@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.ops import error_ratio
+from grand_fast.ops._step_updates import StepUpdates
 from grand_fast.solvers._first_step import Norm, rms_norm
 from grand_fast.solvers._runge_kutta import ButcherTableau
 from grand_fast.solvers._solver import AbstractSolver, Carry, Step, combine
@@ -64,12 +65,27 @@ class EmbeddedRungeKutta(AbstractSolver):
 
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
         """Slopes of the stages, the new state, its slope if it is the next step's first."""
-        slopes = [carry[0]]
-        for row, time in zip(self._a, self._c[1:], strict=True):
-            slopes.append(term.vf(t + time * tau, self._move(x, tau, row, slopes)))
-        y = self._move(x, tau, self._b, slopes)
+        y, slopes = self.stages(term, t, x, tau, carry)
         if self.pair.is_fsal:
             slopes.append(term.vf(t + tau, y))
+        return self.taken(x, y, tau, slopes)
+
+    def stages(
+        self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The new state and the slopes that it is made of."""
+        slopes, update = [carry[0]], StepUpdates()
+
+        def moved(row: list[float]) -> Tensor:
+            used = [(tau * a, f) for a, f in zip(row, slopes, strict=True) if a != 0.0]
+            return update([(1.0, x), *used])
+
+        for row, time in zip(self._a, self._c[1:], strict=True):
+            slopes.append(term.vf(t + time * tau, moved(row)))
+        return moved(self._b), slopes
+
+    def taken(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Step:
+        """The step from `x` to `y` by all its slopes."""
         return Step(y, (slopes[-1],), tuple(slopes), self._ratio(x, y, tau, slopes))
 
     def interpolate(self, x: Tensor, step: Step, tau: float, theta: float) -> Tensor:
@@ -89,9 +105,6 @@ class EmbeddedRungeKutta(AbstractSolver):
         terms = [(own + middle, x), (new, step.x)]
         terms += [(tau * w, f) for w, f in zip(weights, step.slopes, strict=True)]
         return combine(terms)
-
-    def _move(self, x: Tensor, tau: float, row: list[float], slopes: list[Tensor]) -> Tensor:
-        return combine([(1.0, x), *((tau * a, f) for a, f in zip(row, slopes, strict=True))])
 
     def _ratio(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Tensor:
         terms = [(tau * e, f) for e, f in zip(self._error, slopes, strict=True) if e != 0.0]

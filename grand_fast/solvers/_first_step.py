@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from grand_fast.ops import error_ratio
 from grand_fast.solvers._solver import combine
 from grand_fast.solvers._term import AbstractTerm
 
@@ -27,7 +28,7 @@ def first_step(
     order: int,
     rtol: float | Tensor,
     atol: float | Tensor,
-    norm: Norm = rms_norm,
+    norm: Norm | None = None,
 ) -> float:
     """A step whose error is about a hundredth of the tolerance; evaluates `f` once.
 
@@ -35,13 +36,18 @@ def first_step(
     """
     if x.numel() == 0:
         return 1.0
-    scale = atol + x.abs() * rtol
-    d0, d1 = float(norm(x / scale)), float(norm(slope / scale))
+
+    def size(*terms: tuple[float, Tensor]) -> float:
+        if norm is None and isinstance(rtol, float) and isinstance(atol, float):
+            return float(error_ratio(terms, x, x, rtol=rtol, atol=atol))
+        return float((norm or rms_norm)(combine([*terms]) / (atol + x.abs() * rtol)))
+
+    d0, d1 = size((1.0, x)), size((1.0, slope))
     if not math.isfinite(d0 + d1):
         return 1.0  # as good as any: the steps will say what is wrong
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
     later = term.vf(t + h0, combine([(1.0, x), (h0, slope)]))
-    d2 = float(norm((later - slope) / scale)) / h0
+    d2 = size((1.0, later), (-1.0, slope)) / h0
     if not math.isfinite(d2):
         return h0
     if d1 <= 1e-15 and d2 <= 1e-15:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +17,9 @@ from grand_fast.solvers._checks import (
     check_times,
     check_traceable,
 )
+from grand_fast.solvers._checkpointed_pair import CheckpointedPair
 from grand_fast.solvers._continuous import ContinuousOptions, continuous
+from grand_fast.solvers._embedded import EmbeddedRungeKutta
 from grand_fast.solvers._methods import METHODS, Method, solver_of
 from grand_fast.solvers._problem import Problem
 from grand_fast.solvers._solution import Solution, Status
@@ -168,6 +171,8 @@ def integrate(
         result = limited(problem, memory_limit)
     elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
         result = problem.march(checkpoint_differentiating)
+    elif adjoint == "checkpoint" and isinstance(solver, EmbeddedRungeKutta) and solver.pair.is_fsal:
+        result = replace(problem, solver=CheckpointedPair(solver)).march(lambda step, x, carry: step(x, carry))
     else:
         result = problem.march(ADJOINTS[adjoint])
     penalties: dict[str, Tensor] = {}

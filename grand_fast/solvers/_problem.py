@@ -94,7 +94,7 @@ class Problem:
                 order=self.solver.order,
                 rtol=self.solver.rtol,
                 atol=self.solver.atol,
-                **({} if self.solver.norm is None else {"norm": self.solver.norm}),
+                norm=self.solver.norm,
             )
         return AdaptiveSteps(
             start, tau, order=self.solver.order, ends=self.ends, max_steps=self.max_steps

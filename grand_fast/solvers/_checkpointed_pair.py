@@ -1,0 +1,123 @@
+"""Checkpoints of an adaptive solve: the state of each step alone, not its slope too."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from grand_fast.ops._lean import lean
+from grand_fast.solvers._adjoint import autocast_of
+from grand_fast.solvers._embedded import EmbeddedRungeKutta
+from grand_fast.solvers._solver import Carry, Step
+from grand_fast.solvers._term import AbstractTerm
+
+
+class _Enough(Exception):
+    """All that was saved has been had again."""
+
+
+class _Part(NamedTuple):
+    function: Callable[..., Any]  # of a state, and of what the part before it gave
+    random: tuple[Any, ...]
+    saved: int  # tensors, up to its end
+
+
+class _Region:
+    """From the slope at a state to the next state: what it saves for backward is had by running it.
+
+    That slope is also the last of the step before. Run again here, with the stages that use it, it
+    need not be kept, and the step before runs no evaluation more for it.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.detach().requires_grad_(x.requires_grad)
+        self.autocast = autocast_of(x)
+        self.parts: list[_Part] = []
+        self.saved = 0
+        self.found: dict[int, Tensor] = {}
+
+    def run(self, place: int, function: Callable[..., Any], x: Tensor, *before: Any) -> Any:
+        """Part `place`, instead of one that ran there before; of an attempt that did not count."""
+        self.parts = self.parts[:place]
+        self.saved = self.parts[-1].saved if self.parts else 0
+        random = torch.get_rng_state(), *get_device_states(x)
+        self.parts.append(_Part(function, random, 0))
+        with lean(), saved_tensors_hooks(self._pack, self._unpack):
+            result = function(x, *before)
+        self.parts[-1] = self.parts[-1]._replace(saved=self.saved)
+        return result
+
+    def _pack(self, t: Tensor) -> int:
+        self.saved += 1
+        return self.saved - 1
+
+    def _unpack(self, i: int) -> Tensor:
+        """Held no longer than until it is asked for, once: memory falls as backward goes on."""
+        if i not in self.found:
+            self.found = self._again()
+        return self.found.pop(i)
+
+    def _again(self) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            found[len(found)] = t.detach()
+            if len(found) == self.saved:
+                raise _Enough
+            return t.detach()
+
+        with (
+            suppress(_Enough), torch.enable_grad(), self.autocast, lean(),
+            saved_tensors_hooks(pack, lambda t: t),
+        ):  # fmt: skip
+            before: tuple[Any, ...] = ()
+            for part in self.parts:
+                cpu, devices, states = part.random
+                with torch.random.fork_rng(devices):
+                    torch.set_rng_state(cpu)
+                    set_device_states(devices, states)
+                    before = (part.function(self.x, *before),)
+        if len(found) != self.saved:
+            raise RuntimeError(
+                "integrate: `term` must do the same whenever it is called with the same state, "
+                f"and saved {len(found)} tensors instead of {self.saved}."
+            )
+        return found
+
+
+class CheckpointedPair(EmbeddedRungeKutta):
+    """The steps of one solve by a pair whose last slope is the next step's first."""
+
+    def __init__(self, solver: EmbeddedRungeKutta) -> None:
+        super().__init__(solver.pair, rtol=solver.rtol, atol=solver.atol, norm=solver.norm)
+        self._plain = solver  # for the regions, which would keep the slopes that are held here
+        self._here = self._ahead = (torch.empty(0), _Region(torch.empty(0)))
+
+    def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
+        """The slope at the start."""
+        self._ahead = self._enter(term, t, x)
+        return (self._ahead[0],)
+
+    def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
+        """As without checkpoints; a step that did not count is forgotten by the next attempt."""
+        if carry[0] is self._ahead[0]:
+            self._here = self._ahead
+        stages = partial(_stages, self._plain, term, t, tau)
+        y, slopes = self._here[1].run(1, stages, x, carry[0])
+        self._ahead = self._enter(term, t + tau, y)
+        return self.taken(x, y, tau, [*slopes, self._ahead[0]])
+
+    def _enter(self, term: AbstractTerm, t: float, x: Tensor) -> tuple[Tensor, _Region]:
+        region = _Region(x)
+        return region.run(0, partial(term.vf, t), x), region
+
+
+def _stages(
+    solver: EmbeddedRungeKutta, term: AbstractTerm, t: float, tau: float, x: Tensor, slope: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    return solver.stages(term, t, x, tau, (slope,))
