@@ -32,14 +32,15 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """A tensor whose elements are not yet written."""
     count = math.prod(shape)
     size = -(-count * dtype.itemsize // _HUGE_PAGE) * _HUGE_PAGE
-    if size < _LARGE or not _has_huge_pages:
+    if count * dtype.itemsize < _LARGE or not _has_huge_pages:
         return torch.empty(shape, dtype=dtype, device="cpu")
     pages = _take(size)
     if pages is None:
         return torch.empty(shape, dtype=dtype, device="cpu")  # or torch says what does not fit
     view = memoryview(pages)  # lives as long as the tensor's storage
     weakref.finalize(view, _give_back, pages).atexit = False
-    return torch.frombuffer(view, dtype=dtype, count=count).view(shape)
+    # Not a view of another tensor: autograd adds in place to a gradient that alone has its storage.
+    return torch.frombuffer(view, dtype=dtype, count=count).resize_(shape)
 
 
 def _take(size: int) -> mmap.mmap | None:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from grand_fast.graph import Graph, cached_graph
 from grand_fast.nn._diffusion import AbstractDiffusion
 from grand_fast.nn._ends import MLP, check_labels, check_no_decoder, check_sizes
+from grand_fast.nn._relu_dropout import relu_dropout
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._sparse_linear import sparse_linear
 from grand_fast.nn._thinning import check_thinning, thinned
@@ -248,7 +249,7 @@ class GRAND(AbstractDiffusion):
         else:
             x = sparse_linear(x, self.encoder, dropout=self.input_dropout, training=self.training)
         if self.hidden is not None:
-            x = self.hidden(functional.dropout(torch.relu(x), self.dropout, self.training))
+            x = self.hidden(relu_dropout(x, self.dropout, training=self.training))
         if self.mlp is not None:
             x = self.mlp(x)
         if labels is not None:
@@ -277,10 +278,9 @@ class GRAND(AbstractDiffusion):
             return x[:, : self.out_channels]
         if self.augment:
             x = x[:, : -self.augment]
-        x = torch.relu(x)
         if self.fc is not None:
-            x = torch.relu(self.fc(x))
-        x = functional.dropout(x, self.dropout, self.training)
+            x = self.fc(torch.relu(x))
+        x = relu_dropout(x, self.dropout, training=self.training)
         logits: Tensor = self.decoder(x)
         return logits
 

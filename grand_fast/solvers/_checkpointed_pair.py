@@ -22,7 +22,7 @@ class _Enough(Exception):
 
 
 class _Part(NamedTuple):
-    function: Callable[..., Any]  # of a state, and of what the part before it gave
+    function: Callable[..., Any]  # of the state, and of what the part before it gave
     random: tuple[Any, ...]
     saved: int  # tensors, up to its end
 
@@ -41,12 +41,18 @@ class _Region:
         self.saved = 0
         self.found: dict[int, Tensor] = {}
 
-    def run(self, place: int, function: Callable[..., Any], x: Tensor, *before: Any) -> Any:
-        """Part `place`, instead of one that ran there before; of an attempt that did not count."""
+    def run(
+        self, place: int, function: Callable[..., Any], again: Callable[..., Any], x: Tensor,
+        *before: Any,
+    ) -> Any:  # fmt: skip
+        """Part `place`, instead of one that ran there before; of an attempt that did not count.
+
+        `again` runs in backward, and saves the same.
+        """
         self.parts = self.parts[:place]
         self.saved = self.parts[-1].saved if self.parts else 0
         random = torch.get_rng_state(), *get_device_states(x)
-        self.parts.append(_Part(function, random, 0))
+        self.parts.append(_Part(again, random, 0))
         with lean(), saved_tensors_hooks(self._pack, self._unpack):
             result = function(x, *before)
         self.parts[-1] = self.parts[-1]._replace(saved=self.saved)
@@ -107,17 +113,20 @@ class CheckpointedPair(EmbeddedRungeKutta):
         """As without checkpoints; a step that did not count is forgotten by the next attempt."""
         if carry[0] is self._ahead[0]:
             self._here = self._ahead
-        stages = partial(_stages, self._plain, term, t, tau)
-        y, slopes = self._here[1].run(1, stages, x, carry[0])
+        first, again = (
+            partial(_stages, run, term, t, tau)
+            for run in (self._plain.stages, self._plain.stages_again)
+        )
+        y, slopes = self._here[1].run(1, first, again, x, carry[0])
         self._ahead = self._enter(term, t + tau, y)
         return self.taken(x, y, tau, [*slopes, self._ahead[0]])
 
     def _enter(self, term: AbstractTerm, t: float, x: Tensor) -> tuple[Tensor, _Region]:
-        region = _Region(x)
-        return region.run(0, partial(term.vf, t), x), region
+        region, slope = _Region(x), partial(term.vf, t)
+        return region.run(0, slope, slope, x), region
 
 
 def _stages(
-    solver: EmbeddedRungeKutta, term: AbstractTerm, t: float, tau: float, x: Tensor, slope: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    return solver.stages(term, t, x, tau, (slope,))
+    run: Callable[..., Any], term: AbstractTerm, t: float, tau: float, x: Tensor, slope: Tensor
+) -> Any:
+    return run(term, t, x, tau, (slope,))

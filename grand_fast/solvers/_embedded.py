@@ -54,6 +54,7 @@ class EmbeddedRungeKutta(AbstractSolver):
     ) -> None:
         self.order = pair.tableau.order
         self.pair, self.rtol, self.atol, self.norm = pair, rtol, atol, norm
+        self._values = pair.tableau.in_stage_values()
         self._a = [[float(v) for v in row] for row in pair.tableau.a]
         self._b = [float(v) for v in pair.tableau.b]
         self._c = [float(v) for v in pair.tableau.c]
@@ -83,6 +84,21 @@ class EmbeddedRungeKutta(AbstractSolver):
         for row, time in zip(self._a, self._c[1:], strict=True):
             slopes.append(term.vf(t + time * tau, moved(row)))
         return moved(self._b), slopes
+
+    def stages_again(
+        self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry
+    ) -> None:
+        """The evaluations of `stages`, for what they save for backward, which holds the stage values.
+
+        In terms of these no slope is held beside them; where an error estimate is not made of them,
+        what their coefficients, up to 17, do to rounding errors does not matter.
+        """
+        values, slope = [x], carry[0]
+        for time, (coefficients, scale) in zip(self._c[1:], self._values, strict=False):
+            pairs = zip(coefficients, values, strict=True)
+            known = [(c, y) for c, y in pairs if c != 0.0]
+            values.append(combine([*known, (scale * tau, slope)]))
+            slope = term.vf(t + time * tau, values[-1])
 
     def taken(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Step:
         """The step from `x` to `y` by all its slopes."""

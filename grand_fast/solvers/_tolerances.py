@@ -62,7 +62,8 @@ def attainable(rtol: float, atol: float, x: Tensor) -> float:
     """
     # Elements that are 0 and stay so: no error over no tolerance would be no number
     atol = max(atol, torch.finfo(_wide(x)).tiny)
-    size = float(x.detach().square().mean(dtype=_wide(x)).sqrt()) if x.numel() else 0.0
+    norm = torch.linalg.vector_norm(x.detach(), dtype=_wide(x))
+    size = float(norm) / math.sqrt(x.numel()) if x.numel() else 0.0
     least = _NOISE * torch.finfo(x.dtype).eps * size
     if not math.isfinite(least) or atol + rtol * size >= least:
         return atol
