@@ -1,5 +1,6 @@
 """Runge–Kutta pairs that estimate their error, and the state between the ends of their steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,6 +41,7 @@ class EmbeddedRungeKutta(AbstractSolver):
     Args:
         rtol, atol: tolerances of the error: floats, or tensors like the state.
         norm: of the error over its tolerance; by default the root mean square, in one fused pass.
+        parts: of a flat state; the largest of their root mean squares counts, each in such a pass.
     """
 
     is_adaptive = True
@@ -51,9 +53,10 @@ class EmbeddedRungeKutta(AbstractSolver):
         rtol: float | Tensor,
         atol: float | Tensor,
         norm: Norm | None = None,
+        parts: Sequence[slice] = (slice(None),),
     ) -> None:
         self.order = pair.tableau.order
-        self.pair, self.rtol, self.atol, self.norm = pair, rtol, atol, norm
+        self.pair, self.rtol, self.atol, self.norm, self.parts = pair, rtol, atol, norm, parts
         self._values = pair.tableau.in_stage_values()
         self._a = [[float(v) for v in row] for row in pair.tableau.a]
         self._b = [float(v) for v in pair.tableau.b]
@@ -127,6 +130,10 @@ class EmbeddedRungeKutta(AbstractSolver):
         rtol, atol = self.rtol, self.atol
         with torch.no_grad():
             if self.norm is None and isinstance(rtol, float) and isinstance(atol, float):
-                return error_ratio(terms, x, y, rtol=rtol, atol=atol)
+                ratios = [
+                    error_ratio([(c, f[p]) for c, f in terms], x[p], y[p], rtol=rtol, atol=atol)
+                    for p in self.parts
+                ]
+                return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax()
             tolerance = atol + rtol * torch.maximum(x.abs(), y.abs())
             return (self.norm or rms_norm)(combine(terms) / tolerance)
