@@ -53,7 +53,7 @@ def attention_bwd(
     # The last pass must gather no keys if their rows are to be overwritten one by one.
     if may_overwrite_k and of_receivers:
         dq, dk = empty(*q.shape, dtype=q.dtype), k
-    else:  # side by side, as the projections want them
+    else:  # side by side: one product then takes both back through the projections
         dq, dk = empty(q.shape[0], 2, *q.shape[1:], dtype=q.dtype).unbind(1)
     dw = None
     if needs_dedge_weight:

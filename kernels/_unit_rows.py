@@ -6,6 +6,7 @@ Order:    a vector's squares in one order: bitwise repeatable for any number of 
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,9 @@ _SLAB_ELEMENTS = 1 << 14  # some 0.01 ms
 
 
 @lru_cache(maxsize=64)
-def _unit_rows_kernel(h: int, d_k: int, dtype: torch.dtype, *, eps: float, backward: bool) -> Compiled:
+def _unit_rows_kernel(
+    h: int, d_k: int, dtype: torch.dtype, *, eps: float, backward: bool
+) -> Compiled:
     k = Kernel("unit_rows_bwd" if backward else "unit_rows_fwd", dtype, torch.int64)
     v, unit, bounds = k.matrix("v"), k.matrix("unit"), k.longs("bounds")
     least, parts = k.splat(eps), chunks(d_k, k.lanes)
@@ -70,5 +73,5 @@ def _run(v: Tensor, unit: Tensor, grad: Tensor | None = None, *, eps: float) -> 
     n, h, d_k = v.shape
     kernel = _unit_rows_kernel(h, d_k, v.dtype, eps=eps, backward=grad is not None)
     work = slabs(n, max(1, _SLAB_ELEMENTS // max(1, h * d_k)))
-    given = {} if grad is None else {"grad": grad}
+    given: dict[str, Any] = {} if grad is None else {"grad": grad}
     kernel(work, pieces=False, v=v, unit=unit, **given)

@@ -75,3 +75,24 @@ def test_small_and_empty_results():
     assert _memory.empty(0, 5, dtype=torch.float64).shape == (0, 5)
     assert _memory.empty(3, 5, dtype=torch.float64).dtype == torch.float64
     assert len(_memory._idle) == 0
+
+
+def test_autograd_adds_to_results_in_place():
+    results = [_memory.empty(*SHAPE, dtype=torch.float32).fill_(v) for v in (1.0, 2.0)]
+    addresses = {t.data_ptr() for t in results}
+
+    class Give(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.new_zeros(())
+
+        @staticmethod
+        def backward(ctx, grad):
+            return results.pop()
+
+    x = torch.zeros(SHAPE, requires_grad=True)
+    shared, found = x.exp(), []
+    shared.register_hook(lambda g: found.append((g.data_ptr(), float(g[0, 0]))))
+    (Give.apply(shared) + Give.apply(shared)).backward()
+    ((address, value),) = found
+    assert value == 3.0 and address in addresses

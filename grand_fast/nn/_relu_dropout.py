@@ -15,7 +15,7 @@ def relu_dropout(x: Tensor, p: float, *, training: bool) -> Tensor:
     """As its two parts, draws included: where the result is 0, so is the gradient."""
     if not training or not 0.0 < p < 1.0 or torch.compiler.is_compiling() or transforms_active():
         return functional.dropout(torch.relu(x), p, training)
-    y: Tensor = _ReluDropoutFunction.apply(x, p)
+    y: Tensor = _ReluDropoutFunction.apply(x, p)  # type: ignore[no-untyped-call]
     return y
 
 

@@ -1,6 +1,7 @@
-"""What a score makes of q and k, and its backward, with few rows at a time on the CPU.
+"""What a score makes of q and k, and its backward: on the CPU the cosine's by a kernel.
 
-A parallel region of torch leaves its threads spinning on the cores that the kernels need next.
+The others' come with few rows at a time there: a parallel region of torch leaves its threads
+spinning on the cores that the kernels need next.
 """
 
 from collections.abc import Iterator

@@ -17,7 +17,7 @@ from grand_fast.solvers._solver import Carry, Step
 from grand_fast.solvers._term import AbstractTerm
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """All that was saved has been had again."""
 
 
@@ -74,11 +74,11 @@ class _Region:
         def pack(t: Tensor) -> Tensor:
             found[len(found)] = t.detach()
             if len(found) == self.saved:
-                raise _Enough
+                raise _EnoughError
             return t.detach()
 
         with (
-            suppress(_Enough), torch.enable_grad(), self.autocast, lean(),
+            suppress(_EnoughError), torch.enable_grad(), self.autocast, lean(),
             saved_tensors_hooks(pack, lambda t: t),
         ):  # fmt: skip
             before: tuple[Any, ...] = ()
@@ -100,7 +100,9 @@ class CheckpointedPair(EmbeddedRungeKutta):
     """The steps of one solve by a pair whose last slope is the next step's first."""
 
     def __init__(self, solver: EmbeddedRungeKutta) -> None:
-        super().__init__(solver.pair, rtol=solver.rtol, atol=solver.atol, norm=solver.norm)
+        super().__init__(
+            solver.pair, rtol=solver.rtol, atol=solver.atol, norm=solver.norm, parts=solver.parts
+        )
         self._plain = solver  # for the regions, which would keep the slopes that are held here
         self._here = self._ahead = (torch.empty(0), _Region(torch.empty(0)))
 

@@ -138,8 +138,7 @@ def continuous(problem: Problem, options: ContinuousOptions) -> Result:
         # An output time that an adaptive step passed is kept as well.
         at |= dict(zip(problem.stops, result.found, strict=False))
         known = sorted(at)
-        reached = {*problem.stops[: len(result.found)], result.t} - {problem.stops[0]}
-        return known, [at[t] for t in known], [known.index(t) for t in sorted(reached)]
+        return known, [at[t] for t in known], [known.index(t) for t in _reached(problem, result)]
 
     if options.params is None:
         term, tensors = problem.term.cut(), problem.term.tensors()
@@ -149,11 +148,16 @@ def continuous(problem: Problem, options: ContinuousOptions) -> Result:
         leaves = tensors
     backwards = _integrator(problem, options)
     given = ContinuousAdjoint.apply(term, leaves, backwards, solve, problem.x0, *tensors)
-    result, start = kept[0], problem.stops[0]
-    reached = sorted({*problem.stops[: len(result.found)], result.t} - {start})
-    at_times = {start: problem.x0} | dict(zip(reached, given, strict=True))
+    result = kept[0]
+    at_times = {problem.stops[0]: problem.x0}
+    at_times |= zip(_reached(problem, result), given, strict=True)
     found = [at_times[t] for t in problem.stops[: len(result.found)]]
     return result._replace(found=found, x=at_times[result.t])
+
+
+def _reached(problem: Problem, result: Result) -> list[float]:
+    """The times after the start whose states are asked for."""
+    return sorted({*problem.stops[: len(result.found)], result.t} - {problem.stops[0]})
 
 
 def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
@@ -176,7 +180,9 @@ def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
     def backwards(term: AdjointTerm, flat: Tensor, tau: float) -> Tensor:
         solver = solver_of(method, rtol, atol, flat)
         if isinstance(solver, EmbeddedRungeKutta):
-            further = [] if options.seminorm or flat.numel() == 2 * size else [slice(2 * size, None)]
+            further = (
+                [] if options.seminorm or flat.numel() == 2 * size else [slice(2 * size, None)]
+            )
             solver = EmbeddedRungeKutta(
                 solver.pair, rtol=solver.rtol, atol=solver.atol, parts=[*parts, *further]
             )

@@ -91,10 +91,10 @@ class EmbeddedRungeKutta(AbstractSolver):
     def stages_again(
         self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry
     ) -> None:
-        """The evaluations of `stages`, for what they save for backward, which holds the stage values.
+        """The evaluations of `stages`, for what they save for backward: the stage values above all.
 
-        In terms of these no slope is held beside them; where an error estimate is not made of them,
-        what their coefficients, up to 17, do to rounding errors does not matter.
+        Written in terms of those, so that no slope is held beside them. Their coefficients, up to
+        17, multiply rounding errors, of which no error estimate is made here.
         """
         values, slope = [x], carry[0]
         for time, (coefficients, scale) in zip(self._c[1:], self._values, strict=False):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grand_fast.solvers._adjoint import ADJOINTS, Adjoint, checkpoint_differentiating
 from grand_fast.solvers._binomial import limited
+from grand_fast.solvers._checkpointed_pair import CheckpointedPair
 from grand_fast.solvers._checks import (
     check_choice,
     check_count,
@@ -17,7 +18,6 @@ from grand_fast.solvers._checks import (
     check_times,
     check_traceable,
 )
-from grand_fast.solvers._checkpointed_pair import CheckpointedPair
 from grand_fast.solvers._continuous import ContinuousOptions, continuous
 from grand_fast.solvers._embedded import EmbeddedRungeKutta
 from grand_fast.solvers._methods import METHODS, Method, solver_of
@@ -74,9 +74,10 @@ def integrate(
             `"uniformisation"` leave out is their own `tol`, of the solver object.
         tol_scale, tol_convention: instead of both; `"released"`: atol = tol_scale · 1e-7, rtol =
             tol_scale · 1e-9, as GRAND's released code; `"paper"`: 1e-12 and 1e-6, as its text.
-        adjoint: `"checkpoint"` keeps the state of each step, with adaptive and Adams methods its
-            slope too, and runs the step again in backward, `"direct"` keeps what every stage
-            saves. Their gradients agree to rounding; neither differentiates the length of a step.
+        adjoint: `"checkpoint"` keeps the state of each step, with Adams methods and
+            `"adaptive_heun"` its slope too, and runs the step again in backward, `"direct"` keeps
+            what every stage saves. Their gradients agree to rounding; neither differentiates the
+            length of a step.
             `"continuous"`: the paper's adjoint equations, integrated backwards from the state of
             each step; their gradient is as good as their tolerance, and that of the continuous
             problem.
@@ -171,8 +172,10 @@ def integrate(
         result = limited(problem, memory_limit)
     elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
         result = problem.march(checkpoint_differentiating)
-    elif adjoint == "checkpoint" and isinstance(solver, EmbeddedRungeKutta) and solver.pair.is_fsal:
-        result = replace(problem, solver=CheckpointedPair(solver)).march(lambda step, x, carry: step(x, carry))
+    elif adjoint == "checkpoint" and type(solver) is EmbeddedRungeKutta and solver.pair.is_fsal:
+        result = replace(problem, solver=CheckpointedPair(solver)).march(
+            lambda step, x, carry: step(x, carry)
+        )
     else:
         result = problem.march(ADJOINTS[adjoint])
     penalties: dict[str, Tensor] = {}
