@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor
 
-_LARGE = 4 << 20  # bytes; below it the C library's own allocator keeps what is freed
+_LARGE = 2 << 20  # bytes; below it the C library's own allocator keeps what is freed
 _HUGE_PAGE = 2 << 20  # bytes
 # What lies idle may take this share of the machine's memory; beyond it, what was freed first goes
 # back to the system. A step on ogbn-arxiv at 128 channels has results of 0.5 GB.
@@ -31,8 +31,10 @@ _has_huge_pages = hasattr(mmap, "MADV_HUGEPAGE")  # Linux
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """A tensor whose elements are not yet written."""
     count = math.prod(shape)
-    size = -(-count * dtype.itemsize // _HUGE_PAGE) * _HUGE_PAGE
-    if count * dtype.itemsize < _LARGE or not _has_huge_pages:
+    size = count * dtype.itemsize
+    page = _HUGE_PAGE if size >= 2 * _HUGE_PAGE else mmap.PAGESIZE  # or half of it could be unused
+    size = -(-size // page) * page
+    if size < _LARGE or not _has_huge_pages:
         return torch.empty(shape, dtype=dtype, device="cpu")
     pages = _take(size)
     if pages is None:

@@ -324,10 +324,10 @@ def _side_by_side(dq: Tensor, dk: Tensor) -> list[Tensor]:
 
 def _is_kept(qk: Tensor) -> bool:
     size = qk.numel() * qk.element_size()
-    if size <= _ALWAYS_KEPT:
-        return True
     if is_lean():
         return False
+    if size <= _ALWAYS_KEPT:
+        return True
     if qk.is_cuda:
         free = torch.cuda.mem_get_info(qk.device)[0]
     else:

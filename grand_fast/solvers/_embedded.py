@@ -53,7 +53,7 @@ class EmbeddedRungeKutta(AbstractSolver):
         rtol: float | Tensor,
         atol: float | Tensor,
         norm: Norm | None = None,
-        parts: Sequence[slice] = (slice(None),),
+        parts: Sequence[slice] = (),
     ) -> None:
         self.order = pair.tableau.order
         self.pair, self.rtol, self.atol, self.norm, self.parts = pair, rtol, atol, norm, parts
@@ -130,10 +130,12 @@ class EmbeddedRungeKutta(AbstractSolver):
         rtol, atol = self.rtol, self.atol
         with torch.no_grad():
             if self.norm is None and isinstance(rtol, float) and isinstance(atol, float):
+                if not self.parts:
+                    return error_ratio(terms, x, y, rtol=rtol, atol=atol)
                 ratios = [
                     error_ratio([(c, f[p]) for c, f in terms], x[p], y[p], rtol=rtol, atol=atol)
                     for p in self.parts
                 ]
-                return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax()
+                return torch.stack(ratios).amax()
             tolerance = atol + rtol * torch.maximum(x.abs(), y.abs())
             return (self.norm or rms_norm)(combine(terms) / tolerance)
