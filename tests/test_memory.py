@@ -96,3 +96,9 @@ def test_autograd_adds_to_results_in_place():
     (Give.apply(shared) + Give.apply(shared)).backward()
     ((address, value),) = found
     assert value == 3.0 and address in addresses
+
+
+def test_pages_of_a_result_are_filled_but_for_the_last():
+    t = _memory.empty(5 << 17, dtype=torch.float32)  # 2.5 MiB: half of a second huge page
+    del t
+    assert [len(pages) for pages in _memory._idle] == [5 << 19]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -41,6 +42,7 @@ class _Region:
         self.saved = 0
         self.found: dict[int, Tensor] = {}
 
+    @_disable_dynamo  # as torch's checkpoint is: what it compiled would save other tensors
     def run(
         self, place: int, function: Callable[..., Any], again: Callable[..., Any], x: Tensor,
         *before: Any,
@@ -68,6 +70,7 @@ class _Region:
             self.found = self._again()
         return self.found.pop(i)
 
+    @_disable_dynamo
     def _again(self) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
 
