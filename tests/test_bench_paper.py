@@ -81,6 +81,8 @@ def test_store_keeps_what_is_current(tmp_path):
     assert len(again.runs) == 1
     again.add(small_job(seed=1).row())
     assert len(json.loads(path.read_text())["runs"]) == 2
+    again.add(small_job(seed=1, component="largest").row())  # of another graph
+    assert len(json.loads(path.read_text())["runs"]) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["part.json"]
     store.states.mkdir()
     assert Store(path, HEADER, resume=False).runs == []

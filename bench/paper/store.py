@@ -10,7 +10,8 @@ from typing import Any
 from bench.report import Row
 from grand_fast.checkpoint import write_whole
 
-# What makes two runs the same run; if their options differ, the older one is out of date.
+# What makes two runs the same run, beside the component of the graph; if other options differ, the
+# older one is out of date.
 IDENTITY = ("dataset", "model", "at", "seed")
 
 
@@ -65,7 +66,8 @@ def write_json(path: Path, content: Row) -> None:
 
 
 def _same(run: Row, other: Row) -> bool:
-    return all(run[key] == other[key] for key in IDENTITY)
+    component = (one["options"].get("component") for one in (run, other))
+    return all(run[key] == other[key] for key in IDENTITY) and len(set(component)) == 1
 
 
 def _plain(run: Row) -> Row:
