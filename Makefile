@@ -13,21 +13,20 @@ help:  ## list the targets
 demo: $(STAMP)  ## train GRAND on the bundled digits; prints test accuracy and the picture's path
 	$(BIN)/grand-fast train
 
-test: $(STAMP)  ## every test; those of the GPU kernels last, two processes at a time
+test: $(STAMP)  ## every test; those of the GPU kernels beside the others
+	@echo "The tests of the GPU kernels run beside the others; what they print follows when they end."
+	@$(MAKE) --no-print-directory -j2 test-others test-gpu
+
+test-others: $(STAMP)
 	$(BIN)/python -m pytest tests --ignore=tests/gpu --durations=10
-	@echo "Now the GPU kernels, in three parts, two at a time: each prints when it is done."
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-compile test-interpreted test-compiled
 
-# Triton is told to interpret before it is imported, so one process cannot do both; the longest file
-# has its own.
-test-compile: $(STAMP)
-	$(BIN)/python -m pytest tests/gpu/test_compile.py --durations=5
+# Triton is told to interpret before it is imported, so one process cannot do both.
+test-gpu: $(STAMP)
+	@$(call held,$(BIN)/python -m pytest tests/gpu --durations=5)
+	@$(call held,TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu --durations=5)
 
-test-compiled: $(STAMP)
-	$(BIN)/python -m pytest tests/gpu --ignore=tests/gpu/test_compile.py --durations=5
-
-test-interpreted: $(STAMP)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu --durations=5
+# Prints in one piece, and fails as the command does.
+held = log=$$(mktemp); $(1) >$$log 2>&1; status=$$?; cat $$log; rm $$log; exit $$status
 
 bench: $(STAMP)  ## a benchmark suite: make bench BENCH=ops
 	$(BIN)/python -m bench $(BENCH)

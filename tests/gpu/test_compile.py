@@ -28,10 +28,13 @@ from grand_fast.testing import random_graph
 pytestmark = pytest.mark.slow
 
 CASES = [
-    *((arch, shape, dtype) for arch in TARGETS for shape in PAPER_SHAPES
-      for dtype in (torch.float32, torch.bfloat16)),
+    *((arch, shape, torch.float32) for arch in TARGETS for shape in PAPER_SHAPES),
+    *((arch, shape, torch.bfloat16) for arch in ("sm_80", "sm_90") for shape in PAPER_SHAPES),
+    # Elsewhere those whose registers or tiles differ most: eight heads, one head, an odd width
+    *((arch, shape, torch.bfloat16) for arch in TARGETS if arch not in ("sm_80", "sm_90")
+      for shape in PAPER_SHAPES if shape.heads == 1 or shape.channels == 162),
     # differs from bfloat16 by one conversion
-    *(("sm_90", shape, torch.float16) for shape in PAPER_SHAPES[:2]),
+    ("sm_90", PAPER_SHAPES[0], torch.float16),
 ]  # fmt: skip
 IDS = [f"{arch}-{shape}-{str(dtype)[6:]}" for arch, shape, dtype in CASES]
 SIZES = (16, 17)  # Triton compiles apart for sizes that 16 divides, where it is told to
