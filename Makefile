@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH ?= ops
 
-.PHONY: demo test test-compile test-compiled test-interpreted bench lint format clean help
+.PHONY: demo test test-others test-gpu bench lint format clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
