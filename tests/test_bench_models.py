@@ -20,6 +20,8 @@ from bench.problem import OURS
 from bench.report import Report
 from grand_fast.data import DATASETS, NodeData
 from grand_fast.presets import Preset
+from grand_fast.solvers import ADAPTIVE
+from grand_fast.train_options import choose, read_config
 
 SMALL = Preset(hidden=8, heads=2, attention_channels=8, T=2.0, method="dopri5", tol_scale=800.0)
 
@@ -48,6 +50,16 @@ def test_configuration_is_a_preset_and_builds(dataset, variant, folder):
     model = grand(data, preset)
     assert model.out_channels == classes
     assert model.T == preset.T
+
+
+@pytest.mark.parametrize(("dataset", "variant", "folder"), EVERY)
+def test_configuration_is_whole(dataset, variant, folder):
+    """Laid upon the preset of its data set, as `grand-fast train --config` does, it is the same."""
+    options = read_config(folder / f"{dataset}-{variant}.toml")
+    got, want = choose(dataset, options, {}), configuration(dataset, variant, folder)
+    if want.method in ADAPTIVE:  # which does not read it
+        got = replace(got, step_size=want.step_size)
+    assert got == want
 
 
 def test_unknown_configuration():

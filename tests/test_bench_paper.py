@@ -266,6 +266,13 @@ def test_sweeps_show_failures(part, capsys, tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("part", ["solvers", "rewiring"])
+def test_sweeps_solve_by_what_their_lines_are_called(part):
+    for job in sweeps.jobs(part, OPTIONS):
+        assert job.preset.method == job.model
+        assert (job.preset.tol_scale is not None) == (job.model in {"dopri5", "implicit_adams"})
+
+
 def test_rewiring_keeps_k():
     for job in sweeps.jobs("rewiring", OPTIONS):
         assert job.preset.rewiring_top_k == job.at

@@ -20,7 +20,7 @@ def configurations(folder: Path = FOLDER) -> list[tuple[str, str]]:
 
 
 def configuration(dataset: str, variant: str, folder: Path = FOLDER) -> Preset:
-    """The options of one of them.
+    """The options of one of them: what its file says, on the defaults of `Preset`.
 
     Raises:
         ValueError: there is none; or a field is not one of `Preset`.
@@ -29,4 +29,4 @@ def configuration(dataset: str, variant: str, folder: Path = FOLDER) -> Preset:
     if not path.is_file():
         known = ", ".join(f"{d}-{v}" for d, v in configurations(folder))
         raise ValueError(f"configuration: must be one of {known}, got {dataset}-{variant}.")
-    return choose(dataset, read_config(path), {})
+    return choose(None, read_config(path), {})

@@ -40,7 +40,8 @@ def check_no_decoder(module: str, hidden: int, out: int, fc_out: bool) -> None:
     if hidden != out:
         raise ValueError(
             f"{module}: `hidden_channels` must be out_channels={out} with decoder=False, got "
-            f"{hidden}: the state holds the logits. Did you mean encoder_channels={hidden}?"
+            f"{hidden}: the state holds the logits. Did you mean encoder_channels={hidden} or "
+            f"decoder=True?"
         )
     if fc_out:
         raise ValueError(

@@ -212,7 +212,7 @@ def test_without_a_decoder_the_state_is_the_prediction():
     model = GRAND(C, CLASSES, CLASSES, decoder=False, T=0.0)
     assert torch.equal(model(x, graph), model.encoder(x))
     with pytest.raises(ValueError, match=r"`hidden_channels` must be out_channels=3 .* got 6: .*"
-                       r"Did you mean encoder_channels=6\?"):  # fmt: skip
+                       r"Did you mean encoder_channels=6 or decoder=True\?"):  # fmt: skip
         GRAND(C, HIDDEN, CLASSES, decoder=False)
     with pytest.raises(ValueError, match="`fc_out` must be False with decoder=False"):
         GRAND(C, CLASSES, CLASSES, decoder=False, fc_out=True)
