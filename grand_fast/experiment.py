@@ -172,16 +172,8 @@ def _fit(
                 data,
                 graph,
                 split,
-                epochs=preset.epochs,
-                lr=preset.lr,
-                weight_decay=preset.weight_decay,
-                optimizer=preset.optimizer,
+                **training_config(preset),
                 label=f"seed {seed}",
-                patience=preset.patience,
-                early_stop=preset.early_stop,
-                penalties=preset.penalties,
-                use_labels=preset.use_labels,
-                select=preset.select,
                 state=folder.state(seed),
                 resume=folder.has_begun,
                 on_epoch=note,
@@ -209,6 +201,15 @@ def model_config(data: NodeData, preset: Preset) -> dict[str, Any]:
         "regularizers": list(preset.penalties),
         **{name: getattr(preset, name) for name in same},
     }
+
+
+def training_config(preset: Preset) -> dict[str, Any]:
+    """The options of `fit`."""
+    same = (
+        "epochs", "lr", "weight_decay", "optimizer", "patience", "early_stop", "penalties",
+        "entropy", "entropy_warmup", "use_labels", "select",
+    )  # fmt: skip
+    return {name: getattr(preset, name) for name in same}
 
 
 def _model(config: dict[str, Any]) -> GRAND:

@@ -134,6 +134,11 @@ class Preset:
     early_stop: float = _solve(1.0, number(float, low=1), "evaluate every step up to X times T "
         "and take the time that is best in validation; 1 evaluates T alone")  # fmt: skip
 
+    entropy: float = _training(0.0, _nonnegative, "weight in the loss of the mean entropy of all "
+        "predictions, which makes them decided where no label is known (Grandvalet and Bengio "
+        "2004)")  # fmt: skip
+    entropy_warmup: int = _training(0, number(int, low=0), "epochs in which that weight rises, "
+        "linearly, before it is whole")  # fmt: skip
     epochs: int = _training(100, _count, "gradient steps, at most")
     patience: int | None = _training(None, _count, "stop after as many epochs that were not "
         "better in validation")  # fmt: skip

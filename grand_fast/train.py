@@ -33,6 +33,8 @@ def fit(
     patience: int | None = None,
     early_stop: float = 1.0,
     penalties: Mapping[str, float] | None = None,
+    entropy: float = 0.0,
+    entropy_warmup: int = 0,
     use_labels: bool = False,
     select: str = "accuracy",
     state: Path | None = None,
@@ -53,6 +55,10 @@ def fit(
             time that is best in validation; 1 evaluates `T` alone.
         penalties: weights, by which the means over the nodes of the model's `regularizers` are
             added to the loss.
+        entropy: weight by which the mean over all nodes of the entropy of their predictions is
+            added to the loss; at least 0. It reads no labels, and makes predictions decided where
+            none is known (Grandvalet and Bengio 2004).
+        entropy_warmup: epochs in which that weight rises linearly before it is whole.
         use_labels: labels are input too, of a model with `label_channels` classes. In training a
             random half of the training labels, the loss being that of the other half; in
             evaluation all training labels, and never those of validation or test.
@@ -78,6 +84,11 @@ def fit(
 
     if select not in CRITERIA:
         raise ValueError(f"fit: `select` must be one of {', '.join(CRITERIA)}, got {select!r}.")
+    if entropy < 0 or entropy_warmup < 0:
+        raise ValueError(
+            f"fit: `entropy` and `entropy_warmup` must be at least 0, got {entropy} and "
+            f"{entropy_warmup}."
+        )
     trainer = Trainer(
         model,
         data,
@@ -86,6 +97,8 @@ def fit(
         make_optimizer(optimizer, model.parameters(), lr=lr, weight_decay=weight_decay),
         early_stop,
         _checked_penalties(model, penalties or {}),
+        entropy,
+        entropy_warmup,
         use_labels,
         select,
     )

@@ -66,6 +66,8 @@ class Trainer:
     optimizer: Optimizer
     early_stop: float
     penalties: Mapping[str, float]
+    entropy: float
+    entropy_warmup: int
     use_labels: bool
     select: str
 
@@ -73,7 +75,7 @@ class Trainer:
         """One gradient step and one evaluation, noted in `result`; or why it failed."""
         start = time.perf_counter()
         try:
-            loss = self._step()
+            loss = self._step(len(result.history))
             assert self.model.stats is not None and self.model.nfe_backward is not None
             nfe, nfe_backward = self.model.stats.nfe, self.model.nfe_backward
             guess, at, val_loss, val_accuracy = self._evaluate()
@@ -91,7 +93,7 @@ class Trainer:
             result.guess, result.weights, result.best_epoch = best
         return None
 
-    def _step(self) -> float:
+    def _step(self, epoch: int) -> float:
         """The loss before one step of the optimiser; some ask for it more than once."""
         self.model.train()
         value = float("nan")
@@ -99,7 +101,7 @@ class Trainer:
         def loss_and_gradients() -> float:
             nonlocal value
             self.optimizer.zero_grad()
-            loss = self._loss()
+            loss = self._loss(epoch)
             torch.autograd.backward(loss)
             value = loss.item()
             return value
@@ -107,7 +109,7 @@ class Trainer:
         self.optimizer.step(loss_and_gradients)
         return value
 
-    def _loss(self) -> Tensor:
+    def _loss(self, epoch: int) -> Tensor:
         targets, known = self.split.train, None
         if self.use_labels:
             order = targets[torch.randperm(targets.numel()).to(targets.device)]
@@ -117,6 +119,10 @@ class Trainer:
         loss = functional.cross_entropy(logits[targets], self.data.y[targets])
         for name, weight in self.penalties.items():
             loss = loss + weight * self.model.penalties[name].mean()
+        if self.entropy > 0:
+            weight = self.entropy * min(1.0, (epoch + 1) / (self.entropy_warmup + 1))
+            log_p = functional.log_softmax(logits, dim=1)
+            loss = loss - weight * (log_p.exp() * log_p).sum(dim=1).mean()
         self._check(loss)
         return loss
 

@@ -75,6 +75,9 @@ def test_store_keeps_what_is_current(tmp_path):
     again = Store(path, HEADER, resume=True)
     assert again.find(row)["test_accuracy"] == 0.5
     assert again.find(row)["commit"] == "abc"
+    older = again.find(row)["options"]
+    del older["entropy"]  # as if the option had come after the run; 0, its default, counts
+    assert again.find(row)["test_accuracy"] == 0.5
     changed = small_job(lr=0.5).row()
     assert again.find(changed) is None  # a run of an older configuration does not count
     again.add(changed | {"test_accuracy": 0.6})

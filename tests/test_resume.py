@@ -50,7 +50,8 @@ def test_fit_goes_on_to_the_same_weights(optimizer, tmp_path):
         return train.fit(
             GRAND(**MODEL, regularizers=(penalty,)), data, graph, data.public_split, epochs=6,
             lr=0.05, optimizer=optimizer,
-            use_labels=True, early_stop=1.5, penalties={penalty: 0.1}, **more,
+            use_labels=True, early_stop=1.5, penalties={penalty: 0.1}, entropy=0.5,
+            entropy_warmup=5, **more,
         )  # fmt: skip
 
     whole = fit(0)

@@ -117,6 +117,7 @@ def test_optimizers(groups, optimizer):
         ({"optimizer": "adamm"}, "`optimizer` must be one of adadelta, .*, got 'adamm'"),
         ({"optimizer": "rprop", "weight_decay": 0.1}, "must be 0 with Rprop, which has none"),
         ({"optimizer": "muon"}, "must take this model and these options, got Muon: "),
+        ({"entropy": -1.0}, r"`entropy` and `entropy_warmup` must be at least 0, got -1.0 and 0"),
         ({"penalties": {"kinetic": 1.0}}, r"must be among the model's regularizers \(\), got 'kin"),
     ],
 )
@@ -168,6 +169,20 @@ def test_a_penalty_is_made_small(groups):
         return model.penalties["kinetic"].mean()
 
     assert kinetic(10.0) < 0.5 * kinetic(0.0)
+
+
+def test_entropy_is_added_to_the_loss_by_and_by(groups):
+    data, graph, split = groups
+    model = GRAND(**MODEL | {"dropout": 0.0, "input_dropout": 0.0})
+    options = {"epochs": 3, "lr": 1e-30}
+    plain = train(model, groups, **options)
+    risen = train(model, groups, **options, entropy=3.0, entropy_warmup=1)
+    p = model.eval()(data.x, graph).softmax(1)
+    added = -3.0 * (p * p.log()).sum(1).mean().item()
+    assert added > 0.1
+    for epoch, share in enumerate((0.5, 1.0, 1.0)):
+        expected = plain.history[epoch].loss + share * added
+        assert risen.history[epoch].loss == pytest.approx(expected, rel=1e-5)
 
 
 class Recording(GRAND):

@@ -18,6 +18,7 @@ from bench.paper.peers import PEERS, build
 from bench.paper.store import Store
 from bench.progress import Progress
 from bench.report import Row
+from grand_fast.experiment import training_config
 from grand_fast.presets import Preset
 from grand_fast.train import fit
 
@@ -108,16 +109,8 @@ def train(job: Job, states: Path) -> Row:
         here.data,
         here.graph,
         here.split,
-        epochs=preset.epochs,
-        lr=preset.lr,
-        weight_decay=preset.weight_decay,
-        optimizer=preset.optimizer,
+        **training_config(preset),
         label=str(job),
-        patience=preset.patience,
-        early_stop=preset.early_stop,
-        penalties=preset.penalties,
-        use_labels=preset.use_labels,
-        select=preset.select,
         state=_state(job, states),
     )
     if run.stopped == "interrupted":

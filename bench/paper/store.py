@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.report import Row
 from grand_fast.checkpoint import write_whole
+from grand_fast.presets import Preset
 
 # What makes two runs the same run, beside the component of the graph; if other options differ, the
 # older one is out of date.
+_DEFAULTS = asdict(Preset())
 IDENTITY = ("dataset", "model", "at", "seed")
 
 
@@ -48,7 +51,9 @@ class Store:
         """The finished run with the identity and the options of `wanted`."""
         wanted = _plain(wanted)
         for run in self.runs:
-            if _same(run, wanted) and run["options"] == wanted["options"]:
+            # An option that is younger than the run had its default
+            options = _DEFAULTS | run["options"]
+            if _same(run, wanted) and options == wanted["options"]:
                 return run
         return None
 
