@@ -111,8 +111,8 @@ def _add_train(commands: Any) -> None:
         "train",
         usage="grand-fast train [--dataset NAME | --data FILE] [--config FILE.toml] [options]",
         help="train GRAND on a data set",
-        description="Train GRAND to classify the nodes of a graph; keep the weights of the best\n"
-        "validation accuracy, draw the training curves and report the test accuracy. A run that\n"
+        description="Train GRAND to classify the nodes of a graph; keep the weights that are\n"
+        "best in validation, draw the training curves and report the test accuracy. A run that\n"
         "was stopped, even by a kill or a power failure, goes on where it was when the same\n"
         "command is given again, to the same result.",
         epilog=_TRAIN_EPILOG + preset_table(),
@@ -133,8 +133,8 @@ def _add_train(commands: Any) -> None:
     add("--data", Path, "your own graph instead: an npz file of edge_index [2, E], x [N, F], y [N] "
         "and perhaps edge_weight and train, val, test; or a folder of such CSV files",
         metavar="FILE")  # fmt: skip
-    add("--config", Path, "TOML file with any of the options below, and perhaps dataset; those on "
-        "the command line win", metavar="FILE.toml")  # fmt: skip
+    add("--config", Path, "TOML file with any of the options of data, model, solver and training, "
+        "and perhaps dataset; those on the command line win", metavar="FILE.toml")  # fmt: skip
     add("--seeds", number(int, low=1), "runs, with seeds 0 to N-1 (default: 1)", default=1,
         metavar="N")  # fmt: skip
     choose("--backend", BACKENDS, "of the operators (default: auto)", default="auto")
@@ -189,7 +189,8 @@ def _train(options: argparse.Namespace) -> int:
                 f"grand_fast.checkpoint.load_checkpoint"
             )
             if interrupted:
-                kept += ", or give the same command to go on"
+                again = " without --restart" if options.restart else ""
+                kept += f", or give the same command{again} to go on"
         return _fail(f"{results.stopped}. {kept}.", INTERRUPTED if interrupted else FAILED)
     if to_stdout:
         print(json.dumps(summary(experiment, results), indent=2))

@@ -163,6 +163,12 @@ def test_interrupt_leaves_the_best_weights(capsys, monkeypatch):
     assert isinstance(load_checkpoint(folder), GRAND)
 
 
+def test_an_interrupted_restart_goes_on_without_it(capsys, monkeypatch):
+    interrupt_after(monkeypatch, 3)
+    line = fails(capsys, ["train", *QUICK, "--restart"], 130)
+    assert line.endswith("or give the same command without --restart to go on.\n")
+
+
 def test_interrupt_before_there_are_weights(capsys, monkeypatch):
     interrupt_after(monkeypatch, 0)
     assert "Nothing was saved" in fails(capsys, ["train", *QUICK], 130)
