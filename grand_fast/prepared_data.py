@@ -76,6 +76,12 @@ def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
                 f"--split {preset.split} needs a split that comes with the data, got {data.name}, "
                 f"which has none. Use --split random."
             )
+        for part, ids in vars(data.public_split).items():
+            if ids.numel() == 0:
+                raise BadOptionError(
+                    f"--component largest must hold nodes of each part of the split, got none for "
+                    f"{part}. Use --component all."
+                )
         return [data.public_split] * seeds
     try:
         return [

@@ -16,6 +16,8 @@ from grand_fast.presets import PRESETS, Preset, preset
 from grand_fast.solvers import ADAPTIVE
 
 _FIELDS: dict[str, Field[Any]] = {field.name: field for field in fields(Preset)}
+# Of one call, not of what it trains
+_COMMAND_LINE = ("seeds", "root", "data", "config", "backend", "device", "out", "restart", "json")
 
 
 def add_preset_options(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +67,10 @@ def _read_value(path: Path, name: str, value: Any) -> Any:
         parse = one_of(DATASETS)
     elif name in _FIELDS:
         parse = _FIELDS[name].metadata["parse"]
+    elif name in _COMMAND_LINE:
+        raise BadOptionError(
+            f"--config: {path}: {name} is given on the command line alone, by {flag_of(name)}."
+        )
     else:
         near = difflib.get_close_matches(name, ["dataset", *_FIELDS], n=1)
         meant = f" Did you mean {near[0]}?" if near else " See grand-fast train --help."

@@ -158,6 +158,7 @@ def test_config(capsys):
     ("line", "words"),
     [
         ("hiden = 5", "small.toml: unknown key 'hiden'. Did you mean hidden?"),
+        ("seeds = 5", "small.toml: seeds is given on the command line alone, by --seeds."),
         ("zzz = 5", "small.toml: unknown key 'zzz'. See grand-fast train --help."),
         ("hidden = 2.5", "small.toml: hidden must be an integer at least 1, got '2.5'."),
         ("hidden = [2]", "small.toml: hidden must be one value, got list."),
@@ -186,6 +187,12 @@ def test_own_graph(capsys):
     assert (content["dataset"], content["options"]["split"]) == ("mine", "public")
     assert "public split, 2 / 2 / 8 nodes" in err
     assert Path("runs/mine-nl/model.safetensors").is_file()
+
+
+def test_a_component_without_a_part_of_the_split(capsys):
+    own_graph(train=np.array([0, 10]), val=np.array([1, 2]), test=np.arange(12, 20))
+    command = ["train", *QUICK, "--data", "mine.npz", "--component", "largest"]
+    assert "hold nodes of each part of the split, got none for val." in fails(capsys, command, 2)
 
 
 def test_own_graph_without_a_split(capsys):
