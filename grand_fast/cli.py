@@ -58,7 +58,7 @@ examples:
       options from a file, one a line, with _ for -: hidden = 80, step_size = 0.5, source = false
 The word none sets an option to nothing: --self-loops none.
 
-Options that are not given come from the data set's preset, where the model is GRAND-nl:
+The data sets come with options of their own in place of the defaults above; those given win:
 """
 
 
@@ -174,6 +174,11 @@ def _train(options: argparse.Namespace) -> int:
         return _fail(str(error), BAD_ARGUMENTS)
     except (DataError, NotWritableError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         return _fail(str(error) or type(error).__name__, FAILED)
+    except RuntimeError as error:
+        _, allocator, problem = str(error).partition("DefaultCPUAllocator: ")
+        if not allocator:
+            raise
+        return _fail(f"{problem.splitlines()[0]} Choose smaller sizes.", FAILED)
     if results.runs:
         _report(say, summary(experiment, results))
     if results.saved is not None:
@@ -184,13 +189,12 @@ def _train(options: argparse.Namespace) -> int:
         interrupted = results.stopped == "interrupted"
         kept = "Nothing was saved"
         if results.saved is not None:
-            kept = (
-                f"The best weights so far are in {experiment.out}; load them with "
-                f"grand_fast.checkpoint.load_checkpoint"
-            )
+            kept = f"The best weights so far are in {experiment.out}; load them with "
+            kept += "grand_fast.checkpoint.load_checkpoint"
             if interrupted:
-                again = " without --restart" if options.restart else ""
-                kept += f", or give the same command{again} to go on"
+                kept += (
+                    f", or give the same command{' without --restart' * options.restart} to go on"
+                )
         return _fail(f"{results.stopped}. {kept}.", INTERRUPTED if interrupted else FAILED)
     if to_stdout:
         print(json.dumps(summary(experiment, results), indent=2))

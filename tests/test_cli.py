@@ -120,6 +120,11 @@ def test_json_must_be_a_file(capsys):
     assert "--json must be a file" in fails(capsys, ["train", "--json", "folder"], 1)
 
 
+def test_a_model_larger_than_memory(capsys):
+    line = fails(capsys, ["train", "--hidden", str(10**13)], 1)
+    assert "can't allocate memory: you tried to allocate" in line and "smaller sizes" in line
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(capsys, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -1,5 +1,6 @@
 """The options of `grand-fast train`: what each does, and one line for each that cannot be."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from grand_fast import cli
 from grand_fast.checkpoint import load_checkpoint
 from grand_fast.data import DATASETS
 from grand_fast.presets import PRESETS, Preset, preset
+from grand_fast.train_options import add_preset_options, preset_table
 from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixture
 
 
@@ -215,3 +217,14 @@ def test_presets():
         split="public", self_loops=None
     )
     assert preset("Cora", hidden=7, heads=None) == Preset(**(vars(PRESETS["Cora"]) | {"hidden": 7}))
+
+
+def test_help_tells_presets_as_options():
+    parser = argparse.ArgumentParser()
+    add_preset_options(parser)
+    words = preset_table().split()
+    places = [words.index(name) for name in PRESETS] + [len(words)]
+    for name, start, end in zip(PRESETS, places, places[1:], strict=False):
+        given = vars(parser.parse_args(words[start + 1 : end]))
+        assert preset(None, **given) == PRESETS[name]
+    assert "(default: rk4)" in parser.format_help()

@@ -32,8 +32,8 @@ parameters   of every configuration
 Configurations are bench/models/configs/*.toml; the data are read from $GRAND_FAST_DATA. Each
 finished run is added to OUT/PART.json at once, and a second call goes on with what is missing, or
 whose configuration has changed. OUT is bench/results/paper, where the runs of the main README are,
-unless --out says otherwise. --budget ends a part after as many seconds; the run that it
-interrupts goes on from its last epoch. Try:
+unless --out says otherwise; pictures go there too. --budget ends a part after as many seconds; the
+run that it interrupts goes on from its last epoch. The last two parts take seconds. Try:
 python -m bench paper --part table1 --datasets Cora --seeds 2 --budget 600 --out mine
 """
 
