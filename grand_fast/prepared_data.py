@@ -43,6 +43,11 @@ def prepared(
         if (preset.component or by_default) == "largest":
             data = largest_component(data)
         if preset.rewiring is not None:
+            if data.edge_weight is not None:
+                raise BadOptionError(
+                    f"--rewiring takes edges without weights, got {data.name}, which has some. "
+                    f"Leave edge_weight out of the file."
+                )
             edge_index, edge_weight = diffusion_rewiring(
                 data.edge_index,
                 data.num_nodes,

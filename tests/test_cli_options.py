@@ -191,6 +191,13 @@ def test_own_graph(capsys):
     assert Path("runs/mine-nl/model.safetensors").is_file()
 
 
+def test_rewiring_does_not_drop_weights(capsys):
+    own_graph(edge_weight=np.ones(180))
+    options = ["--development", "12", "--labels-per-class", "3", "--rewiring-top-k", "2"]
+    command = ["train", *QUICK, "--data", "mine.npz", *options, "--rewiring", "ppr"]
+    assert "--rewiring takes edges without weights, got mine" in fails(capsys, command, 2)
+
+
 def test_a_component_without_a_part_of_the_split(capsys):
     own_graph(train=np.array([0, 10]), val=np.array([1, 2]), test=np.arange(12, 20))
     command = ["train", *QUICK, "--data", "mine.npz", "--component", "largest"]
