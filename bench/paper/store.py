@@ -14,8 +14,8 @@ from grand_fast.presets import Preset
 
 # What makes two runs the same run, beside the component of the graph; if other options differ, the
 # older one is out of date.
-_DEFAULTS = asdict(Preset())
 IDENTITY = ("dataset", "model", "at", "seed")
+_DEFAULTS = asdict(Preset())
 
 
 class Store:
