@@ -34,6 +34,7 @@ from grand_fast.ops._dispatch import BACKENDS, cannot_run
 from grand_fast.raw_files import DataError
 from grand_fast.run_folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
 from grand_fast.train_options import (
+    EXAMPLES,
     add_preset_options,
     choose,
     given_options,
@@ -45,21 +46,6 @@ if TYPE_CHECKING:
     from grand_fast.experiment import Experiment
 
 FAILED, INTERRUPTED = 1, 130
-
-_TRAIN_EPILOG = """\
-examples:
-  grand-fast train
-      handwritten digits, built in: half a minute on two cores, no download
-  grand-fast train --dataset Cora --root ~/data --variant l --split planetoid --seeds 3 --json
-      Cora as PyG's loaders keep it, ~/data/planetoid/Cora/raw or ~/data/Cora/raw
-  grand-fast train --data graph.npz --hidden 32 --out runs/mine
-      your own graph, written by numpy.savez("graph.npz", edge_index=..., x=..., y=...)
-  grand-fast train --config tuned.toml --seeds 20
-      options from a file, one a line, with _ for -: hidden = 80, step_size = 0.5, source = false
-The word none sets an option to nothing: --self-loops none.
-
-The data sets come with options of their own in place of the defaults above; those given win:
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +101,7 @@ def _add_train(commands: Any) -> None:
         "best in validation, draw the training curves and report the test accuracy. A run that\n"
         "was stopped, even by a kill or a power failure, goes on where it was when the same\n"
         "command is given again, to the same result.",
-        epilog=_TRAIN_EPILOG + preset_table(),
+        epilog=EXAMPLES + preset_table(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -22,6 +22,23 @@ _HELP_WIDTH = 100
 _COMMAND_LINE = ("seeds", "root", "data", "config", "backend", "device", "out", "restart", "json")
 
 
+EXAMPLES = """\
+examples:
+  grand-fast train
+      handwritten digits, built in: half a minute on two cores, no download
+  grand-fast train --dataset Cora --root ~/data --variant l --split planetoid --seeds 3 --json
+      Cora as PyG's loaders keep it, ~/data/planetoid/Cora/raw or ~/data/Cora/raw
+  grand-fast train --data graph.npz --hidden 32 --out runs/mine
+      your own graph, written by numpy.savez("graph.npz", edge_index=..., x=..., y=...); where
+      no split is given, a small one needs a smaller --development and --labels-per-class
+  grand-fast train --config tuned.toml --seeds 20
+      options from a file, one a line, with _ for -: hidden = 80, step_size = 0.5, source = false
+The word none sets an option to nothing: --self-loops none.
+
+The data sets come with options of their own in place of the defaults above; those given win:
+"""
+
+
 def add_preset_options(parser: argparse.ArgumentParser) -> None:
     """One option for each field of `Preset`; those not given are not in the parsed result."""
     groups: dict[str, Any] = {}
@@ -138,6 +155,7 @@ def _unused(dataset: str | None, chosen: Preset, given: Collection[str]) -> str 
         (("tol_scale_adjoint",), chosen.adjoint == "continuous", "needs --adjoint continuous"),
         (("memory_limit",), chosen.adjoint == "checkpoint",
          f"needs --adjoint checkpoint, got --adjoint {chosen.adjoint}"),
+        (("entropy_warmup",), chosen.entropy > 0, "needs --entropy above 0"),
         (("tol_scale",), chosen.rtol is None and chosen.atol is None,
          "stands for --rtol and --atol: give it alone"),
     ]  # fmt: skip
