@@ -86,7 +86,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         added = suites.add_parser(
             name,
             help=summary,
-            description=f"Measure the {summary}.",
+            description=f"{summary[0].upper()}{summary[1:]}.",
             # its own text only when asked for: importing a suite imports its peers, which is slow
             epilog=import_module(path).EPILOG if name in arguments else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -34,6 +34,7 @@ from grand_fast.ops._dispatch import BACKENDS, cannot_run
 from grand_fast.raw_files import DataError
 from grand_fast.run_folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
 from grand_fast.train_options import (
+    EXAMPLES,
     add_preset_options,
     choose,
     given_options,
@@ -45,21 +46,6 @@ if TYPE_CHECKING:
     from grand_fast.experiment import Experiment
 
 FAILED, INTERRUPTED = 1, 130
-
-_TRAIN_EPILOG = """\
-examples:
-  grand-fast train
-      handwritten digits, built in: half a minute on two cores, no download
-  grand-fast train --dataset Cora --root ~/data --variant l --split planetoid --seeds 3 --json
-      Cora as PyG's loaders keep it, ~/data/planetoid/Cora/raw or ~/data/Cora/raw
-  grand-fast train --data graph.npz --hidden 32 --out runs/mine
-      your own graph, written by numpy.savez("graph.npz", edge_index=..., x=..., y=...)
-  grand-fast train --config tuned.toml --seeds 20
-      options from a file, one a line, with _ for -: hidden = 80, step_size = 0.5, source = false
-The word none sets an option to nothing: --self-loops none.
-
-Options that are not given come from the data set's preset, where the model is GRAND-nl:
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,11 +97,11 @@ def _add_train(commands: Any) -> None:
         "train",
         usage="grand-fast train [--dataset NAME | --data FILE] [--config FILE.toml] [options]",
         help="train GRAND on a data set",
-        description="Train GRAND to classify the nodes of a graph; keep the weights of the best\n"
-        "validation accuracy, draw the training curves and report the test accuracy. A run that\n"
+        description="Train GRAND to classify the nodes of a graph; keep the weights that are\n"
+        "best in validation, draw the training curves and report the test accuracy. A run that\n"
         "was stopped, even by a kill or a power failure, goes on where it was when the same\n"
         "command is given again, to the same result.",
-        epilog=_TRAIN_EPILOG + preset_table(),
+        epilog=EXAMPLES + preset_table(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -133,8 +119,8 @@ def _add_train(commands: Any) -> None:
     add("--data", Path, "your own graph instead: an npz file of edge_index [2, E], x [N, F], y [N] "
         "and perhaps edge_weight and train, val, test; or a folder of such CSV files",
         metavar="FILE")  # fmt: skip
-    add("--config", Path, "TOML file with any of the options below, and perhaps dataset; those on "
-        "the command line win", metavar="FILE.toml")  # fmt: skip
+    add("--config", Path, "TOML file with any of the options of data, model, solver and training, "
+        "and perhaps dataset; those on the command line win", metavar="FILE.toml")  # fmt: skip
     add("--seeds", number(int, low=1), "runs, with seeds 0 to N-1 (default: 1)", default=1,
         metavar="N")  # fmt: skip
     choose("--backend", BACKENDS, "of the operators (default: auto)", default="auto")
@@ -174,6 +160,11 @@ def _train(options: argparse.Namespace) -> int:
         return _fail(str(error), BAD_ARGUMENTS)
     except (DataError, NotWritableError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         return _fail(str(error) or type(error).__name__, FAILED)
+    except RuntimeError as error:
+        _, allocator, problem = str(error).partition("DefaultCPUAllocator: ")
+        if not allocator:
+            raise
+        return _fail(f"{problem.splitlines()[0]} Choose smaller sizes.", FAILED)
     if results.runs:
         _report(say, summary(experiment, results))
     if results.saved is not None:
@@ -184,12 +175,12 @@ def _train(options: argparse.Namespace) -> int:
         interrupted = results.stopped == "interrupted"
         kept = "Nothing was saved"
         if results.saved is not None:
-            kept = (
-                f"The best weights so far are in {experiment.out}; load them with "
-                f"grand_fast.checkpoint.load_checkpoint"
-            )
+            kept = f"The best weights so far are in {experiment.out}; load them with "
+            kept += "grand_fast.checkpoint.load_checkpoint"
             if interrupted:
-                kept += ", or give the same command to go on"
+                kept += (
+                    f", or give the same command{' without --restart' * options.restart} to go on"
+                )
         return _fail(f"{results.stopped}. {kept}.", INTERRUPTED if interrupted else FAILED)
     if to_stdout:
         print(json.dumps(summary(experiment, results), indent=2))

@@ -104,11 +104,12 @@ def largest_component(data: NodeData) -> NodeData:
     from torch_geometric.data import Data
     from torch_geometric.transforms import LargestConnectedComponents
 
-    whole = Data(x=torch.arange(data.num_nodes), edge_index=data.edge_index)
+    ids = torch.arange(data.num_nodes)
+    whole = Data(x=ids, edge_index=data.edge_index, edge_weight=data.edge_weight)
     part = LargestConnectedComponents()(whole)
     x = features.chosen_rows(data.x, part.x)
-    return NodeData(data.name, x, data.y[part.x], part.edge_index,
-                    public_split=_within(data.public_split, part.x, data.num_nodes))  # fmt: skip
+    split = _within(data.public_split, part.x, data.num_nodes)
+    return NodeData(data.name, x, data.y[part.x], part.edge_index, split, part.edge_weight)
 
 
 def _within(split: Split | None, kept: Tensor, nodes: int) -> Split | None:

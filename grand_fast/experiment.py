@@ -24,7 +24,7 @@ from grand_fast.presets import Preset
 from grand_fast.run_folder import CURVES_FILE, RunFolder
 from grand_fast.solvers import ADAPTIVE
 from grand_fast.train import fit
-from grand_fast.trainer import Fit
+from grand_fast.trainer import Fit, rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Experiment:
         preset: options of data, model and training.
         seeds: runs with seeds 0, 1, …; a seed draws the weights and a random split.
         device, backend: where to train, and by which operators.
-        out: folder of the run: the weights and the picture of the best validation accuracy, the
+        out: folder of the run: the weights and the picture of what is best in validation, the
             metrics of all epochs, and what a stopped run needs to go on.
         root: folder of the data sets, see `grand_fast.data.load`.
         data: a graph of the user's instead, used whole.
@@ -222,10 +222,10 @@ def _model(config: dict[str, Any]) -> GRAND:
 def _keep_if_best(
     results: Results, run: Fit, seed: int, config: dict[str, Any], experiment: Experiment
 ) -> None:
-    saved = results.saved
     if run.best_epoch < 0:
         return
-    if saved is not None and run.best.val_accuracy <= saved.best.val_accuracy:
+    select = experiment.preset.select
+    if results.saved is not None and _rank(run, select) <= _rank(results.saved, select):
         return
     results.saved = run
     if not run.weights:  # finished before: its files are there
@@ -245,6 +245,12 @@ def _keep_if_best(
     save_checkpoint(experiment.out, run.weights, about)
     title = f"GRAND-{experiment.preset.variant} on {experiment.dataset}, seed {seed}"
     draw_training_curves(run, experiment.out / CURVES_FILE, title=title)
+
+
+def _rank(run: Fit, select: str) -> tuple[float, float]:
+    # By what chooses among the epochs of a seed. By another measure the weights that an interrupt
+    # left in the folder could stay there, better than all that the resumed run ends with.
+    return rank(select, run.best.val_accuracy, run.best.val_loss)
 
 
 def _describe_model(preset: Preset, parameters: int, device: torch.device) -> str:

@@ -51,10 +51,15 @@ def read_graph(path: Path | str) -> NodeData:
                 f"{list(array.shape)}."
             )
 
+    def finite(name: str) -> None:
+        with np.errstate(over="ignore"):  # what overflows is then not finite
+            holds = np.isfinite(arrays[name].astype(np.float32)).all()
+        check(name, bool(holds), "finite in float32")
+
     edges, x, y = (arrays[name] for name in _REQUIRED)
     check("x", x.ndim == 2 and x.shape[0] > 0 and x.dtype.kind in "fiub", "[N, F] numbers")
     n = x.shape[0]
-    check("x", bool(np.isfinite(x).all()), "finite")
+    finite("x")
     check("y", y.shape == (n,) and y.dtype.kind in "iu", f"[N] = [{n}] integers")
     check("y", y.min() >= -1 and y.max() >= 0, "classes from 0, or -1 where unknown")
     check("edge_index", edges.ndim == 2 and edges.shape[0] == 2 and edges.dtype.kind in "iu",
@@ -66,7 +71,7 @@ def read_graph(path: Path | str) -> NodeData:
         e = edges.shape[1]
         check("edge_weight", weight.shape == (e,) and weight.dtype.kind in "fiu",
               f"[E] = [{e}] numbers")  # fmt: skip
-        check("edge_weight", bool(np.isfinite(weight).all()), "finite")
+        finite("edge_weight")
 
     def tensor(name: str, dtype: type) -> Tensor:
         return torch.from_numpy(arrays[name].astype(dtype))
@@ -128,6 +133,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         ) from None
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0]
+        if "pickle" in reason:  # numpy's advice is to trust the file
+            reason = "it holds objects of Python, or is no npz file"
         raise DataError(
             f"{path}: must be an npz file of plain arrays, {_FORM}, got one that cannot be read: "
             f"{reason}. Write it with numpy.savez."

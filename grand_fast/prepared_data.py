@@ -43,6 +43,11 @@ def prepared(
         if (preset.component or by_default) == "largest":
             data = largest_component(data)
         if preset.rewiring is not None:
+            if data.edge_weight is not None:
+                raise BadOptionError(
+                    f"--rewiring takes edges without weights, got {data.name}, which has some. "
+                    f"Leave edge_weight out of the file."
+                )
             edge_index, edge_weight = diffusion_rewiring(
                 data.edge_index,
                 data.num_nodes,
@@ -76,6 +81,12 @@ def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
                 f"--split {preset.split} needs a split that comes with the data, got {data.name}, "
                 f"which has none. Use --split random."
             )
+        for part, ids in vars(data.public_split).items():
+            if ids.numel() == 0:
+                raise BadOptionError(
+                    f"--component largest must hold nodes of each part of the split, got none for "
+                    f"{part}. Use --component all."
+                )
         return [data.public_split] * seeds
     try:
         return [

@@ -50,11 +50,7 @@ class RunFolder:
         self.path, self.configuration, self._restart = path, configuration, restart
         self.has_begun = not restart and _holds_run(path)
         self._lock: TextIO | None = None
-        if not restart and (difference := _difference(path, configuration)):
-            raise BadOptionError(
-                f"--out must be a folder without another run, got {path}: {difference}. Choose "
-                f"another, or --restart, which deletes that run."
-            )
+        self._refuse_another()
 
     def begin(self) -> None:
         """Make the folder and say in it what the run is, unless that stands there."""
@@ -62,6 +58,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
+        self._refuse_another()  # which may have come since
         if self._restart:
             self._clear()
         (self.path / SEEDS_FOLDER).mkdir(exist_ok=True)
@@ -130,6 +127,13 @@ class RunFolder:
 
     def _figures(self, seed: int) -> Path:
         return self.path / SEEDS_FOLDER / f"{seed}.json"
+
+    def _refuse_another(self) -> None:
+        if not self._restart and (difference := _difference(self.path, self.configuration)):
+            raise BadOptionError(
+                f"--out must be a folder without another run, got {self.path}: {difference}. "
+                f"Choose another, or --restart, which deletes that run."
+            )
 
     def _clear(self) -> None:
         for name in (SEEDS_FOLDER, TENSORBOARD_FOLDER):

@@ -36,8 +36,8 @@ def values(run):
 
 def experiment(out, **more):
     own = two_rings()
-    settings = {"seeds": 2, "device": torch.device("cpu"), "out": out, "data": own}
-    return Experiment("rings", SMALL, **(settings | more))
+    settings = {"preset": SMALL, "seeds": 2, "device": torch.device("cpu"), "out": out, "data": own}
+    return Experiment("rings", **(settings | more))
 
 
 def results_of(folder):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -11,7 +12,17 @@ import torch
 import grand_fast.trainer
 from bench.__main__ import main
 from bench.models.setting import setting
-from bench.paper import accuracy, depth, jobs, parameters, peers, published, superpixels, sweeps
+from bench.paper import (
+    accuracy,
+    depth,
+    jobs,
+    parameters,
+    peers,
+    published,
+    suite,
+    superpixels,
+    sweeps,
+)
 from bench.paper.budget import Budget
 from bench.paper.comparison import Comparison, compare, mean_std, text
 from bench.paper.jobs import Job, train, work
@@ -90,6 +101,20 @@ def test_store_keeps_what_is_current(tmp_path):
     store.states.mkdir()
     assert Store(path, HEADER, resume=False).runs == []
     assert not store.states.exists()
+
+
+def test_two_processes_may_fill_one_store(tmp_path):
+    path = tmp_path / "part.json"
+    one, other = (Store(path, HEADER, resume=resume) for resume in (False, True))
+    one.add(small_job(seed=0).row())
+    other.add(small_job(seed=1).row())
+    one.add(small_job(seed=2).row())
+    runs = Store(path, HEADER, resume=True).runs
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    assert one.runs == runs
+    again = Store(path, HEADER, resume=False)
+    again.add(small_job(seed=3).row())
+    assert [run["seed"] for run in Store(path, HEADER, resume=True).runs] == [3]
 
 
 def test_damaged_store_is_named(tmp_path):
@@ -343,9 +368,26 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "all.json").read_text())["rows"][0]["part"] == "parameters"
 
 
-def test_bad_options(capsys):
+def test_bad_options(capsys, tmp_path):
     for arguments in (["--part", "table9"], ["--budget", "0"], ["--datasets", "Reddit"]):
         with pytest.raises(SystemExit) as stop:
             main(["paper", *arguments])
         assert stop.value.code == 2
     assert "must be one of Cora" in capsys.readouterr().err
+    for arguments, words in (
+        ("table1 --datasets Cora Photo", "must be of --part table1, Cora, CiteSeer, PubMed, got P"),
+        ("table1 --models GS-mean", "must be of --part table1, GRAND-l, .*GS-maxpool, got GS-mean"),
+        ("depth --datasets Cora", "--datasets is not used by --part depth"),
+        ("parameters --models GAT", "--models is not used by --part parameters"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["paper", "--out", str(tmp_path), "--part", *arguments.split()])
+        assert stop.value.code == 2
+        assert re.search(words, capsys.readouterr().err)
+
+
+def test_a_part_without_what_is_asked_for_is_said(tmp_path):
+    report = Report("paper", HEADER)
+    asked = {"part": None, "datasets": ["Photo"], "out": tmp_path}
+    suite._train("table1", argparse.Namespace(**(vars(OPTIONS) | asked)), report, tmp_path)
+    assert report.skipped == ["table1: it has none of the data sets and models asked for."]

@@ -120,6 +120,11 @@ def test_json_must_be_a_file(capsys):
     assert "--json must be a file" in fails(capsys, ["train", "--json", "folder"], 1)
 
 
+def test_a_model_larger_than_memory(capsys):
+    line = fails(capsys, ["train", "--hidden", str(10**13)], 1)
+    assert "can't allocate memory: you tried to allocate" in line and "smaller sizes" in line
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(capsys, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -161,6 +166,12 @@ def test_interrupt_leaves_the_best_weights(capsys, monkeypatch):
     folder = Path("runs/digits-nl").resolve()
     monkeypatch.undo()  # the working directory too
     assert isinstance(load_checkpoint(folder), GRAND)
+
+
+def test_an_interrupted_restart_goes_on_without_it(capsys, monkeypatch):
+    interrupt_after(monkeypatch, 3)
+    line = fails(capsys, ["train", *QUICK, "--restart"], 130)
+    assert line.endswith("or give the same command without --restart to go on.\n")
 
 
 def test_interrupt_before_there_are_weights(capsys, monkeypatch):

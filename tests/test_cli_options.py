@@ -1,5 +1,6 @@
 """The options of `grand-fast train`: what each does, and one line for each that cannot be."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from grand_fast import cli
 from grand_fast.checkpoint import load_checkpoint
 from grand_fast.data import DATASETS
 from grand_fast.presets import PRESETS, Preset, preset
+from grand_fast.train_options import add_preset_options, preset_table
 from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixture
 
 
@@ -78,6 +80,7 @@ from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixt
             "`weight_decay` must be 0 with Rprop, which has none, got 0.001",
         ),
         (["--augment", "-1"], "--augment: must be an integer at least 0, got '-1'"),
+        (["--entropy-warmup", "5"], "--entropy-warmup needs --entropy above 0."),
         (["--early-stop", "0.5"], "--early-stop: must be a number at least 1, got '0.5'"),
         (["--patience", "0"], "--patience: must be an integer at least 1, got '0'"),
         (["--data", "g.npz", "--dataset", "Cora"], "--dataset is not used with --data"),
@@ -103,6 +106,7 @@ def test_bad_arguments(capsys, arguments, words):
         ["--rewiring", "ppr", "--rewiring-top-k", "8", "--self-loops", "none"],
         ["--rewiring", "heat", "--rewiring-t", "2", "--rewiring-threshold", "0.02"],
         ["--kinetic", "0.1", "--jacobian", "0.01", "--early-stop", "2", "--patience", "1"],
+        ["--entropy", "0.5", "--entropy-warmup", "2"],
         ["--max-nfe", "1000", "--optimizer", "AdamW", "--row-normalize", "--development", "500"],
     ],
     ids=lambda options: " ".join(options),
@@ -158,6 +162,7 @@ def test_config(capsys):
     ("line", "words"),
     [
         ("hiden = 5", "small.toml: unknown key 'hiden'. Did you mean hidden?"),
+        ("seeds = 5", "small.toml: seeds is given on the command line alone, by --seeds."),
         ("zzz = 5", "small.toml: unknown key 'zzz'. See grand-fast train --help."),
         ("hidden = 2.5", "small.toml: hidden must be an integer at least 1, got '2.5'."),
         ("hidden = [2]", "small.toml: hidden must be one value, got list."),
@@ -188,6 +193,19 @@ def test_own_graph(capsys):
     assert Path("runs/mine-nl/model.safetensors").is_file()
 
 
+def test_rewiring_does_not_drop_weights(capsys):
+    own_graph(edge_weight=np.ones(180))
+    options = ["--development", "12", "--labels-per-class", "3", "--rewiring-top-k", "2"]
+    command = ["train", *QUICK, "--data", "mine.npz", *options, "--rewiring", "ppr"]
+    assert "--rewiring takes edges without weights, got mine" in fails(capsys, command, 2)
+
+
+def test_a_component_without_a_part_of_the_split(capsys):
+    own_graph(train=np.array([0, 10]), val=np.array([1, 2]), test=np.arange(12, 20))
+    command = ["train", *QUICK, "--data", "mine.npz", "--component", "largest"]
+    assert "hold nodes of each part of the split, got none for val." in fails(capsys, command, 2)
+
+
 def test_own_graph_without_a_split(capsys):
     own_graph()
     command = ["train", *QUICK, "--data", "mine.npz"]
@@ -208,3 +226,14 @@ def test_presets():
         split="public", self_loops=None
     )
     assert preset("Cora", hidden=7, heads=None) == Preset(**(vars(PRESETS["Cora"]) | {"hidden": 7}))
+
+
+def test_help_tells_presets_as_options():
+    parser = argparse.ArgumentParser()
+    add_preset_options(parser)
+    words = preset_table().split()
+    places = [words.index(name) for name in PRESETS] + [len(words)]
+    for name, start, end in zip(PRESETS, places, places[1:], strict=False):
+        given = vars(parser.parse_args(words[start + 1 : end]))
+        assert preset(None, **given) == PRESETS[name]
+    assert "(default: rk4)" in parser.format_help()

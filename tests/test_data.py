@@ -144,6 +144,15 @@ def test_largest_component():
     assert part.edge_index.sort(dim=1).values.tolist() == [[0, 1, 1, 2], [0, 1, 1, 2]]
 
 
+def test_largest_component_keeps_edge_weights():
+    edges = torch.tensor([[0, 1, 2, 3, 3, 4], [1, 0, 3, 2, 4, 3]])
+    weight = torch.arange(6.0)
+    whole = data.NodeData("made", torch.arange(5.0)[:, None], torch.arange(5), edges)
+    part = data.largest_component(replace(whole, edge_weight=weight))
+    assert part.edge_weight.tolist() == [2.0, 3.0, 4.0, 5.0]
+    assert data.largest_component(whole).edge_weight is None
+
+
 def test_row_normalized():
     """Counts become shares; a node without words stays as it is."""
     x = torch.tensor([[1.0, 3.0], [0.0, 0.0], [0.2, 0.2]])

@@ -15,7 +15,8 @@ from grand_fast.checkpoint import WEIGHTS_FILE
 from grand_fast.experiment import run_seeds
 from grand_fast.metrics import COLUMNS, METRICS_FILE, TENSORBOARD_FOLDER, Epoch, Metrics
 from grand_fast.nn import GRAND
-from grand_fast.run_folder import LOCK_FILE, RUN_FILE, SEEDS_FOLDER
+from grand_fast.run_folder import LOCK_FILE, RUN_FILE, SEEDS_FOLDER, RunFolder
+from grand_fast.trainer import Fit
 from tests._small_run import SMALL, experiment, results_of, silent, two_rings, values
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,6 +109,16 @@ def test_another_run_in_the_folder_is_not_touched(tmp_path):
     assert {row["epoch"] for row in results_of(out)[2]} == set("012")
 
 
+def test_another_run_that_came_in_the_meantime_is_not_touched(tmp_path):
+    late, first = (RunFolder(tmp_path, {"lr": lr}) for lr in (0.1, 0.2))
+    first.begin()
+    first.close()
+    with pytest.raises(BadOptionError, match="lr 0.2 there, 0.1 here"):
+        late.begin()
+    late.close()
+    assert json.loads((tmp_path / RUN_FILE).read_text()) == {"lr": 0.2}
+
+
 def test_weights_of_unknown_origin_are_not_overwritten(tmp_path):
     (tmp_path / WEIGHTS_FILE).touch()
     with pytest.raises(BadOptionError, match=f"it holds {WEIGHTS_FILE}"):
@@ -152,3 +163,26 @@ def test_other_data_are_another_run(tmp_path):
     changed = replace(own, x=own.x + 1)
     with pytest.raises(BadOptionError, match="data [0-9a-f]{16} there, [0-9a-f]{16} here"):
         run_seeds(experiment(tmp_path, data=changed), silent)
+
+
+def test_what_an_interrupt_left_does_not_stay(tmp_path, monkeypatch):
+    """By loss: seed 1 ends with a worse accuracy than that of its best epoch when interrupted."""
+    told = {}
+
+    def fit(model, *args, on_epoch, label, **more):
+        loss, accuracy, stopped = told[label]
+        epoch = Epoch(1.0, loss, accuracy, 4, 4, 0.1, 2**20, 1.0)
+        on_epoch(0, epoch)
+        return Fit([epoch], 0, None, model.state_dict(), accuracy, stopped)
+
+    monkeypatch.setattr("grand_fast.experiment.fit", fit)
+    given = experiment(tmp_path / "run", preset=replace(SMALL, select="loss"))
+    told["seed 0"] = (0.5, 0.8, None)
+    for told["seed 1"] in ((0.6, 0.9, "interrupted"), (0.55, 0.7, None)):
+        run_seeds(given, silent)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0
+
+    told["seed 2"] = (0.4, 0.6, None)
+    results = run_seeds(replace(given, seeds=3), silent)
+    assert results.saved.best.val_loss == 0.4
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2

@@ -53,6 +53,11 @@ def jobs(part: str, options: argparse.Namespace) -> list[Job]:
     return result
 
 
+def models(part: str) -> tuple[str, ...]:
+    """Of a table, in its order."""
+    return (*GRAND_MODELS, *TABLE_PEERS[part])
+
+
 def comparisons(part: str, runs: Sequence[Row], wanted: Sequence[Job]) -> list[Comparison]:
     """One for each model and data set of the jobs, and those rows of the paper that we do not run.
 

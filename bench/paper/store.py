@@ -14,8 +14,8 @@ from grand_fast.presets import Preset
 
 # What makes two runs the same run, beside the component of the graph; if other options differ, the
 # older one is out of date.
-_DEFAULTS = asdict(Preset())
 IDENTITY = ("dataset", "model", "at", "seed")
+_DEFAULTS = asdict(Preset())
 
 
 class Store:
@@ -35,17 +35,10 @@ class Store:
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
         self.path, self.header = path, header
         self.states = path.with_suffix(".state")
-        self.runs: list[Row] = []
+        self._keeps = resume  # what the file holds
+        self.runs = self._read() if resume else []
         if not resume:
             shutil.rmtree(self.states, ignore_errors=True)
-        elif path.is_file():
-            try:
-                self.runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"paper: {path} must hold the runs of an earlier call, and does not "
-                    f"({error!r}). Move it away, or start again with --no-resume."
-                ) from error
 
     def find(self, wanted: Row) -> Row | None:
         """The finished run with the identity and the options of `wanted`."""
@@ -58,10 +51,26 @@ class Store:
         return None
 
     def add(self, run: Row) -> None:
-        """Keep `run` in place of any with its identity, and write the file."""
+        """Keep `run` in place of any with its identity, and write the file.
+
+        What another process has added to it meanwhile stays.
+        """
         run = _plain(run | {"commit": self.header["commit"]})
-        self.runs = [old for old in self.runs if not _same(old, run)] + [run]
+        before = self._read() if self._keeps else []
+        self.runs, self._keeps = [old for old in before if not _same(old, run)] + [run], True
         write_json(self.path, {"header": self.header, "runs": self.runs})
+
+    def _read(self) -> list[Row]:
+        if not self.path.is_file():
+            return []
+        try:
+            runs: list[Row] = json.loads(self.path.read_text(encoding="utf-8"))["runs"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"paper: {self.path} must hold the runs of an earlier call, and does not "
+                f"({error!r}). Move it away, or start again with --no-resume."
+            ) from error
+        return runs
 
 
 def write_json(path: Path, content: Row) -> None:

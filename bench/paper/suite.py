@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from bench.paper import accuracy, depth, parameters, superpixels, sweeps
 from bench.paper.budget import Budget
 from bench.paper.jobs import Job, work
 from bench.paper.options import PARTS
+from bench.paper.published import FEATURES_CLASSES
 from bench.paper.store import Store, write_json
 from bench.report import Report, Row
 from grand_fast.raw_files import DataError
@@ -30,9 +31,10 @@ parameters   of every configuration
 
 Configurations are bench/models/configs/*.toml; the data are read from $GRAND_FAST_DATA. Each
 finished run is added to OUT/PART.json at once, and a second call goes on with what is missing, or
-whose configuration has changed. --budget ends a part after as many seconds; the run that it
-interrupts goes on from its last epoch. Try:
-python -m bench paper --part table1 --datasets Cora --seeds 2 --budget 600
+whose configuration has changed. OUT is bench/results/paper, where the runs of the main README are,
+unless --out says otherwise; pictures go there too. --budget ends a part after as many seconds; the
+run that it interrupts goes on from its last epoch. The last two parts take seconds. Try:
+python -m bench paper --part table1 --datasets Cora --seeds 2 --budget 600 --out mine
 """
 
 
@@ -61,8 +63,10 @@ def run(options: argparse.Namespace, report: Report) -> None:
     """Train what is missing, print the tables as they come, draw, and fill `report`.
 
     Raises:
-        ValueError: files of a data set or of earlier runs are missing or damaged; what to do.
+        ValueError: options of which the part has no use; files of a data set or of earlier runs
+            that are missing or damaged; what to do.
     """
+    _check(options)
     folder: Path = options.out
     report.saved = f"every run that was finished to {folder}"
     for part in [options.part] if options.part else PARTS:
@@ -77,9 +81,31 @@ def run(options: argparse.Namespace, report: Report) -> None:
             raise ValueError(str(missing)) from missing
 
 
+def _check(options: argparse.Namespace) -> None:
+    """A part that is asked for has the data sets and models that are."""
+    part = options.part
+    if part is None:
+        return
+    known: dict[str, Collection[str]] = {"datasets": (), "models": ()}
+    if part in accuracy.DATASETS:
+        known = {"datasets": accuracy.DATASETS[part], "models": accuracy.models(part)}
+    elif part == "parameters":
+        known["datasets"] = FEATURES_CLASSES
+    for option, names in known.items():
+        for name in getattr(options, option) or ():
+            if not names:
+                raise ValueError(f"--{option} is not used by --part {part}.")
+            if name not in names:
+                own = ", ".join(names)
+                raise ValueError(f"--{option}: must be of --part {part}, {own}, got {name}.")
+
+
 def _train(part: str, options: argparse.Namespace, report: Report, folder: Path) -> None:
     chosen = TRAINED[part]
     jobs = chosen.jobs(part, options)
+    if not jobs:
+        report.skipped.append(f"{part}: it has none of the data sets and models asked for.")
+        return
     store = Store(folder / f"{part}.json", report.header, resume=options.resume)
     runs = work(jobs, store, Budget(options.budget))
     if len(runs) < len(jobs):
