@@ -160,15 +160,17 @@ PRESETS: dict[str, Preset] = {
         input_dropout=0.1, epochs=80, lr=0.03, weight_decay=0.001,
     ),
     "Cora": Preset(
-        split="planetoid", row_normalize=True, encoder_channels=64, hidden=7, decoder=False,
-        degree_scaling=True, heads=1, attention_channels=16, method="euler", T=12.0,
-        adjoint="direct", epochs=400, patience=100, select="loss", lr=0.005, dropout=0.8,
+        split="planetoid", row_normalize=True, encoder_channels=128, hidden=7, decoder=False,
+        degree_scaling=True, heads=1, attention_channels=16, normalizer="squareplus",
+        constant_init=True, method="euler", T=12.0, adjoint="direct", entropy=1.5,
+        entropy_warmup=100, epochs=400, lr=0.005, weight_decay=0.0075, dropout=0.8,
         input_dropout=0.8,
     ),
     "CiteSeer": Preset(
         split="planetoid", row_normalize=True, encoder_channels=64, hidden=6, decoder=False,
         degree_scaling=True, heads=1, attention_channels=16, method="euler", T=20.0,
-        adjoint="direct", epochs=200, patience=75, select="loss", dropout=0.8, input_dropout=0.8,
+        adjoint="direct", entropy=1.5, entropy_warmup=100, epochs=200, patience=75, select="loss",
+        dropout=0.8, input_dropout=0.8,
     ),
     "PubMed": Preset(
         split="planetoid", row_normalize=True, encoder_channels=64, hidden=3, decoder=False,
