@@ -29,9 +29,11 @@ def jobs(part: str, options: argparse.Namespace) -> list[Job]:
             for model in MODELS:
                 variant = model.removeprefix("GRAND-") if model.startswith("GRAND") else "l"
                 preset = configuration(DATASET, variant)
-                # The time that early stopping finds would be another depth.
+                # The time that early stopping finds would be another depth; entropy in the loss
+                # makes shallow models give one answer to all.
                 preset = replace(preset, method="rk4", step_size=1.0, T=float(depth),
-                                 tol_scale=None, early_stop=1.0)  # fmt: skip
+                                 tol_scale=None, early_stop=1.0, entropy=0.0,
+                                 entropy_warmup=0)  # fmt: skip
                 if not model.startswith("GRAND"):
                     preset = peer_preset(model, preset)
                 result.append(Job(DATASET, model, seed, preset, layers=depth, at=float(depth)))

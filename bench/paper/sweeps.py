@@ -46,7 +46,9 @@ SWEEPS = {
 
 def jobs(part: str, options: argparse.Namespace) -> list[Job]:
     """Of a method that chooses its steps, one point; it is drawn at all step sizes."""
-    base = replace(configuration(DATASET, VARIANT), early_stop=1.0)
+    # The loss is the paper's, so that solver or edges alone make the difference
+    plain = {"early_stop": 1.0, "entropy": 0.0, "entropy_warmup": 0}
+    base = replace(configuration(DATASET, VARIANT), **plain)
     points = _step_sizes(base) if part == "solvers" else _rewired(base)
     seeds = range(options.seeds or SEEDS)
     return [Job(DATASET, method, seed, preset, at=at)
