@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 
+_CORES = os.cpu_count() or 1  # once: a look takes as long as a small kernel
 KernelFunction = Callable[[int, int], None]  # of the address of its arguments, and the thread
 
 
@@ -64,7 +65,7 @@ class _Job:
 
 def _hand_out(job: _Job) -> None:
     """To a helper that is free; as many are started as there are cores."""
-    if len(_helpers) < (os.cpu_count() or 1):
+    if len(_helpers) < _CORES:
         helper = threading.Thread(target=_help, args=(_jobs,), name="grand_fast", daemon=True)
         # The interpreter is ending, or the system has no more threads: the caller does all tasks.
         with suppress(RuntimeError):
