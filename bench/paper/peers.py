@@ -27,12 +27,11 @@ _RATES = {"GAT": {"lr": 0.005, "dropout": 0.6}}
 
 
 def peer_preset(name: str, data: Preset) -> Preset:
-    """The training of a peer on the data, features, split and kind of loss of `data`."""
+    """The training of a peer on the data, features and split of `data`, by cross entropy alone."""
     ours = {"split": data.split, "component": data.component,
             "labels_per_class": data.labels_per_class, "development": data.development,
             "row_normalize": data.row_normalize,
-            "self_loops": data.self_loops, "select": data.select,
-            "entropy": data.entropy, "entropy_warmup": data.entropy_warmup}  # fmt: skip
+            "self_loops": data.self_loops, "select": data.select}  # fmt: skip
     training = {"epochs": 200, "optimizer": "adam", "lr": 0.01, "weight_decay": 5e-4,
                 "dropout": 0.5, "hidden": HIDDEN, "heads": 1}  # fmt: skip
     return replace(Preset(), **ours, **(training | _RATES.get(name, {})))
