@@ -156,7 +156,8 @@ def _grouped_bars(axis: Axes, rows: list[Row], group: str, key: str, scale: floa
         axis.bar(at, row[key] * scale, width, color=f"C{i}", label=name)
     axis.set(yscale="log")
     axis.set_ylim(bottom=axis.get_ylim()[0] / 2)  # or the shortest bar has no length
-    axis.set_xticks(range(len(groups)), groups, fontsize="small")
+    size = "small" if len(groups) <= 6 else "x-small"
+    axis.set_xticks(range(len(groups)), groups, fontsize=size)
     _plain_numbers(axis.yaxis)
 
 
