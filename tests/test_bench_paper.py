@@ -218,6 +218,13 @@ def test_residual_layers_keep_their_input():
         assert residual(data.x, None).std(dim=0).max() > 1e-3
 
 
+def test_ogbn_arxiv_is_in_table_2_on_its_own_split_where_it_is_named():
+    chosen = argparse.Namespace(**(vars(OPTIONS) | {"datasets": ["ogbn-arxiv"]}))
+    wanted = accuracy.jobs("table2", chosen)
+    assert {job.model for job in wanted} >= {"GRAND-l", "GRAND-nl", "GRAND-nl-rw", "GCN"}
+    assert {(job.dataset, job.preset.split) for job in wanted} == {("ogbn-arxiv", "public")}
+
+
 @pytest.mark.parametrize(("part", "datasets", "models"), [("table1", 3, 7), ("table2", 6, 8)])
 def test_jobs_of_the_tables(part, datasets, models):
     wanted = accuracy.jobs(part, OPTIONS)

@@ -33,7 +33,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=one_of(DATASETS),
         nargs="+",
         metavar="NAME",
-        help=f"of the tables and of parameters, some of {', '.join(DATASETS)} (default: all)",
+        help=f"of the tables and of parameters, some of {', '.join(DATASETS)} (default: all, in "
+        "tables without ogbn-arxiv)",
     )
     parser.add_argument(
         "--models",

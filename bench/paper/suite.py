@@ -21,7 +21,8 @@ Seven parts, of which --part chooses one:
 
 table1       Planetoid split, 20 initialisations: GRAND-l, -nl, -nl-rw and PyG's GCN, GAT, MoNet and
              GraphSAGE, on Cora, CiteSeer and PubMed
-table2       10 random splits: the same on CoauthorCS, Computers and Photo too
+table2       10 random splits: the same on CoauthorCS, Computers and Photo too, and on the split of
+             ogbn-arxiv where --datasets names it (hours)
 depth        figure 2: Cora, RK4 with steps of 1 to T = 1 ... 64 against GCN with as many layers
 solvers      figure 3, left: accuracy and time over the step size of explicit and implicit Adams and
              semi-implicit Euler, and DOPRI5
