@@ -31,7 +31,7 @@ from grand_fast.ops._checks import (
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import to_slots
-from grand_fast.ops._lean import is_lean
+from grand_fast.ops._lean import is_lean, lean_share
 from grand_fast.ops._operator import Gradients, Operator
 from grand_fast.ops._prepared import prepared, score_gradients
 from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
@@ -149,7 +149,7 @@ def _forward(
         csr_t=call.graph.csr(of_backend, transposed=True),
     )
     # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
-    if absorbed or not _is_kept(qk):
+    if absorbed or not _is_kept(qk, x):
         qk = qk.new_empty(1).expand(x.shape[0], weight.shape[0])
     return f, (lse, qk) if top is None else (lse, qk, top, *of_rows)
 
@@ -322,10 +322,10 @@ def _side_by_side(dq: Tensor, dk: Tensor) -> list[Tensor]:
     return [dq, dk]
 
 
-def _is_kept(qk: Tensor) -> bool:
+def _is_kept(qk: Tensor, x: Tensor) -> bool:
     size = qk.numel() * qk.element_size()
     if is_lean():
-        return False
+        return size <= lean_share() * x.numel() * x.element_size()
     if size <= _ALWAYS_KEPT:
         return True
     if qk.is_cuda:

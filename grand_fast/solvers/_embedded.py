@@ -89,19 +89,20 @@ class EmbeddedRungeKutta(AbstractSolver):
         return moved(self._b), slopes
 
     def stages_again(
-        self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry
+        self, term: AbstractTerm, t: float, x: Tensor, tau: float, slopes: list[Tensor]
     ) -> None:
         """The evaluations of `stages`, for what they save for backward: the stage values above all.
 
-        Written in terms of those, so that no slope is held beside them. Their coefficients, up to
-        17, multiply rounding errors, of which no error estimate is made here.
+        Written in terms of those, so that no slope is held beside them: `slopes` has the first, and
+        is emptied. Their coefficients, up to 17, multiply rounding errors, of which no error
+        estimate is made here.
         """
-        values, slope = [x], carry[0]
+        values = [x]
         for time, (coefficients, scale) in zip(self._c[1:], self._values, strict=False):
             pairs = zip(coefficients, values, strict=True)
             known = [(c, y) for c, y in pairs if c != 0.0]
-            values.append(combine([*known, (scale * tau, slope)]))
-            slope = term.vf(t + time * tau, values[-1])
+            values.append(combine([*known, (scale * tau, slopes.pop())]))
+            slopes.append(term.vf(t + time * tau, values[-1]))
 
     def taken(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Step:
         """The step from `x` to `y` by all its slopes."""

@@ -47,7 +47,7 @@ def call_of(graph, name, normalizer, normalize):
 def kept(request, monkeypatch):
     """Whether q and k are kept for backward."""
     monkeypatch.setitem(
-        projected_attention_diffusion.__globals__, "_is_kept", lambda qk: request.param
+        projected_attention_diffusion.__globals__, "_is_kept", lambda *given: request.param
     )
 
 
