@@ -17,7 +17,6 @@ from grand_fast.solvers._embedded import EmbeddedRungeKutta
 from grand_fast.solvers._solver import Carry, Step
 from grand_fast.solvers._term import AbstractTerm
 
-
 # Of a state, what an evaluation may keep: one step's stages at a time take six such shares.
 _SHARE_KEPT = 1 / 4
 
