@@ -116,16 +116,19 @@ class AttentionDiffusion(nn.Module):
         *,
         scale: float = 1.0,
         add: Add = (),
-        source: Tensor | None = None,
+        source: Tensor | Literal[False] | None = None,
     ) -> Tensor:
         """`scale · f + Σ c y`, `[N, channels]`, from the state `x [N, channels]`.
 
         `x0` is shaped like `x` and comes with `source=True` only; `source`, in its place, is
-        `beta x0` as `.scale.source(x0)` gives it. `add` holds the pairs `(c, y)`.
+        `beta x0` as `.scale.source(x0)` gives it, or False: f without it. `add` holds the pairs
+        `(c, y)`.
         """
         self._check("x", x, graph)
         if source is None:
             self._check_source(x0, graph)
+        elif source is False:
+            x0 = None
         else:
             self._check("source", source, graph)
             x0, add = None, [*add, (scale, source)]

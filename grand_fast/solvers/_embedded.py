@@ -45,6 +45,7 @@ class EmbeddedRungeKutta(AbstractSolver):
     """
 
     is_adaptive = True
+    constant: Tensor | None = None  # what slopes leave out: all of them are less than f by it
 
     def __init__(
         self,
@@ -67,6 +68,11 @@ class EmbeddedRungeKutta(AbstractSolver):
         """The slope at the start."""
         return (term.vf(t, x),)
 
+    def slope(self, carry: Carry) -> Tensor:
+        """f at the start of a step, without a graph."""
+        known = [(1.0, carry[0].detach())]
+        return combine(known if self.constant is None else [*known, (1.0, self.constant.detach())])
+
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
         """Slopes of the stages, the new state, its slope if it is the next step's first."""
         y, slopes = self.stages(term, t, x, tau, carry)
@@ -82,7 +88,7 @@ class EmbeddedRungeKutta(AbstractSolver):
 
         def moved(row: list[float]) -> Tensor:
             used = [(tau * a, f) for a, f in zip(row, slopes, strict=True) if a != 0.0]
-            return update([(1.0, x), *used])
+            return update([(1.0, x), *self._constant_of(tau * sum(row)), *used])
 
         for row, time in zip(self._a, self._c[1:], strict=True):
             slopes.append(term.vf(t + time * tau, moved(row)))
@@ -101,6 +107,7 @@ class EmbeddedRungeKutta(AbstractSolver):
         for time, (coefficients, scale) in zip(self._c[1:], self._values, strict=False):
             pairs = zip(coefficients, values, strict=True)
             known = [(c, y) for c, y in pairs if c != 0.0]
+            known += self._constant_of(scale * tau)
             values.append(combine([*known, (scale * tau, slopes.pop())]))
             slopes.append(term.vf(t + time * tau, values[-1]))
 
@@ -124,9 +131,13 @@ class EmbeddedRungeKutta(AbstractSolver):
         weights[-1] += new_slope
         terms = [(own + middle, x), (new, step.x)]
         terms += [(tau * w, f) for w, f in zip(weights, step.slopes, strict=True)]
-        return combine(terms)
+        return combine([*terms, *self._constant_of(tau * sum(weights))])
+
+    def _constant_of(self, scale: float) -> list[tuple[float, Tensor]]:
+        return [] if self.constant is None else [(scale, self.constant)]
 
     def _ratio(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Tensor:
+        # The weights of an error add up to 0: what all slopes leave out counts for nothing.
         terms = [(tau * e, f) for e, f in zip(self._error, slopes, strict=True) if e != 0.0]
         rtol, atol = self.rtol, self.atol
         with torch.no_grad():

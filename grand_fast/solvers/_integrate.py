@@ -173,7 +173,7 @@ def integrate(
     elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
         result = problem.march(checkpoint_differentiating)
     elif adjoint == "checkpoint" and type(solver) is EmbeddedRungeKutta and solver.pair.is_fsal:
-        result = replace(problem, solver=CheckpointedPair(solver)).march(
+        result = replace(problem, solver=CheckpointedPair(solver, counted)).march(
             lambda step, x, carry: step(x, carry)
         )
     else:
