@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grand_fast import ops
 from grand_fast.graph import Graph
-from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.nn.attention_diffusion import AttentionDiffusion, Packed
 from grand_fast.solvers import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 
 
@@ -21,6 +21,7 @@ class NonlinearDiffusion(AbstractTerm):
     def __init__(self, field: AttentionDiffusion, graph: Graph, x0: Tensor | None) -> None:
         self.field, self.graph = field, graph
         self.source: Tensor | Literal[False] | None = field.scale.source(x0)
+        self.packed: Packed | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The layer's parameters, the source and, where they multiply the scores, edge weights."""
@@ -29,10 +30,12 @@ class NonlinearDiffusion(AbstractTerm):
         return (*self.field.parameters(), *further)
 
     def apart(self) -> tuple[AbstractTerm, Tensor | None]:
-        """The field without its source, and that."""
-        if not isinstance(self.source, Tensor):
-            return self, None
+        """The field without its source, its parameters packed once, and the source."""
         term = copy(self)
+        if not self.field.mix_features:
+            term.packed = self.field.packed()
+        if not isinstance(self.source, Tensor):
+            return term, None
         term.source = False
         return term, self.source
 
@@ -42,7 +45,9 @@ class NonlinearDiffusion(AbstractTerm):
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""
-        y: Tensor = self.field(x, self.graph, scale=tau, add=base.terms, source=self.source)
+        y: Tensor = self.field(
+            x, self.graph, scale=tau, add=base.terms, source=self.source, packed=self.packed
+        )
         return y
 
     def freeze(self, t: float, x: Tensor) -> "LinearDiffusion":

@@ -46,9 +46,10 @@ def score_gradients(
     """`score.gradients`; dq and dk may take the place of `of_made`."""
     if backend == "cpu" and score.name == Cosine.name:
         joined = [side_by_side(*pair) for pair in (given, made, of_made)]
-        if None not in joined:
+        tables = [t for t in joined if t is not None]
+        if len(tables) == len(joined):
             n, h, d_k = given[0].shape
-            v, unit, grad = (t.view(n, 2 * h, d_k) for t in joined if t is not None)
+            v, unit, grad = (t.view(n, 2 * h, d_k) for t in tables)
             unit_rows().unit_rows_bwd(grad, v, unit, eps=EPS)
             return *of_made, None, None
         for v, unit, grad in zip(given, made, of_made, strict=True):

@@ -118,29 +118,31 @@ def _add_few(call: Call, dtop: Tensor, inputs: Any, top_of_row: Tensor, grads: G
     assert weighting is not None
     rows = _rows_with(top_of_row, _largest(top_of_row)).numpy()
     degree, last = rowptr[rows + 1] - rowptr[rows], rowptr[rows + 1]
-    if int(degree.sum()) > _CHUNK:
-        return False
+    if not 0 < int(degree.sum()) <= _CHUNK:
+        return rows.size == 0  # the largest is no number
     receiver = np.repeat(rows, degree)
     slots = np.arange(receiver.size) + np.repeat(last - degree.cumsum(), degree)
-    sender = col[slots]
-    q, k, edge_weight = (None if t is None else t.detach().numpy() for t in inputs)
-    u = weighting.scale * (q[receiver] * k[sender]).sum(2)
-    phi, derivative = (t.numpy() for t in _function(weighting, torch.from_numpy(u)))
-    s = phi if edge_weight is None else phi * edge_weight[slots, None]
+    q, k, edge_weight = inputs
+    own_q, own_k = _array(q)[receiver], _array(k)[col[slots]]
+    u = torch.from_numpy(weighting.scale * (own_q * own_k).sum(2))
+    phi, derivative = (t.numpy() for t in _function(weighting, u))
+    w = 1.0 if edge_weight is None else _array(edge_weight)[slots, None]
+    s = phi * w
     edge, head = np.nonzero(s == s.max())
     ds = float(dtop) / edge.size
-    du = ds * weighting.scale * derivative[edge, head]
-    if edge_weight is not None:
-        du *= edge_weight[slots[edge]]
-    i, j = receiver[edge], sender[edge]
-    dq, dk, dedge_weight = (None if t is None else t.numpy() for t in grads)
+    du = (ds * weighting.scale * derivative * w)[edge, head, None]
+    dq, dk, dedge_weight = grads
     if dq is not None:
-        np.add.at(dq, (i, head), du[:, None] * k[j, head])
+        np.add.at(_array(dq), (receiver[edge], head), du * own_k[edge, head])
     if dk is not None:
-        np.add.at(dk, (j, head), du[:, None] * q[i, head])
+        np.add.at(_array(dk), (col[slots[edge]], head), du * own_q[edge, head])
     if dedge_weight is not None:
-        np.add.at(dedge_weight, slots[edge], ds * phi[edge, head])
+        np.add.at(_array(dedge_weight), slots[edge], ds * phi[edge, head])
     return True
+
+
+def _array(t: Tensor) -> Any:
+    return t.detach().numpy()
 
 
 def _function(weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -104,35 +103,33 @@ class _Region:
 
 
 class CheckpointedPair(EmbeddedRungeKutta):
-    """The steps of one solve of `term` by a pair whose last slope is the next step's first."""
+    """The steps of one solve by a pair whose last slope is the next step's first."""
 
-    def __init__(self, solver: EmbeddedRungeKutta, term: AbstractTerm) -> None:
+    def __init__(self, solver: EmbeddedRungeKutta) -> None:
         super().__init__(
             solver.pair, rtol=solver.rtol, atol=solver.atol, norm=solver.norm, parts=solver.parts
         )
-        self._term, self.constant = term.apart()
-        # For the regions, which would keep the slopes that are held here
-        self._plain = copy(solver)
-        self._plain.constant = self.constant
+        self.rest, self.constant = solver.rest, solver.constant
+        self._plain = solver  # for the regions, which would keep the slopes that are held here
         self._here = self._ahead = (torch.empty(0), _Region(torch.empty(0)))
 
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """The slope at the start."""
-        self._ahead = self._enter(t, x)
+        self._ahead = self._enter(term, t, x)
         return (self._ahead[0],)
 
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
         """As without checkpoints; a step that did not count is forgotten by the next attempt."""
         if carry[0] is self._ahead[0]:
             self._here = self._ahead
-        first = partial(_stages, self._plain, self._term, t, tau)
-        again = partial(_stages_again, self._plain, self._term, t, tau)
+        first = partial(_stages, self._plain, term, t, tau)
+        again = partial(_stages_again, self._plain, term, t, tau)
         y, slopes = self._here[1].run(1, first, again, x, carry[0])
-        self._ahead = self._enter(t + tau, y)
+        self._ahead = self._enter(term, t + tau, y)
         return self.taken(x, y, tau, [*slopes, self._ahead[0]])
 
-    def _enter(self, t: float, x: Tensor) -> tuple[Tensor, _Region]:
-        region, term = _Region(x), self._term
+    def _enter(self, term: AbstractTerm, t: float, x: Tensor) -> tuple[Tensor, _Region]:
+        region, term = _Region(x), self.rest or term
         return region.run(0, partial(term.vf, t), partial(_slope, term, t), x), region
 
 

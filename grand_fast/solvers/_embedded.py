@@ -1,8 +1,10 @@
 """Runge–Kutta pairs that estimate their error, and the state between the ends of their steps."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,7 +47,9 @@ class EmbeddedRungeKutta(AbstractSolver):
     """
 
     is_adaptive = True
-    constant: Tensor | None = None  # what slopes leave out: all of them are less than f by it
+    # Of one solve: slopes are those of `rest`, less than f by `constant`.
+    rest: AbstractTerm | None = None
+    constant: Tensor | None = None
 
     def __init__(
         self,
@@ -64,9 +68,15 @@ class EmbeddedRungeKutta(AbstractSolver):
         self._c = [float(v) for v in pair.tableau.c]
         self._error = [float(v) for v in pair.error]
 
+    def of(self, term: AbstractTerm) -> Self:
+        """For one solve of `term`: with what it adds to f at all times left out of the slopes."""
+        own = copy(self)
+        own.rest, own.constant = term.apart()
+        return own
+
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """The slope at the start."""
-        return (term.vf(t, x),)
+        return ((self.rest or term).vf(t, x),)
 
     def slope(self, carry: Carry) -> Tensor:
         """f at the start of a step, without a graph."""
@@ -77,13 +87,14 @@ class EmbeddedRungeKutta(AbstractSolver):
         """Slopes of the stages, the new state, its slope if it is the next step's first."""
         y, slopes = self.stages(term, t, x, tau, carry)
         if self.pair.is_fsal:
-            slopes.append(term.vf(t + tau, y))
+            slopes.append((self.rest or term).vf(t + tau, y))
         return self.taken(x, y, tau, slopes)
 
     def stages(
         self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry
     ) -> tuple[Tensor, list[Tensor]]:
         """The new state and the slopes that it is made of."""
+        term = self.rest or term
         slopes, update = [carry[0]], StepUpdates()
 
         def moved(row: list[float]) -> Tensor:
@@ -103,7 +114,7 @@ class EmbeddedRungeKutta(AbstractSolver):
         is emptied. Their coefficients, up to 17, multiply rounding errors, of which no error
         estimate is made here.
         """
-        values = [x]
+        term, values = self.rest or term, [x]
         for time, (coefficients, scale) in zip(self._c[1:], self._values, strict=False):
             pairs = zip(coefficients, values, strict=True)
             known = [(c, y) for c, y in pairs if c != 0.0]

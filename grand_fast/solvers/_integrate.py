@@ -151,6 +151,8 @@ def integrate(
             "Leave it out: one state a step is kept."
         )
     counted = CountedTerm(beside or term)
+    if isinstance(solver, EmbeddedRungeKutta) and adjoint != "continuous":
+        solver = solver.of(counted)
     problem = Problem(
         counted,
         x0 if beside is None else beside.join(x0),
@@ -173,7 +175,7 @@ def integrate(
     elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
         result = problem.march(checkpoint_differentiating)
     elif adjoint == "checkpoint" and type(solver) is EmbeddedRungeKutta and solver.pair.is_fsal:
-        result = replace(problem, solver=CheckpointedPair(solver, counted)).march(
+        result = replace(problem, solver=CheckpointedPair(solver)).march(
             lambda step, x, carry: step(x, carry)
         )
     else:

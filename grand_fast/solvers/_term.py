@@ -62,7 +62,8 @@ class AbstractTerm(ABC):
         """A term g and a tensor c like the state with `f(t, x) = g(t, x) + c`; by default f, None.
 
         A step by slopes adds c to each of its combinations: backward then finds the gradient by c
-        in one pass a step, not in one an evaluation.
+        in one pass a step, not in one an evaluation. What g computes of its parameters alone, it
+        may compute here, once.
         """
         return self, None
 
