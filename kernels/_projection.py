@@ -48,6 +48,9 @@ def _product_kernel(
 
     def tile(first: Int, n_rows: int, packed: Floats, panel: list[Chunk]) -> None:
         rows = [x.row(first + r) for r in range(n_rows)]
+        if accumulate:  # what the sums are added to comes from memory while they are formed
+            for r in range(n_rows):
+                y.row(first + r).at(panel[0].start).prefetch(sum(c.lanes for c in panel))
         row_elements = len(panel) * k.lanes
         start = [
             k.vector("bias").at(c.start).load(c.lanes) if has_bias else k.splat(0.0) for c in panel

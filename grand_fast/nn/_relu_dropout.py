@@ -1,4 +1,8 @@
-"""`dropout(relu(x))` that keeps its result alone for backward, a third of what the two keep."""
+"""`dropout(relu(x))` that keeps its result alone for backward, a third of what the two keep.
+
+On the CPU it lies where the kernels' results do: what torch allocates for it and for the draws
+would stay with the process, unused, once backward begins.
+"""
 
 from typing import Any
 
@@ -8,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from grand_fast.ops import stage_update
-from grand_fast.ops._dispatch import transforms_active
+from grand_fast.ops._dispatch import result_like, transforms_active
 
 
 def relu_dropout(x: Tensor, p: float, *, training: bool) -> Tensor:
@@ -22,7 +26,11 @@ def relu_dropout(x: Tensor, p: float, *, training: bool) -> Tensor:
 class _ReluDropoutFunction(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        y = functional.dropout(torch.relu(x), p, training=True, inplace=True)
+        if x.is_cpu and x.is_contiguous():  # in another order it would draw other numbers
+            y = torch.clamp_min(x, 0.0, out=result_like(x))
+            y.mul_(result_like(x).bernoulli_(1.0 - p).div_(1.0 - p))
+        else:
+            y = functional.dropout(torch.relu(x), p, training=True, inplace=True)
         ctx.save_for_backward(y)
         ctx.p = p
         return y

@@ -1,12 +1,14 @@
 """The vector fields of GRAND as terms for the solvers: each update is one fused operator."""
 
+from copy import copy
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
 from grand_fast import ops
 from grand_fast.graph import Graph
-from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.nn.attention_diffusion import AttentionDiffusion, Packed
 from grand_fast.solvers import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 
 
@@ -17,13 +19,25 @@ class NonlinearDiffusion(AbstractTerm):
     """
 
     def __init__(self, field: AttentionDiffusion, graph: Graph, x0: Tensor | None) -> None:
-        self.field, self.graph, self.source = field, graph, field.scale.source(x0)
+        self.field, self.graph = field, graph
+        self.source: Tensor | Literal[False] | None = field.scale.source(x0)
+        self.packed: Packed | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The layer's parameters, the source and, where they multiply the scores, edge weights."""
         weight = self.graph.edge_weight if self.field.reweight else None
-        further = [t for t in (self.source, weight) if t is not None]
+        further = [t for t in (self.source, weight) if isinstance(t, Tensor)]
         return (*self.field.parameters(), *further)
+
+    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+        """The field without its source, its parameters packed once, and the source."""
+        term = copy(self)
+        if not self.field.mix_features:
+            term.packed = self.field.packed()
+        if not isinstance(self.source, Tensor):
+            return term, None
+        term.source = False
+        return term, self.source
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""
@@ -31,7 +45,9 @@ class NonlinearDiffusion(AbstractTerm):
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""
-        y: Tensor = self.field(x, self.graph, scale=tau, add=base.terms, source=self.source)
+        y: Tensor = self.field(
+            x, self.graph, scale=tau, add=base.terms, source=self.source, packed=self.packed
+        )
         return y
 
     def freeze(self, t: float, x: Tensor) -> "LinearDiffusion":
@@ -42,9 +58,10 @@ class NonlinearDiffusion(AbstractTerm):
                 "mix_features=True. Use an explicit method such as rk4."
             )
         a = self.field.attention(x, self.graph, mean_heads=True, edge_order="csr")
-        beta = None if self.source is None else 1.0
+        source = self.source if isinstance(self.source, Tensor) else None
+        beta = None if source is None else 1.0
         alpha = self.field.scale.alpha
-        return LinearDiffusion(a, self.graph, alpha=alpha, beta=beta, x0=self.source)
+        return LinearDiffusion(a, self.graph, alpha=alpha, beta=beta, x0=source)
 
 
 class LinearDiffusion(AbstractLinearTerm):
@@ -66,6 +83,14 @@ class LinearDiffusion(AbstractLinearTerm):
         """Weights, scales and source."""
         given = (self.a, self.alpha, self.beta, self.source)
         return tuple(t for t in given if isinstance(t, Tensor))
+
+    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+        """The diffusion without its source, and that."""
+        if self.source is None or self.beta is None:
+            return self, None
+        is_whole = isinstance(self.beta, int | float) and self.beta == 1.0
+        constant = self.source if is_whole else self.beta * self.source
+        return LinearDiffusion(self.a, self.graph, alpha=self.alpha, beta=None, x0=None), constant
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""

@@ -16,6 +16,7 @@ from grand_fast.ops._mixed_values import mixed_values
 from grand_fast.ops._scores import AbstractScore, check_attention
 
 Add = Sequence[tuple[float, Tensor]]
+Packed = tuple[Tensor, Tensor, Tensor | float]
 _NAME = "AttentionDiffusion"
 _CONSTANT = 1e-5  # that of GRAND's released code
 
@@ -116,16 +117,20 @@ class AttentionDiffusion(nn.Module):
         *,
         scale: float = 1.0,
         add: Add = (),
-        source: Tensor | None = None,
+        source: Tensor | Literal[False] | None = None,
+        packed: Packed | None = None,
     ) -> Tensor:
         """`scale · f + Σ c y`, `[N, channels]`, from the state `x [N, channels]`.
 
         `x0` is shaped like `x` and comes with `source=True` only; `source`, in its place, is
-        `beta x0` as `.scale.source(x0)` gives it. `add` holds the pairs `(c, y)`.
+        `beta x0` as `.scale.source(x0)` gives it, or False: f without it. `add` holds the pairs
+        `(c, y)`. `packed` is `.packed()`, where many calls share it.
         """
         self._check("x", x, graph)
         if source is None:
             self._check_source(x0, graph)
+        elif source is False:
+            x0 = None
         else:
             self._check("source", source, graph)
             x0, add = None, [*add, (scale, source)]
@@ -143,14 +148,14 @@ class AttentionDiffusion(nn.Module):
                 edge_weight=self._edge_weight(x, graph),
             )
             return self.field_of(mixed, x, x0, scale=scale, add=add)
-        weight, bias = self._packed()
+        weight, bias, alpha = packed or self.packed()
         return ops.projected_attention_diffusion(
             x,
             weight,
             bias,
             graph,
             heads=self.heads,
-            alpha=scale * self.scale.alpha,
+            alpha=alpha if scale == 1.0 else scale * alpha,
             beta=beta,
             x0=x0,
             score=self._score(),
@@ -198,6 +203,10 @@ class AttentionDiffusion(nn.Module):
         if self.scale.beta is not None and x0 is not None:
             f = f + scale * self.scale.beta * x0
         return ops.stage_update([*add, (1.0, f)]) if add else f
+
+    def packed(self) -> Packed:
+        """Weight and bias of queries, then keys, and alpha: without `mix_features`, all of f."""
+        return *self._packed(), self.scale.alpha
 
     def _packed(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of queries, then keys."""

@@ -115,6 +115,14 @@ def plan(name: str) -> Any:
     return _import(f"grand_fast.kernels.{module}").plan
 
 
+def result_like(x: Tensor) -> Tensor:
+    """Memory of the CPU backend for a result like `x`, which its next results use again."""
+    if cannot_run("cpu", x.device, x.dtype):
+        return torch.empty_like(x)
+    empty: Tensor = _import("grand_fast.kernels._memory").empty(*x.shape, dtype=x.dtype)
+    return empty
+
+
 def column_dots() -> Any:
     """The CPU backend's sums of the columns of a product."""
     return _import("grand_fast.kernels._column_dots").column_dots

@@ -1,22 +1,32 @@
 """Whether operators keep for backward what they can compute again."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_lean: ContextVar[bool] = ContextVar("grand_fast_lean", default=False)
+_share: ContextVar[float] = ContextVar("grand_fast_lean", default=math.inf)
 
 
 @contextmanager
-def lean() -> Iterator[None]:
-    """A block in which they do not: for callers who save memory at the price of time anyway."""
-    token = _lean.set(True)
+def lean(share: float = 0.0) -> Iterator[None]:
+    """A block in which they do not: for callers who save memory at the price of time anyway.
+
+    Args:
+        share: of the bytes of the state; what takes no more is kept all the same.
+    """
+    token = _share.set(share)
     try:
         yield
     finally:
-        _lean.reset(token)
+        _share.reset(token)
 
 
 def is_lean() -> bool:
     """Whether such a block is running."""
-    return _lean.get()
+    return math.isfinite(_share.get())
+
+
+def lean_share() -> float:
+    """That of the block that is running."""
+    return _share.get()

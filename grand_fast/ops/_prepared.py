@@ -18,7 +18,13 @@ SERIAL = (1 << 15) - 1  # elements: up to so many, torch stays on the calling th
 def prepared(score: AbstractScore, q: Tensor, k: Tensor, backend: str) -> Pair:
     """`score.prepare`, with contiguous rows."""
     if backend == "cpu" and score.name == Cosine.name:
-        q, k = (unit_rows().unit_rows_fwd(inner_contiguous(t), eps=EPS) for t in (q, k))
+        qk = side_by_side(q, k)
+        if qk is not None:
+            n, h, d_k = q.shape
+            made_qk = unit_rows().unit_rows_fwd(qk.view(n, 2 * h, d_k), eps=EPS)
+            q, k = made_qk.view(n, 2, h, d_k).unbind(1)
+        else:
+            q, k = (unit_rows().unit_rows_fwd(inner_contiguous(t), eps=EPS) for t in (q, k))
         return q, k
     made: Pair | None = None
     for rows in _blocks(score, q, backend):
@@ -39,6 +45,13 @@ def score_gradients(
 ) -> ScoreGradients:
     """`score.gradients`; dq and dk may take the place of `of_made`."""
     if backend == "cpu" and score.name == Cosine.name:
+        joined = [side_by_side(*pair) for pair in (given, made, of_made)]
+        tables = [t for t in joined if t is not None]
+        if len(tables) == len(joined):
+            n, h, d_k = given[0].shape
+            v, unit, grad = (t.view(n, 2 * h, d_k) for t in tables)
+            unit_rows().unit_rows_bwd(grad, v, unit, eps=EPS)
+            return *of_made, None, None
         for v, unit, grad in zip(given, made, of_made, strict=True):
             unit_rows().unit_rows_bwd(grad, inner_contiguous(v), unit, eps=EPS)
         return *of_made, None, None
@@ -59,6 +72,17 @@ def score_gradients(
                 whole[rows] = t
     assert found is not None
     return *found, dsigma, dlengthscale
+
+
+def side_by_side(a: Tensor, b: Tensor) -> Tensor | None:
+    """`[N, 2m]` of two tensors `[N, H, d]`, m = H·d, where in memory b's rows follow a's."""
+    (n, h, d), size = a.shape, a.element_size()
+    rows = 2 * h * d
+    if n == 0 or b.shape != a.shape or not a.stride() == b.stride() == (rows, d, 1):
+        return None
+    if a.dtype != b.dtype or b.data_ptr() - a.data_ptr() != h * d * size:
+        return None
+    return a.as_strided((n, rows), (rows, 1))
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

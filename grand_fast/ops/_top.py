@@ -85,6 +85,8 @@ def add_top_gradients(
     graph = call.graph
     if graph.num_edges == 0:
         return
+    if call.backend == "cpu" and _add_few(call, dtop, inputs, top_of_row, grads):
+        return
     ties = list(_ties(graph, inputs, call.weighting, top_of_row))
     largest = max(float(s) for s, _, _ in ties)
     ties = [tie for tie in ties if float(tie[0]) == largest]
@@ -105,6 +107,42 @@ def add_top_gradients(
         _add(dq, (receiver, head), du[:, None] * own_k)
         _add(dk, (sender, head), du[:, None] * own_q)
         _add(dedge_weight, (slots,), ds * phi)
+
+
+def _add_few(call: Call, dtop: Tensor, inputs: Any, top_of_row: Tensor, grads: Gradients) -> bool:
+    """The same in NumPy, whose operations take less to begin; False if edges are many."""
+    weighting, (rowptr, col) = (
+        call.weighting,
+        (t.numpy() for t in (call.graph.rowptr, call.graph.col)),
+    )
+    assert weighting is not None
+    rows = _rows_with(top_of_row, _largest(top_of_row)).numpy()
+    degree, last = rowptr[rows + 1] - rowptr[rows], rowptr[rows + 1]
+    if not 0 < int(degree.sum()) <= _CHUNK:
+        return rows.size == 0  # the largest is no number
+    receiver = np.repeat(rows, degree)
+    slots = np.arange(receiver.size) + np.repeat(last - degree.cumsum(), degree)
+    q, k, edge_weight = inputs
+    own_q, own_k = _array(q)[receiver], _array(k)[col[slots]]
+    u = torch.from_numpy(weighting.scale * (own_q * own_k).sum(2))
+    phi, derivative = (t.numpy() for t in _function(weighting, u))
+    w = 1.0 if edge_weight is None else _array(edge_weight)[slots, None]
+    s = phi * w
+    edge, head = np.nonzero(s == s.max())
+    ds = float(dtop) / edge.size
+    du = (ds * weighting.scale * derivative * w)[edge, head, None]
+    dq, dk, dedge_weight = grads
+    if dq is not None:
+        np.add.at(_array(dq), (receiver[edge], head), du * own_k[edge, head])
+    if dk is not None:
+        np.add.at(_array(dk), (col[slots[edge]], head), du * own_q[edge, head])
+    if dedge_weight is not None:
+        np.add.at(_array(dedge_weight), slots[edge], ds * phi[edge, head])
+    return True
+
+
+def _array(t: Tensor) -> Any:
+    return t.detach().numpy()
 
 
 def _function(weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,9 +31,9 @@ from grand_fast.ops._checks import (
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import to_slots
-from grand_fast.ops._lean import is_lean
+from grand_fast.ops._lean import is_lean, lean_share
 from grand_fast.ops._operator import Gradients, Operator
-from grand_fast.ops._prepared import prepared, score_gradients
+from grand_fast.ops._prepared import prepared, score_gradients, side_by_side
 from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
 from grand_fast.ops._scores import SCORES, AbstractScore, ExpKernel, ScaledDot, check_attention
 from grand_fast.ops._top import add_top_gradients, find_top, reference_top
@@ -149,7 +149,7 @@ def _forward(
         csr_t=call.graph.csr(of_backend, transposed=True),
     )
     # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
-    if absorbed or not _is_kept(qk):
+    if absorbed or not _is_kept(qk, x):
         qk = qk.new_empty(1).expand(x.shape[0], weight.shape[0])
     return f, (lse, qk) if top is None else (lse, qk, top, *of_rows)
 
@@ -202,7 +202,8 @@ def _backward(
     if grads.dq is not None and grads.dk is not None:
         of_made = (grads.dq, grads.dk)
         *dqk, dsigma, dlengthscale = score_gradients(score, given, made, of_made, call.backend)
-        dqk = _side_by_side(*(inner_contiguous(dy.flatten(1)) for dy in dqk))
+        joined = side_by_side(*dqk)
+        dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk] if joined is None else [joined]
         if needs_dx and grads.dx is not None:
             for dy, part in zip(dqk, weight.chunk(len(dqk)), strict=True):
                 add_input_gradient(grads.dx, dy, part, call.backend)
@@ -313,19 +314,10 @@ def _split(qk: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return q, k
 
 
-def _side_by_side(dq: Tensor, dk: Tensor) -> list[Tensor]:
-    """As one tensor `[N, 2·d_att]` where they lie so: one product instead of two."""
-    (n, d_att), rows = dq.shape, 2 * dq.shape[1]
-    beside = dk.data_ptr() - dq.data_ptr() == d_att * dq.element_size()
-    if beside and dq.stride() == dk.stride() == (rows, 1):
-        return [dq.as_strided((n, rows), (rows, 1))]
-    return [dq, dk]
-
-
-def _is_kept(qk: Tensor) -> bool:
+def _is_kept(qk: Tensor, x: Tensor) -> bool:
     size = qk.numel() * qk.element_size()
     if is_lean():
-        return False
+        return size <= lean_share() * x.numel() * x.element_size()
     if size <= _ALWAYS_KEPT:
         return True
     if qk.is_cuda:

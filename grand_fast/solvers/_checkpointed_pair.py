@@ -17,13 +17,16 @@ from grand_fast.solvers._embedded import EmbeddedRungeKutta
 from grand_fast.solvers._solver import Carry, Step
 from grand_fast.solvers._term import AbstractTerm
 
+# Of a state, what an evaluation may keep: one step's stages at a time take six such shares.
+_SHARE_KEPT = 1 / 4
+
 
 class _EnoughError(Exception):
     """All that was saved has been had again."""
 
 
 class _Part(NamedTuple):
-    function: Callable[..., Any]  # of the state, and of what the part before it gave
+    again: Callable[[Tensor, list[Any]], Any]  # of the state, and of what the part before it gave
     random: tuple[Any, ...]
     saved: int  # tensors, up to its end
 
@@ -81,16 +84,16 @@ class _Region:
             return t.detach()
 
         with (
-            suppress(_EnoughError), torch.enable_grad(), self.autocast, lean(),
+            suppress(_EnoughError), torch.enable_grad(), self.autocast, lean(_SHARE_KEPT),
             saved_tensors_hooks(pack, lambda t: t),
         ):  # fmt: skip
-            before: tuple[Any, ...] = ()
+            before: list[Any] = []  # which a part empties as it uses it
             for part in self.parts:
                 cpu, devices, states = part.random
                 with torch.random.fork_rng(devices):
                     torch.set_rng_state(cpu)
                     set_device_states(devices, states)
-                    before = (part.function(self.x, *before),)
+                    before.append(part.again(self.x, before))
         if len(found) != self.saved:
             raise RuntimeError(
                 "integrate: `term` must do the same whenever it is called with the same state, "
@@ -106,6 +109,7 @@ class CheckpointedPair(EmbeddedRungeKutta):
         super().__init__(
             solver.pair, rtol=solver.rtol, atol=solver.atol, norm=solver.norm, parts=solver.parts
         )
+        self.rest, self.constant = solver.rest, solver.constant
         self._plain = solver  # for the regions, which would keep the slopes that are held here
         self._here = self._ahead = (torch.empty(0), _Region(torch.empty(0)))
 
@@ -118,20 +122,33 @@ class CheckpointedPair(EmbeddedRungeKutta):
         """As without checkpoints; a step that did not count is forgotten by the next attempt."""
         if carry[0] is self._ahead[0]:
             self._here = self._ahead
-        first, again = (
-            partial(_stages, run, term, t, tau)
-            for run in (self._plain.stages, self._plain.stages_again)
-        )
+        first = partial(_stages, self._plain, term, t, tau)
+        again = partial(_stages_again, self._plain, term, t, tau)
         y, slopes = self._here[1].run(1, first, again, x, carry[0])
         self._ahead = self._enter(term, t + tau, y)
         return self.taken(x, y, tau, [*slopes, self._ahead[0]])
 
     def _enter(self, term: AbstractTerm, t: float, x: Tensor) -> tuple[Tensor, _Region]:
-        region, slope = _Region(x), partial(term.vf, t)
-        return region.run(0, slope, slope, x), region
+        region, term = _Region(x), self.rest or term
+        return region.run(0, partial(term.vf, t), partial(_slope, term, t), x), region
+
+
+def _slope(term: AbstractTerm, t: float, x: Tensor, before: list[Tensor]) -> Tensor:
+    return term.vf(t, x)
 
 
 def _stages(
-    run: Callable[..., Any], term: AbstractTerm, t: float, tau: float, x: Tensor, slope: Tensor
-) -> Any:
-    return run(term, t, x, tau, (slope,))
+    solver: EmbeddedRungeKutta, term: AbstractTerm, t: float, tau: float, x: Tensor, slope: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    return solver.stages(term, t, x, tau, (slope,))
+
+
+def _stages_again(
+    solver: EmbeddedRungeKutta,
+    term: AbstractTerm,
+    t: float,
+    tau: float,
+    x: Tensor,
+    slopes: list[Tensor],
+) -> None:
+    solver.stages_again(term, t, x, tau, slopes)

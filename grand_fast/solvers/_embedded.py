@@ -1,8 +1,10 @@
 """Runge–Kutta pairs that estimate their error, and the state between the ends of their steps."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,6 +47,9 @@ class EmbeddedRungeKutta(AbstractSolver):
     """
 
     is_adaptive = True
+    # Of one solve: slopes are those of `rest`, less than f by `constant`.
+    rest: AbstractTerm | None = None
+    constant: Tensor | None = None
 
     def __init__(
         self,
@@ -63,45 +68,59 @@ class EmbeddedRungeKutta(AbstractSolver):
         self._c = [float(v) for v in pair.tableau.c]
         self._error = [float(v) for v in pair.error]
 
+    def of(self, term: AbstractTerm) -> Self:
+        """For one solve of `term`: with what it adds to f at all times left out of the slopes."""
+        own = copy(self)
+        own.rest, own.constant = term.apart()
+        return own
+
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """The slope at the start."""
-        return (term.vf(t, x),)
+        return ((self.rest or term).vf(t, x),)
+
+    def slope(self, carry: Carry) -> Tensor:
+        """f at the start of a step, without a graph."""
+        known = [(1.0, carry[0].detach())]
+        return combine(known if self.constant is None else [*known, (1.0, self.constant.detach())])
 
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
         """Slopes of the stages, the new state, its slope if it is the next step's first."""
         y, slopes = self.stages(term, t, x, tau, carry)
         if self.pair.is_fsal:
-            slopes.append(term.vf(t + tau, y))
+            slopes.append((self.rest or term).vf(t + tau, y))
         return self.taken(x, y, tau, slopes)
 
     def stages(
         self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry
     ) -> tuple[Tensor, list[Tensor]]:
         """The new state and the slopes that it is made of."""
+        term = self.rest or term
         slopes, update = [carry[0]], StepUpdates()
 
         def moved(row: list[float]) -> Tensor:
             used = [(tau * a, f) for a, f in zip(row, slopes, strict=True) if a != 0.0]
-            return update([(1.0, x), *used])
+            return update([(1.0, x), *self._constant_of(tau * sum(row)), *used])
 
         for row, time in zip(self._a, self._c[1:], strict=True):
             slopes.append(term.vf(t + time * tau, moved(row)))
         return moved(self._b), slopes
 
     def stages_again(
-        self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry
+        self, term: AbstractTerm, t: float, x: Tensor, tau: float, slopes: list[Tensor]
     ) -> None:
         """The evaluations of `stages`, for what they save for backward: the stage values above all.
 
-        Written in terms of those, so that no slope is held beside them. Their coefficients, up to
-        17, multiply rounding errors, of which no error estimate is made here.
+        Written in terms of those, so that no slope is held beside them: `slopes` has the first, and
+        is emptied. Their coefficients, up to 17, multiply rounding errors, of which no error
+        estimate is made here.
         """
-        values, slope = [x], carry[0]
+        term, values = self.rest or term, [x]
         for time, (coefficients, scale) in zip(self._c[1:], self._values, strict=False):
             pairs = zip(coefficients, values, strict=True)
             known = [(c, y) for c, y in pairs if c != 0.0]
-            values.append(combine([*known, (scale * tau, slope)]))
-            slope = term.vf(t + time * tau, values[-1])
+            known += self._constant_of(scale * tau)
+            values.append(combine([*known, (scale * tau, slopes.pop())]))
+            slopes.append(term.vf(t + time * tau, values[-1]))
 
     def taken(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Step:
         """The step from `x` to `y` by all its slopes."""
@@ -123,9 +142,13 @@ class EmbeddedRungeKutta(AbstractSolver):
         weights[-1] += new_slope
         terms = [(own + middle, x), (new, step.x)]
         terms += [(tau * w, f) for w, f in zip(weights, step.slopes, strict=True)]
-        return combine(terms)
+        return combine([*terms, *self._constant_of(tau * sum(weights))])
+
+    def _constant_of(self, scale: float) -> list[tuple[float, Tensor]]:
+        return [] if self.constant is None else [(scale, self.constant)]
 
     def _ratio(self, x: Tensor, y: Tensor, tau: float, slopes: list[Tensor]) -> Tensor:
+        # The weights of an error add up to 0: what all slopes leave out counts for nothing.
         terms = [(tau * e, f) for e, f in zip(self._error, slopes, strict=True) if e != 0.0]
         rtol, atol = self.rtol, self.atol
         with torch.no_grad():

@@ -151,6 +151,8 @@ def integrate(
             "Leave it out: one state a step is kept."
         )
     counted = CountedTerm(beside or term)
+    if isinstance(solver, EmbeddedRungeKutta) and adjoint != "continuous":
+        solver = solver.of(counted)
     problem = Problem(
         counted,
         x0 if beside is None else beside.join(x0),

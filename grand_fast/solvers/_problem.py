@@ -90,7 +90,7 @@ class Problem:
                 self.term,
                 start,
                 x0,
-                carry[0],
+                self.solver.slope(carry),
                 order=self.solver.order,
                 rtol=self.solver.rtol,
                 atol=self.solver.atol,

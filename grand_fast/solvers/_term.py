@@ -58,6 +58,15 @@ class AbstractTerm(ABC):
             "adjoint_params."
         )
 
+    def apart(self) -> tuple["AbstractTerm", Tensor | None]:
+        """A term g and a tensor c like the state with `f(t, x) = g(t, x) + c`; by default f, None.
+
+        A step by slopes adds c to each of its combinations: backward then finds the gradient by c
+        in one pass a step, not in one an evaluation. What g computes of its parameters alone, it
+        may compute here, once.
+        """
+        return self, None
+
     def cut(self) -> Self:
         """A copy whose own tensors are leaves, in the order of `tensors()`.
 
@@ -184,6 +193,13 @@ class CountedTerm(AbstractTerm):
     def tensors(self) -> tuple[Tensor, ...]:
         """Those of the term."""
         return self.term.tensors()
+
+    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+        """Those of the term; g counts here."""
+        term, constant = self.term.apart()
+        counted = CountedTerm(term)
+        counted.counter = self.counter
+        return counted, constant
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""

@@ -162,7 +162,7 @@ def test_status_of_a_solve_that_stops_early():
 
     model = GRAND(4, 8, 3, T=1e3, method="dopri5").double()
     # dx/dt = x², which has no solution from t = 1 / x(0) on
-    model.field.forward = lambda x, graph, x0=None, *, scale=1.0, add=(), source=None: x.square()
+    model.field.forward = lambda x, graph, x0=None, **options: x.square()
     model(x.double(), graph)
     assert model.status is gf.Status.STEP_TOO_SMALL and 0 < model.t < 1e3
     assert "larger tolerances" in model.failure

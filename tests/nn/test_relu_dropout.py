@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from grand_fast.kernels import _memory
 from grand_fast.nn._relu_dropout import relu_dropout
 from grand_fast.testing import assert_close
 
@@ -48,3 +49,24 @@ def test_second_derivatives():
         return relu_dropout(x, 0.4, training=True).square()
 
     assert torch.autograd.gradgradcheck(seeded, (x,))
+
+
+def test_draws_are_those_of_the_parts_in_any_layout():
+    x = torch.linspace(-1, 1, 60).view(20, 3).t()
+    results = []
+    for function in (relu_dropout, in_parts):
+        torch.manual_seed(0)
+        results.append(function(x, 0.3, training=True))
+    assert torch.equal(*results)
+
+
+def test_what_it_keeps_lies_where_results_of_kernels_do(monkeypatch):
+    taken = []
+
+    def take(*shape, dtype):
+        taken.append(torch.empty(shape, dtype=dtype))
+        return taken[-1]
+
+    monkeypatch.setattr(_memory, "empty", take)
+    y = relu_dropout(torch.randn(30, 4), 0.5, training=True)
+    assert y.data_ptr() == taken[0].data_ptr()

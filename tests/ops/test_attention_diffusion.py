@@ -265,7 +265,7 @@ def projection(n, d, heads, d_k):
 def test_projected(kind, kept, monkeypatch):
     from grand_fast.ops import projected_attention_diffusion as module
 
-    monkeypatch.setitem(module.__globals__, "_is_kept", lambda qk: kept)
+    monkeypatch.setitem(module.__globals__, "_is_kept", lambda *given: kept)
     graph = random_graph(kind)
 
     def call(x, weight, bias, alpha, beta, x0, y, backend):
@@ -290,7 +290,7 @@ def test_projected_backward_twice(kept, monkeypatch):
     """The first backward may use the memory of q and k; a retained graph must not notice."""
     from grand_fast.ops import projected_attention_diffusion as module
 
-    monkeypatch.setitem(module.__globals__, "_is_kept", lambda qk: kept)
+    monkeypatch.setitem(module.__globals__, "_is_kept", lambda *given: kept)
     graph = random_graph("hub")
     inputs = projection(graph.num_nodes, 7, 3, 5)
     x, weight, bias = leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]
@@ -306,7 +306,7 @@ def test_projected_under_checkpoint_when_memory_runs_short(first, monkeypatch):
     from grand_fast.ops import projected_attention_diffusion as module
 
     answers = iter([first, not first])
-    monkeypatch.setitem(module.__globals__, "_is_kept", lambda qk: next(answers, first))
+    monkeypatch.setitem(module.__globals__, "_is_kept", lambda *given: next(answers, first))
     graph = random_graph("hub")
     inputs = projection(graph.num_nodes, 7, 3, 5)
     leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]

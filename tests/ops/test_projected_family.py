@@ -5,7 +5,7 @@ import torch
 
 from grand_fast import ops
 from grand_fast.kernels._column_dots import column_dots
-from grand_fast.ops import _prepared, projected_attention_diffusion
+from grand_fast.ops import _prepared, _top, projected_attention_diffusion
 from grand_fast.ops._scores import SCORES
 from grand_fast.testing import assert_close, random_graph
 
@@ -47,7 +47,7 @@ def call_of(graph, name, normalizer, normalize):
 def kept(request, monkeypatch):
     """Whether q and k are kept for backward."""
     monkeypatch.setitem(
-        projected_attention_diffusion.__globals__, "_is_kept", lambda qk: request.param
+        projected_attention_diffusion.__globals__, "_is_kept", lambda *given: request.param
     )
 
 
@@ -146,3 +146,30 @@ def test_column_dots(n, d, dtype):
     got = column_dots(a, b)
     assert_close("sums", got, (a.double() * b.double()).sum(0))
     assert torch.equal(got, column_dots(a, b))
+
+
+def test_few_and_many_ties_give_one_gradient(monkeypatch):
+    """Of two senders that are equally near, by whichever way the edges are looked through."""
+    graph = random_graph("hub")
+    given = inputs(graph, "cosine")
+    given["x"] = given["x"][:1].expand(graph.num_nodes, -1).clone()  # all scores are equal
+    given["w"] = torch.ones(graph.num_edges, dtype=torch.float64)
+    grads = []
+    for edges in (_top._CHUNK, 1):
+        monkeypatch.setattr(_top, "_CHUNK", edges)
+        of = {key: value.clone().requires_grad_() for key, value in given.items()}
+        f = call_of(graph, "cosine", "squareplus", "receiver")(**of)
+        weighted = f * normal(*f.shape, seed=9).double()
+        grads.append(torch.autograd.grad(weighted.sum(), [of["weight"], of["x"], of["w"]]))
+    for name, few, many in zip(("dweight", "dx", "dw"), *grads, strict=True):
+        assert_close(name, few, many)
+
+
+def test_tables_that_lie_side_by_side():
+    whole = torch.randn(5, 2, 3, 4)
+    q, k = whole.unbind(1)
+    assert torch.equal(_prepared.side_by_side(q, k), whole.view(5, 24))
+    assert _prepared.side_by_side(k, q) is None
+    assert _prepared.side_by_side(q.contiguous(), k.contiguous()) is None
+    assert _prepared.side_by_side(whole[:, 0], whole[:, 0, :2]) is None
+    assert _prepared.side_by_side(whole[:0, 0], whole[:0, 1]) is None

@@ -318,3 +318,13 @@ def test_lean_blocks_keep_no_projections(monkeypatch):
         largest.append(max(sizes))
     projections, weight = (4 * 2 * 4096 * n for n in (60, 4))
     assert largest == [projections, weight]
+
+
+@pytest.mark.parametrize(("share", "is_kept"), [(0.9, False), (1.0, True)])
+def test_lean_blocks_keep_projections_that_are_small_beside_the_state(share, is_kept):
+    layer = AttentionDiffusion(8, 4, 2, alpha=1.0)
+    graph, x = random_graph("loops", 60), torch.randn(60, 8)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t), lean(share):
+        layer(x, graph)
+    assert is_kept == any(t.shape == (60, 8) and t is not x and t.stride(1) for t in saved)

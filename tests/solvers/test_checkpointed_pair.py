@@ -5,7 +5,8 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import grand_fast as gf
-from grand_fast.testing import assert_close
+from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.testing import assert_close, random_graph
 
 PAIRS = ["dopri5", "bosh3"]
 
@@ -39,8 +40,8 @@ def test_a_step_of_dopri5_leaves_its_state_and_backward_holds_stage_values_alone
     field.counts.clear()
     field.calls = 0
     y.sum().backward()
-    # The states of the steps before and x(T), five stage values, the latest slopes
-    assert max(field.counts) <= steps + 1 + 5 + 2
+    # The states of the steps before and x(T), five stage values, the latest slope
+    assert max(field.counts) <= steps + 1 + 5 + 1
     assert field.calls == 6 * steps
 
 
@@ -90,3 +91,43 @@ def test_a_term_that_changes_is_named(method):
     calls += [0.0] * 30
     with pytest.raises(RuntimeError, match="must do the same.*saved"):
         solution.x.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["nl", "nl mixing features", "l", "l, two scales"])
+def test_what_a_term_adds_at_all_times_is_left_out_of_slopes(kind):
+    graph = random_graph("random", 12)
+    x0, y = torch.randn(2, 12, 6, dtype=torch.float64)
+    if kind.startswith("nl"):
+        layer = gf.nn.AttentionDiffusion(6, heads=2, source=True, mix_features=kind != "nl")
+        torch.nn.init.constant_(layer.scale.beta, 0.3)
+        term = NonlinearDiffusion(layer.double(), graph, x0)
+    else:
+        a = torch.rand(graph.num_edges, dtype=torch.float64)
+        beta = 1.0 if kind == "l" else torch.rand(6, dtype=torch.float64)
+        term = LinearDiffusion(a, graph, alpha=0.7, beta=beta, x0=x0)
+    rest, constant = term.apart()
+    assert_close("f", rest.vf(0.0, y) + constant, term.vf(0.0, y))
+    again, nothing = rest.apart()
+    assert nothing is None
+    assert torch.equal(again.vf(0.0, y), rest.vf(0.0, y))
+
+
+@pytest.mark.parametrize("method", [*PAIRS, "adaptive_heun"])
+@pytest.mark.parametrize("adjoint", ["direct", "checkpoint"])
+@pytest.mark.parametrize("end", ["clamp", "interp"])
+def test_states_and_gradients_with_what_is_left_out(method, adjoint, end):
+    graph = random_graph("random", 12)
+    layer = gf.nn.AttentionDiffusion(6, heads=2, source=True).double()
+    torch.nn.init.constant_(layer.scale.beta, 0.3)
+    x0 = torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
+    wanted = [x0, *(p for name, p in layer.named_parameters() if name != "key.bias")]
+    options = {"method": method, "rtol": 1e-5, "atol": 1e-6, "times": [0.6, 2.0], "end": end}
+    results = []
+    for term in (NonlinearDiffusion(layer, graph, x0), lambda t, x: layer(x, graph, x0)):
+        solution = gf.integrate(term, x0, 2.0, adjoint=adjoint, **options)
+        grads = torch.autograd.grad(solution.xs.square().sum(), wanted)
+        results.append((solution.stats.nfe, solution.xs.detach(), *grads))
+    (nfe, *got), (want_nfe, *want) = results
+    assert nfe == want_nfe
+    for g, w in zip(got, want, strict=True):
+        assert_close("state or gradient", g, w, tolerance=1e-9)  # rounding moves the steps' ends
