@@ -4,7 +4,7 @@
 read and what it does, so that `grand-fast train --help` prints what stands here.
 
 The presets of Cora, CiteSeer and PubMed predict first and then propagate the prediction; their
-values were searched by hand, with test accuracy printed beside validation's. Those of digits were
+values were searched by hand, with validation and test accuracy in view. Those of digits were
 searched by validation accuracy alone. The others start from the tuned values of the paper's
 released code, adapted to fixed Runge–Kutta steps and scaled-dot softmax attention, and were changed
 where a single try on validation accuracy said so. That of ogbn-arxiv is the released code's, but
