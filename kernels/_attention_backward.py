@@ -26,7 +26,7 @@ def attention_bwd(
     inputs: EdgeInputs,
     upstream: Upstream,
     *,
-    lse: Tensor,
+    norm: Tensor,
     csr: Csr,
     csr_t: Csr,
     needs_dqk: bool,
@@ -36,7 +36,6 @@ def attention_bwd(
 ) -> AttentionGradients:
     """All gradients; without `needs_dqk` only `dx` and `dalpha`."""
     q, k = inputs.q, inputs.k
-    norm = inputs.norm(lse)
     if not needs_dqk:
         dx, dalpha = other_pass(
             inputs,

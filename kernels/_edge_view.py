@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,13 +47,6 @@ class EdgeInputs:
         given = {"slot": csr.slot, "edge_weight": self.edge_weight, "top": top}
         return named | {name: value for name, value in given.items() if value is not None}
 
-    def norm(self, lse: Tensor) -> Tensor:
-        """What makes weights of scores: `lse` for softmax, 1 / Σ p for squareplus; `[N, H]`."""
-        if self.weighting.normalizer == "softmax":
-            return lse
-        # In NumPy, as `Shares` in `_cpu.py`. Infinite, but never read, for a group without edges
-        return torch.from_numpy(np.exp(-lse.numpy()))
-
 
 @dataclass(frozen=True)
 class Block:
@@ -67,6 +59,14 @@ class Block:
     e: Int
     slots: list[Int]
     nodes: list[Int]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What makes weights of scores: of each head the shift of its scores, and 1 / Σ p."""
+
+    shift: Vec | None  # None for squareplus, which counts from the largest score of all
+    inverse: Vec
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class EdgeView:
     def own_rows(self) -> list[tuple[Matrix, int]]:
         """Tables of which the weights of a row's edges read its own row."""
         own = [(self.own, self.h * self.d_k)]
-        return own + ([(self.kernel.matrix("norm"), self.h)] if self.are_groups else [])
+        return own + ([(self.kernel.matrix("norm"), 2 * self.h)] if self.are_groups else [])
 
     @property
     def own_edges(self) -> Floats | None:
@@ -142,7 +142,7 @@ class EdgeView:
     @property
     def weight_tables(self) -> list[tuple[Matrix, int]]:
         """The same for its weight."""
-        norm = [] if self.are_groups else [(self.kernel.matrix("norm"), self.h)]
+        norm = [] if self.are_groups else [(self.kernel.matrix("norm"), 2 * self.h)]
         return self.score_tables + norm
 
     def slot_in_a(self, row: Row, slot: Int) -> Int:
@@ -179,28 +179,37 @@ class EdgeView:
         place = k.vector("edge_weight")
         w = group.load_edges([place.at(self.slot_in_a(block.row, slot)) for slot in block.slots])
         if group.count < group.width:
-            # Lanes without a head have no normaliser that would keep exp of a weight in range.
+            # Lanes without a head have no shift that would keep exp of a weight in range.
             w = w * group.of_heads(1.0)
         return Scores(phi * w, phi, du_factor * w)
 
-    def own_norm(self, group: HeadGroup, row: Row) -> Vec | None:
+    def own_norm(self, group: HeadGroup, row: Row) -> Norm | None:
         """What normalises the row's edges; None if that is their far ends'."""
-        return group.load([self.kernel.matrix("norm").row(row.node)]) if self.are_groups else None
+        return self._load_norm(group, [row.node]) if self.are_groups else None
+
+    def _load_norm(self, group: HeadGroup, nodes: list[Int]) -> Norm:
+        rows = [self.kernel.matrix("norm").row(node) for node in nodes]
+        inverse = group.load([row.at(self.h) for row in rows])
+        shifts = self.weighting.normalizer == "softmax"
+        return Norm(group.load(rows) if shifts else None, inverse)
+
+    def store_norm(self, group: HeadGroup, place: Floats, norm: Norm) -> None:
+        """Write it to a row `[2 H]`."""
+        group.store(place, self.kernel.splat(0.0) if norm.shift is None else norm.shift)
+        group.store(place.at(self.h), norm.inverse)
 
     def weights(
-        self, group: HeadGroup, block: Block, s: Vec, own_norm: Vec | None
+        self, group: HeadGroup, block: Block, s: Vec, own_norm: Norm | None
     ) -> tuple[Vec, Vec]:
         """`a` and `a · ρ` (see `Weighting`); 0 beyond the row."""
         k = self.kernel
-        norm = own_norm
-        if norm is None:
-            norm = group.load([k.matrix("norm").row(node) for node in block.nodes])
+        norm = own_norm or self._load_norm(group, block.nodes)
         n = (block.row.end - block.e) * group.width
-        if self.weighting.normalizer == "softmax":
-            a = exp(s - norm).first(n, k.splat(0.0))
+        if norm.shift is not None:
+            a = (exp(s - norm.shift) * norm.inverse).first(n, k.splat(0.0))
             return a, a
         v, root = self._from_top(s)
-        a_rho = (norm * k.splat(2.0) / ((root - v) * root)).first(n, k.splat(0.0))
+        a_rho = (norm.inverse * k.splat(2.0) / ((root - v) * root)).first(n, k.splat(0.0))
         return a_rho * root, a_rho
 
     def unnormalised(self, s: Vec, shift: Vec) -> Vec:

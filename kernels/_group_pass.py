@@ -57,15 +57,13 @@ def _group_kernel(
     delta, scratch = k.matrix("delta"), k.matrix("scratch").row(k.thread)
     whole = step == "whole"
     sums_dx = source == "state" and view.rows == "sender" and step != "delta"
-    # Where Σ a is only 1 up to the rounding of lse, Σ ds would be wrong by as much.
-    divides = weighting.normalizer == "squareplus" and step != "sums"
     needs_dtop = weighting.normalizer == "squareplus" and step != "delta"
     needs_dw = needs_dw and step != "delta"
     factor = score_factor(source, h)
     tables = view.weight_tables + state_tables(view, source, d)
     own_rows = [*view.own_rows, (delta, h)]
     if whole:
-        own_rows += [(k.matrix(f"d{view.own_name}"), h * d_k), (k.matrix("norm_beside_delta"), h)]
+        own_rows += [(k.matrix(f"d{view.own_name}"), h * d_k), (k.matrix("norm_beside_delta"), 2 * h)]
     own_rows += own_state_rows(view, source, d, stores_dx=sums_dx and whole)
     with each_row(k, pieces=not whole, own_rows=own_rows, own_edges=view.own_edges) as row:
         weight_gradient = weight_gradient_of(view, source, d, row)
@@ -82,8 +80,7 @@ def _group_kernel(
                 a, a_rho = view.weights(group, block, scores.s, own_norm)
                 t = weight_gradient(group, block)
                 sums.value = fma(a, t, sums.value)
-                if divides:
-                    sum_a.value = sum_a.value + a
+                sum_a.value = sum_a.value + a
                 net_buffer.at(e).store(a_rho)
                 t_buffer.at(e).store(t)
                 if view.varies:
@@ -97,15 +94,15 @@ def _group_kernel(
             if step == "sums":
                 row_delta = group.load([delta.row(row.node)])
             else:
-                row_delta = group.over_edges(sums.value)
-                if divides and whole:
-                    total_a, one = group.over_edges(sum_a.value), k.splat(1.0)
-                    row_delta = row_delta / where_positive(total_a, total_a, one)  # 0: no edges
-                elif divides:
-                    group.store(k.matrix("sum_a").row(row.out), group.over_edges(sum_a.value))
+                # Σ a is 1 but for roundings, and Σ ds, 0 by rights, would be wrong by as much.
+                row_delta, total_a = group.over_edges(sums.value), group.over_edges(sum_a.value)
+                if whole:
+                    row_delta = row_delta / where_positive(total_a, total_a, k.splat(1.0))
+                else:
+                    group.store(k.matrix("sum_a").row(row.out), total_a)
                 group.store(delta.row(row.out), row_delta)
             if whole:
-                group.store(k.matrix("norm_beside_delta").row(row.node), own_norm)
+                view.store_norm(group, k.matrix("norm_beside_delta").row(row.node), own_norm)
             if step == "delta":
                 continue
             total = k.variable(k.splat(0.0))
@@ -148,7 +145,8 @@ def _store_sums(view: EdgeView, row: Row, terms: list[Term]) -> None:
 
 
 class GroupGradients(NamedTuple):
-    """norm, delta: [N, H], side by side in memory for the other pass; dtop: of squareplus."""
+    """norm [N, 2, H] and delta [N, H], side by side in memory for the other pass; dtop: of squareplus.
+    """
 
     norm: Tensor
     delta: Tensor
@@ -173,7 +171,8 @@ def group_pass(
     """
     h, d_k, dtype = inputs.shape
     n, work = norm.shape[0], csr.work
-    norm_beside_delta, delta = empty(n, 2, h, dtype=dtype).unbind(1)
+    both = empty(n, 3, h, dtype=dtype)
+    norm_beside_delta, delta = both[:, :2], both[:, 2]
     of_senders = inputs.weighting.normalize == "sender"
     name = "dk" if of_senders else "dq"
     sums_dx = of_senders and upstream.x is not None
@@ -201,10 +200,7 @@ def group_pass(
         kernel = _group_kernel(*shape, **switches, needs_dalpha=False, step="delta")
         kernel(work, pieces=True, scratch=scratch, **arguments, **outputs)
         norm_beside_delta[work.hub_rows] = norm[work.hub_rows]
-        hub_delta = sum_pieces(partial_delta, work)
-        if shares is not None:
-            hub_delta /= sum_pieces(partial_a, work)
-        delta[work.hub_rows] = hub_delta
+        delta[work.hub_rows] = sum_pieces(partial_delta, work) / sum_pieces(partial_a, work)
         partial = empty(pieces, h, d_k, dtype=dtype)
         shares = _dtop_shares(inputs, pieces)
         outputs = {"delta": delta, name: partial}

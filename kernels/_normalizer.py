@@ -13,10 +13,10 @@ from grand_fast.kernels._cpu import Compiled, Row, Work, each_row, sum_pieces
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._diffusion import stretches
 from grand_fast.kernels._edge_scores import HeadGroup, RowBuffer, buffer_size, load_heads
-from grand_fast.kernels._edge_view import EdgeInputs, EdgeView, Side
+from grand_fast.kernels._edge_view import EdgeInputs, EdgeView, Norm, Side
 from grand_fast.kernels._memory import empty
 from grand_fast.kernels._simd import Kernel, Matrix, Vec
-from grand_fast.kernels._simd_math import log, maximum
+from grand_fast.kernels._simd_math import maximum
 from grand_fast.kernels._weighting import Weighting
 
 _SUM_EDGES = 512  # summed on their own first, as SUM_EDGES in `_diffusion.py`
@@ -26,7 +26,7 @@ def forward_rows(view: EdgeView, *, known: bool) -> list[tuple[Matrix, int]]:
     """Tables of which `row_weights` reads or writes a row's own row."""
     if known:
         return view.own_rows
-    return [(view.own, view.h * view.d_k), (view.kernel.matrix("lse"), view.h)]
+    return [(view.own, view.h * view.d_k), (view.kernel.matrix("norm"), 2 * view.h)]
 
 
 def row_weights(
@@ -34,7 +34,7 @@ def row_weights(
 ) -> Vec:
     """Weights of the row's edges → buffer, up to a factor for each head, which is returned.
 
-    `known`: what normalises them is; else it is found, and `lse` written.
+    `known`: what normalises them is; else it is found, and `norm` written.
     """
     if not known:
         return _normalise(view, group, row, buffer)
@@ -48,17 +48,14 @@ def row_weights(
 
 
 def _normalise(view: EdgeView, group: HeadGroup, row: Row, buffer: RowBuffer) -> Vec:
-    """`p` of the row's edges → buffer, the logarithm of their sum → `lse`; returns 1 / that sum."""
+    """`p` of the row's edges → buffer, what normalises them → `norm`; returns 1 / Σ p."""
     k = view.kernel
     largest = _largest_score(view, group, row, buffer)
     total = _unnormalised(view, group, row, largest, buffer)
-    lse = log(total)
-    if view.weighting.normalizer == "softmax":
-        lse = largest + lse  # −inf + anything in a row without edges
-    else:
-        lse = lse.first((row.end - row.begin) * k.lanes, k.splat(-math.inf))
-    group.store(k.matrix("lse").row(row.out), lse)
-    return k.splat(1.0) / total
+    inverse = k.splat(1.0) / total  # infinite, but never read, in a row without edges
+    shift = largest if view.weighting.normalizer == "softmax" else None
+    view.store_norm(group, k.matrix("norm").row(row.out), Norm(shift, inverse))
+    return inverse
 
 
 def _largest_score(view: EdgeView, group: HeadGroup, row: Row, buffer: RowBuffer | None) -> Vec:
@@ -94,7 +91,7 @@ def _unnormalised(
 
 
 @lru_cache(maxsize=256)
-def _lse_kernel(
+def _norm_kernel(
     h: int,
     d_k: int,
     dtype: torch.dtype,
@@ -105,7 +102,7 @@ def _lse_kernel(
     rows: Side,
     pieces: bool,
 ) -> Compiled:
-    k = Kernel("edge_attention_lse", dtype, index)
+    k = Kernel("edge_attention_norm", dtype, index)
     view = EdgeView(k, rows, h, d_k, weighting, weighted)
     scratch, own_rows = k.matrix("scratch").row(k.thread), forward_rows(view, known=False)
     with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=view.own_edges) as row:
@@ -114,34 +111,35 @@ def _lse_kernel(
     return Compiled(k)
 
 
-def find_lse(inputs: EdgeInputs, csr_t: Csr | None) -> Tensor:
-    """`lse` of all senders, `[N, H]`."""
+def find_norm(inputs: EdgeInputs, csr_t: Csr | None) -> Tensor:
+    """What normalises the edges of all senders, `[N, 2, H]`."""
     assert csr_t is not None
     n, h, _ = inputs.q.shape
-    lse = empty(n, h, dtype=inputs.q.dtype)
-    kernel = _lse_kernel(
+    norm = empty(n, 2, h, dtype=inputs.q.dtype)
+    kernel = _norm_kernel(
         *inputs.shape, csr_t.col.dtype, **inputs.options, rows="sender", pieces=False
     )
-    arguments = inputs.arguments(csr_t)
-    kernel(csr_t.work, pieces=False, scratch=buffer_size(csr_t.work.longest), lse=lse, **arguments)
-    find_hub_lse(inputs, csr_t, lse)
-    return lse
+    arguments = inputs.arguments(csr_t) | {"norm": norm}
+    kernel(csr_t.work, pieces=False, scratch=buffer_size(csr_t.work.longest), **arguments)
+    find_hub_norm(inputs, csr_t, norm)
+    return norm
 
 
-def find_hub_lse(inputs: EdgeInputs, csr: Csr, lse: Tensor) -> None:
-    """Write `lse` of those rows of the view that are cut into pieces."""
+def find_hub_norm(inputs: EdgeInputs, csr: Csr, norm: Tensor) -> None:
+    """Write that of those rows of the view that are cut into pieces."""
     work = csr.work
     if work.hub_rows.numel() == 0:
         return
     rows: Side = "receiver" if csr.slot is None else "sender"
-    kernel = _lse_kernel(*inputs.shape, csr.col.dtype, **inputs.options, rows=rows, pieces=True)
-    partial = empty(work.piece_begin.numel(), lse.shape[1], dtype=lse.dtype)
-    arguments: dict[str, Any] = inputs.arguments(csr)
-    kernel(work, pieces=True, scratch=buffer_size(work.longest), lse=partial, **arguments)
-    largest = _largest_of_hubs(partial, work)
+    kernel = _norm_kernel(*inputs.shape, csr.col.dtype, **inputs.options, rows=rows, pieces=True)
+    partial = empty(work.piece_begin.numel(), *norm.shape[1:], dtype=norm.dtype)
+    arguments: dict[str, Any] = inputs.arguments(csr) | {"norm": partial}
+    kernel(work, pieces=True, scratch=buffer_size(work.longest), **arguments)
+    shift, inverse = partial.unbind(1)
+    largest = _largest_of_hubs(shift.contiguous(), work)
     hub = torch.repeat_interleave(work.hub_pieces.diff())
-    total = sum_pieces(torch.exp(partial - largest[hub]), work)
-    lse[work.hub_rows] = largest + torch.log(total)
+    total = sum_pieces(torch.exp(shift - largest[hub]) / inverse, work)
+    norm[work.hub_rows] = torch.stack([largest, 1 / total], 1)
 
 
 @lru_cache(maxsize=256)

@@ -24,7 +24,10 @@ class Weighting:
                 keeps its digits where v is large.
     normalize:  Σ over the edges of a `"receiver"`, or over those of a `"sender"`.
 
-    What kernels save of a group, `lse`, is the logarithm of its Σ p for either normaliser. With t
+    What kernels save of a group are two numbers a head, `norm [N, 2, H]`: the shift of its scores,
+    their maximum for softmax and 0 for squareplus, and 1 / Σ p(s − shift); −inf or 0, and inf,
+    without edges. One number, log Σ eˢ, would be rounded at the size of the scores: at s = 10⁴ no
+    weight would keep three digits, and rows of weights would sum to anything near 1. With t
     the gradient by a, and Δ = Σ a t over the group, ds = a ρ (t − Δ): ρ = 1 for softmax and
     1 / √(v² + 4) for squareplus. dw = φ ds summed over heads, dtop = −Σ ds over all edges and
     heads, du = w φ' ds with φ' = 1, eᵘ, and 1 or `slope` (at 0 `slope`, as torch has it).

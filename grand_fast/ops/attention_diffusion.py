@@ -64,7 +64,7 @@ def attention_diffusion(
         `f` `[N, d]`, in the dtype of `x`.
 
     Differentiable by `x`, `q`, `k`, `alpha`, `beta`, `x0`, each `y`, `edge_weight` and the
-    parameters of `score`. Saves its inputs and `lse [N, H]`; nothing of size `E` is stored, the
+    parameters of `score`. Saves its inputs and `norm [N, 2, H]`; nothing of size `E` is stored, the
     weights are recomputed in backward.
     Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
@@ -134,7 +134,7 @@ def _forward(
     *others: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     of_backend = plan(call.backend)
-    f, lse = launchers(_OP, call.backend).attention_diffusion_fwd(
+    f, norm = launchers(_OP, call.backend).attention_diffusion_fwd(
         x,
         q,
         k,
@@ -148,7 +148,7 @@ def _forward(
         csr=call.graph.csr(of_backend),
         csr_t=call.graph.csr(of_backend, transposed=True),
     )
-    return f, (lse,)
+    return f, (norm,)
 
 
 def _backward(
@@ -165,7 +165,7 @@ def _backward(
         weighting=call.weighting,
         edge_weight=edge_weight,
         top=top,
-        lse=saved[0],
+        norm=saved[0],
         alpha=alpha,
         df_scale=call.of_x,
         csr=call.graph.csr(of_backend),
@@ -183,7 +183,7 @@ def _reference(call: Call, *tensors: Any) -> Tensor:
 
 def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
     wide = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape), q.new_empty(q.shape[:2], dtype=wide)
+    return x.new_empty(x.shape), q.new_empty([q.shape[0], 2, q.shape[1]], dtype=wide)
 
 
 _operator = Operator(

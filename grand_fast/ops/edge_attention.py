@@ -65,7 +65,7 @@ def edge_attention(
     of thousands weights no longer sum to exactly 1.
 
     Differentiable by `q`, `k`, `edge_weight` and the parameters of `score`. Saves its inputs and
-    `lse [N, H]`.
+    `norm [N, 2, H]`.
     Reference: GRAND (Chamberlain et al. 2021), equations 10 and 13.
     """
     check_graph(_OP, graph)
@@ -118,7 +118,7 @@ def _forward(
     call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None, top: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     of_backend = plan(call.backend)
-    a, lse = launchers(_OP, call.backend).edge_attention_fwd(
+    a, norm = launchers(_OP, call.backend).edge_attention_fwd(
         q,
         k,
         weighting=call.weighting,
@@ -128,7 +128,7 @@ def _forward(
         csr=call.graph.csr(of_backend),
         csr_t=call.graph.csr(of_backend, transposed=True),
     )
-    return a, (lse,)
+    return a, (norm,)
 
 
 def _backward(
@@ -143,7 +143,7 @@ def _backward(
         weighting=call.weighting,
         edge_weight=edge_weight,
         top=top,
-        lse=saved[0],
+        norm=saved[0],
         csr=call.graph.csr(of_backend),
         csr_t=call.graph.csr(of_backend, transposed=True),
         needs_dedge_weight=needs[2],
@@ -159,7 +159,7 @@ def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
     edges, heads = call.graph.num_edges, q.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     a = q.new_empty([edges] if call.mean_heads else [edges, heads])
-    return a, q.new_empty(q.shape[:2], dtype=wide)
+    return a, q.new_empty([q.shape[0], 2, heads], dtype=wide)
 
 
 _operator = Operator(

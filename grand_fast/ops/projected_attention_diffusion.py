@@ -84,7 +84,7 @@ def projected_attention_diffusion(
         `f` `[N, d]`, in the dtype of `x`.
 
     Differentiable by `x`, `weight`, `bias`, `alpha`, `beta`, `x0`, each tensor of `add`,
-    `edge_weight` and the parameters of `score`. Saves its inputs, `lse [N, H]` and, while memory is
+    `edge_weight` and the parameters of `score`. Saves its inputs, `norm [N, 2, H]` and, while memory is
     plentiful, q and k.
     Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
@@ -134,7 +134,7 @@ def _forward(
         q, k = prepared(_score(call, sigma, lengthscale).about(k), q, k, call.backend)
     top, *of_rows = _top(call, q, k, edge_weight)
     of_backend = plan(call.backend)
-    f, lse = launchers(_KERNELS, call.backend).attention_diffusion_fwd(
+    f, norm = launchers(_KERNELS, call.backend).attention_diffusion_fwd(
         x,
         q,
         k,
@@ -151,7 +151,7 @@ def _forward(
     # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
     if absorbed or not _is_kept(qk, x):
         qk = qk.new_empty(1).expand(x.shape[0], weight.shape[0])
-    return f, (lse, qk) if top is None else (lse, qk, top, *of_rows)
+    return f, (norm, qk) if top is None else (norm, qk, top, *of_rows)
 
 
 def _backward(
@@ -160,7 +160,7 @@ def _backward(
     x, weight, bias, alpha, edge_weight, *parameters = inputs
     needs_dx, needs_dweight, needs_dbias, needs_dalpha, needs_dedge_weight = needs[:5]
     needs_dqk = needs_dx or needs_dweight or needs_dbias or any(needs[5:])
-    lse, *kept = saved
+    norm, *kept = saved
     # dk may take the place of k, so that q and k that were kept serve once.
     if first and kept and kept[0].stride(1) != 0:  # 0: the placeholder
         qk = kept[0]
@@ -171,8 +171,12 @@ def _backward(
     score = _score(call, *parameters).about(given[1])
     q, k = made = prepared(score, *given, call.backend)
     top, *of_rows = kept[1:] or _top(call, q, k, edge_weight)
-    if _is_absorbed(x, weight, edge_weight, call):  # leaves out what the keys' bias adds to a row
-        lse = lse + (q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2])
+    if _is_absorbed(x, weight, edge_weight, call):
+        # Its scores lack what the keys' bias adds to a row, and are rounded otherwise: the pass
+        # that gives dq and dk divides by the sum it finds, and for that alone the shift will do.
+        needs_dqk = True
+        shift = norm[:, :1] + ((q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2]))[:, None]
+        norm = torch.cat([shift, norm[:, 1:]], 1)
     of_backend = plan(call.backend)
     grads: AttentionGradients = launchers(_KERNELS, call.backend).attention_diffusion_bwd(
         df,
@@ -182,7 +186,7 @@ def _backward(
         weighting=call.weighting,
         edge_weight=edge_weight,
         top=top,
-        lse=lse,
+        norm=norm,
         alpha=alpha,
         df_scale=call.of_x,
         csr=call.graph.csr(of_backend),
@@ -247,7 +251,7 @@ def _reference(
 
 def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
     wide = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape), x.new_empty((x.shape[0], call.heads), dtype=wide)
+    return x.new_empty(x.shape), x.new_empty((x.shape[0], 2, call.heads), dtype=wide)
 
 
 _operator = Operator(
@@ -255,7 +259,7 @@ _operator = Operator(
     inputs=("x", "weight", "bias", "alpha", "edge_weight?", "sigma?", "lengthscale?"),
     options=("weighting", "heads", "score", "of_x", "scales"),
     has_source=True,
-    saves=1,  # lse; a compiled program projects again in backward rather than hold q and k
+    saves=1,  # norm; a compiled program projects again in backward rather than hold q and k
     forward=_forward,
     backward=_backward,
     reference=_reference,

@@ -3,12 +3,12 @@
 
 Work:     one task per 4096 edges; a row is swept twice: its scores, as many edges at a time as
           fill a register with edges × heads, then its weighted sum of x. If weights are
-          normalised over the edges of a sender, a pass on the CSR of Aᵀ first finds lse.
-Bytes:    4(N+1) + 4E + 4NH + b(2Nd + 2N·d_att), b bytes per element, if each row of x and k is
-          read once; 4(N+1) + 4E + 4NH + b(N(d + d_att) + E(d + d_att)) if none is reused.
+          normalised over the edges of a sender, a pass on the CSR of Aᵀ first finds norm.
+Bytes:    4(N+1) + 4E + 8NH + b(2Nd + 2N·d_att), b bytes per element, if each row of x and k is
+          read once; 4(N+1) + 4E + 8NH + b(N(d + d_att) + E(d + d_att)) if none is reused.
           bE more with edge weights.
 Backward: two passes that recompute the weights (`_attention_backward.py`); nothing of size E.
-          Saves x, q, k and lse.
+          Saves x, q, k and norm.
 Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
           piece: bitwise repeatable for any number of threads.
 """
@@ -39,7 +39,7 @@ from grand_fast.kernels._diffusion import (
 from grand_fast.kernels._edge_scores import RowBuffer, buffer_size
 from grand_fast.kernels._edge_view import EdgeInputs, EdgeView
 from grand_fast.kernels._memory import empty
-from grand_fast.kernels._normalizer import find_hub_lse, find_lse, forward_rows, row_weights
+from grand_fast.kernels._normalizer import find_hub_norm, find_norm, forward_rows, row_weights
 from grand_fast.kernels._simd import Chunk, Int, Kernel
 from grand_fast.kernels._weight_gradient import Upstream
 from grand_fast.kernels._weighting import AttentionGradients, Weighting, scaled_dot
@@ -106,8 +106,8 @@ def attention_diffusion_fwd(
     add: Add = (),
     csr: Csr,
     csr_t: Csr | None = None,
-) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
-    """The vector field `f`, and `lse` of the scores."""
+) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N 2 H"]]:
+    """The vector field `f`, and `norm` of the scores."""
     n, d = x.shape
     _, h, d_k = q.shape
     inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
@@ -123,23 +123,21 @@ def attention_diffusion_fwd(
         arguments |= {"beta": beta, "x0": x0}
     arguments |= add_arguments(add, x.dtype)
     known = inputs.weighting.normalize == "sender"
-    lse = find_lse(inputs, csr_t) if known else empty(n, h, dtype=x.dtype)
-    norm = inputs.norm(lse) if known else lse
+    norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=x.dtype)
     kernel = _attention_diffusion_fwd_kernel(
         *shape, **inputs.options, has_source=has_source, n_add=len(add), known=known, pieces=False
     )
-    kernel(work, pieces=False, scratch=2 * buffer, lse=lse, norm=norm, **arguments)
+    kernel(work, pieces=False, scratch=2 * buffer, norm=norm, **arguments)
     if work.hub_rows.numel():
         if not known:
-            find_hub_lse(inputs, csr, lse)
-            norm = inputs.norm(lse)
+            find_hub_norm(inputs, csr, norm)
         kernel = _attention_diffusion_fwd_kernel(
             *shape, **inputs.options, has_source=False, n_add=0, known=True, pieces=True
         )
         partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, norm=norm, partial=partial, **arguments)
         finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0, add=add)
-    return f, lse
+    return f, norm
 
 
 def attention_diffusion_bwd(
@@ -151,7 +149,7 @@ def attention_diffusion_bwd(
     weighting: Weighting | None = None,
     edge_weight: Float[Tensor, " E"] | None = None,
     top: Float[Tensor, ""] | None = None,
-    lse: Float[Tensor, "N H"],
+    norm: Float[Tensor, "N 2 H"],
     alpha: Float[Tensor, " d"],
     df_scale: float = 0.0,
     csr: Csr,
@@ -168,7 +166,7 @@ def attention_diffusion_bwd(
     return attention_bwd(
         EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
         Upstream(df=df, x=x, alpha=alpha.to(x.dtype), df_scale=df_scale),
-        lse=lse,
+        norm=norm,
         csr=csr,
         csr_t=csr_t,
         needs_dqk=needs_dqk,

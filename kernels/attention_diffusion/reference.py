@@ -27,9 +27,9 @@ def attention_diffusion_fwd(
     add: Add = (),
     csr: Csr,
     csr_t: Csr | None = None,
-) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N H"]]:
-    """The vector field `f`, and `lse`; further arguments as in `edge_attention_fwd`."""
-    a_mean, lse = edge_attention_fwd(
+) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N 2 H"]]:
+    """The vector field `f`, and `norm`; further arguments as in `edge_attention_fwd`."""
+    a_mean, norm = edge_attention_fwd(
         q,
         k,
         weighting=weighting,
@@ -38,7 +38,7 @@ def attention_diffusion_fwd(
         mean_heads=True,
         csr=csr,
     )
-    return csr_diffusion_fwd(x, a_mean, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr), lse
+    return csr_diffusion_fwd(x, a_mean, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr), norm
 
 
 def cost(
@@ -46,7 +46,7 @@ def cost(
 ) -> Cost:
     """Bytes and flops of one forward call without a source; q and k already projected."""
     index = index_bytes * (n + 1 + e)
-    written = element_bytes * n * d + 4 * n * h
+    written = element_bytes * n * d + 8 * n * h
     d_att = h * d_k
     return Cost(
         bytes_min=index + written + element_bytes * n * (d + 2 * d_att),

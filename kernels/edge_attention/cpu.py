@@ -2,11 +2,11 @@
 s[e,h] = φ(scale · <q[i,h,:], k[col[e],h,:]>) · w[e], as a `Weighting` says
 
 Work:     one task per 4096 edges; scores of as many edges at a time as fill a register with
-          edges × heads. Over the edges of a sender: a pass on the CSR of Aᵀ first, for lse.
-Bytes:    4(N+1) + 4E + 4NH + b(EH + 2N·d_att), b bytes per element, if each k row is read once;
-          4(N+1) + 4E + 4NH + b(EH + (N + E)·d_att) if none is reused. EH is E for the mean; bE more
+          edges × heads. Over the edges of a sender: a pass on the CSR of Aᵀ first, for norm.
+Bytes:    4(N+1) + 4E + 8NH + b(EH + 2N·d_att), b bytes per element, if each k row is read once;
+          4(N+1) + 4E + 8NH + b(EH + (N + E)·d_att) if none is reused. EH is E for the mean; bE more
           with edge weights; squareplus reads q and k once more before, for the largest score.
-Backward: two passes that recompute the weights (`_attention_backward.py`). Saves q, k and lse.
+Backward: two passes that recompute the weights (`_attention_backward.py`). Saves q, k and norm.
 Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
           piece: bitwise repeatable for any number of threads.
 """
@@ -25,8 +25,8 @@ from grand_fast.kernels._edge_scores import HeadGroup, RowBuffer, buffer_size
 from grand_fast.kernels._edge_view import EdgeInputs, EdgeView
 from grand_fast.kernels._memory import empty
 from grand_fast.kernels._normalizer import (
-    find_hub_lse,
-    find_lse,
+    find_hub_norm,
+    find_norm,
     find_top,
     forward_rows,
     row_weights,
@@ -100,8 +100,8 @@ def edge_attention_fwd(
     mean_heads: bool,
     csr: Csr,
     csr_t: Csr | None = None,
-) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N H"]]:
-    """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `lse`."""
+) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N 2 H"]]:
+    """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `norm`."""
     n, h, d_k = q.shape
     inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
     e, work = csr.col.numel(), csr.work
@@ -110,21 +110,19 @@ def edge_attention_fwd(
     arguments: dict[str, Any] = inputs.arguments(csr) | {"a": a}
     scratch = buffer_size(work.longest)
     known = inputs.weighting.normalize == "sender"
-    lse = find_lse(inputs, csr_t) if known else empty(n, h, dtype=q.dtype)
-    norm = inputs.norm(lse) if known else lse
+    norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=q.dtype)
     kernel = _edge_attention_fwd_kernel(
         *inputs.shape, csr.col.dtype, **options, known=known, pieces=False
     )
-    kernel(work, pieces=False, scratch=scratch, lse=lse, norm=norm, **arguments)
+    kernel(work, pieces=False, scratch=scratch, norm=norm, **arguments)
     if work.hub_rows.numel():
         if not known:
-            find_hub_lse(inputs, csr, lse)
-            norm = inputs.norm(lse)
+            find_hub_norm(inputs, csr, norm)
         kernel = _edge_attention_fwd_kernel(
             *inputs.shape, csr.col.dtype, **options, known=True, pieces=True
         )
         kernel(work, pieces=True, scratch=scratch, norm=norm, **arguments)
-    return a, lse
+    return a, norm
 
 
 def edge_attention_bwd(
@@ -135,7 +133,7 @@ def edge_attention_bwd(
     weighting: Weighting | None = None,
     edge_weight: Float[Tensor, " E"] | None = None,
     top: Float[Tensor, ""] | None = None,
-    lse: Float[Tensor, "N H"],
+    norm: Float[Tensor, "N 2 H"],
     csr: Csr,
     csr_t: Csr,
     needs_dedge_weight: bool = False,
@@ -144,7 +142,7 @@ def edge_attention_bwd(
     return attention_bwd(
         EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
         Upstream(da=da),
-        lse=lse,
+        norm=norm,
         csr=csr,
         csr_t=csr_t,
         needs_dqk=True,

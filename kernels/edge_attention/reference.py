@@ -62,8 +62,8 @@ def edge_attention_fwd(
     mean_heads: bool,
     csr: Csr,
     csr_t: Csr | None = None,
-) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N H"]]:
-    """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `lse`.
+) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N 2 H"]]:
+    """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `norm`.
 
     `weighting` is the paper's unless given. `top` comes with the normaliser squareplus; `csr_t` is
     not needed here.
@@ -86,15 +86,15 @@ def edge_attention_fwd(
         p = 2 / (torch.sqrt(v * v + 4) - v)
         shift = torch.zeros((n, h), dtype=s.dtype, device=q.device)
     total = torch.zeros((n, h), dtype=s.dtype, device=q.device).index_add(0, group, p)
-    lse = shift + torch.log(total)  # −inf in a group without edges
     a = p / total[group]
-    return (a.mean(1) if mean_heads else a).to(q.dtype), lse
+    norm = torch.stack([shift, 1 / total], 1)
+    return (a.mean(1) if mean_heads else a).to(q.dtype), norm
 
 
 def cost(*, n: int, e: int, h: int, d_k: int, element_bytes: int, index_bytes: int = 4) -> Cost:
     """Bytes and flops of one forward call that writes the weights of all heads."""
     index = index_bytes * (n + 1 + e)
-    written = element_bytes * e * h + 4 * n * h
+    written = element_bytes * e * h + 8 * n * h
     return Cost(
         bytes_min=index + written + element_bytes * 2 * n * h * d_k,
         bytes_max=index + written + element_bytes * (n + e) * h * d_k,
