@@ -35,7 +35,6 @@ class FloatFormat:
     mantissa: int  # stored bits
     exp_low: float  # below it exp would leave the normal range
     exp_degree: int  # Taylor degree of exp on |r| ≤ ln(2)/2, error below one rounding
-    log_terms: int  # terms of the atanh series of log on [√½, √2]
 
     @property
     def bytes(self) -> int:
@@ -49,8 +48,8 @@ class FloatFormat:
 
 
 FORMATS = {
-    torch.float32: FloatFormat(ir.FloatType(), 32, 23, -86.0, 7, 5),
-    torch.float64: FloatFormat(ir.DoubleType(), 64, 52, -707.0, 13, 12),
+    torch.float32: FloatFormat(ir.FloatType(), 32, 23, -86.0, 7),
+    torch.float64: FloatFormat(ir.DoubleType(), 64, 52, -707.0, 13),
 }
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic on `Vec`: sums across lanes, roots, exp and log."""
+"""Arithmetic on `Vec`: sums across lanes, roots and exp."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -102,25 +102,3 @@ def exp(x: Vec) -> Vec:
     to_exponent = ir.Constant(bits, [f.mantissa] * k.lanes)
     scale = b.shl(b.bitcast(shifted.value, bits), to_exponent)
     return Vec(k, b.bitcast(b.add(b.bitcast(p.value, bits), scale), k.vector_type))
-
-
-def log(x: Vec) -> Vec:
-    """Natural logarithm of a normal `x > 0`, to about two roundings."""
-    k, f = x.kernel, x.kernel.format
-    b = k.builder
-    bits = ir.VectorType(ir.IntType(f.bits), k.lanes)
-    root_half = b.bitcast(k.splat(math.sqrt(0.5)).value, bits)
-    mantissa = ir.Constant(bits, [f.mantissa] * k.lanes)
-    x_bits = b.bitcast(x.value, bits)
-    n = b.ashr(b.sub(x_bits, root_half), mantissa)  # x = m · 2^n with m in [√½, √2)
-    m = Vec(k, b.bitcast(b.sub(x_bits, b.shl(n, mantissa)), k.vector_type))
-    one = k.splat(1.0)
-    t = (m - one) / (m + one)
-    t2 = t * t
-    series = k.splat(0.0)  # atanh(t) / t
-    for i in reversed(range(f.log_terms)):
-        series = fma(series, t2, k.splat(1.0 / (2 * i + 1)))
-    result = fma(
-        Vec(k, b.sitofp(n, k.vector_type)), k.splat(math.log(2.0)), k.splat(2.0) * t * series
-    )
-    return Vec(k, b.select(b.fcmp_unordered("uno", x.value, x.value), x.value, result.value))  # NaN

@@ -103,10 +103,9 @@ def test_damaged_store_is_named(tmp_path):
 
 def test_budget_interrupts():
     budget = Budget(0.05)
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), budget:
-        time.sleep(5.0)
-    assert time.monotonic() - start < 2.0
+        time.sleep(60.0)
+        pytest.fail("slept to the end")
     assert budget.over
     with Budget(None) as unlimited:
         assert not unlimited.over

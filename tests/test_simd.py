@@ -13,7 +13,7 @@ from grand_fast.kernels import _cpu
 from grand_fast.kernels._compile import compile_kernel
 from grand_fast.kernels._csr import Csr
 from grand_fast.kernels._simd import REGISTER_BYTES, Kernel, chunks
-from grand_fast.kernels._simd_math import add, butterfly, exp, log, transposed_sum
+from grand_fast.kernels._simd_math import add, butterfly, exp, transposed_sum
 from grand_fast.testing import assert_close
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -111,13 +111,10 @@ def apply(function, values: torch.Tensor) -> torch.Tensor:
 
 
 @DTYPES
-def test_exp_and_log_to_a_few_roundings(dtype):
+def test_exp_to_a_few_roundings(dtype):
     eps = torch.finfo(dtype).eps
     x = torch.linspace(-80, 20, 1 << 12, dtype=dtype)
     assert float((apply(exp, x).double() / x.double().exp() - 1).abs().max()) < 2 * eps
-    positive = torch.logspace(-30, 30, 1 << 12, dtype=dtype)
-    error = apply(log, positive).double() - positive.double().log()
-    assert float((error / positive.double().log().abs().clamp_min(1)).abs().max()) < 2 * eps
 
 
 @DTYPES

@@ -223,6 +223,45 @@ def test_sigma_of_either_sign_and_tiny(backend):
             check(member, edges, n, inputs, backend, dtype, tolerance)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 1e-25])
+def test_a_sigma_whose_square_vanishes_has_no_gradient(sigma, backend):
+    """d(σ²)/dσ = 2σ; not 2 / σ times what has underflowed."""
+    edges, n = edges_of("random")
+    x, weight, bias = normal(n, 5), normal(24, 5, seed=1), normal(24, seed=2)
+    leaf = torch.tensor(sigma, requires_grad=True)
+    f = gf.ops.projected_attention_diffusion(
+        x.float(),
+        weight.float(),
+        bias.float(),
+        gf.Graph.from_edge_index(edges, n),
+        heads=3,
+        score=gf.ops.ExpKernel(leaf, 10.0),
+        edge_weight=1e6 * normal(edges.shape[1], seed=3).float(),
+        backend=backend,
+    )
+    (dsigma,) = torch.autograd.grad((f * normal(n, 5, seed=4).float()).sum(), leaf)
+    assert abs(float(dsigma)) < 1e-15
+
+
+def test_lanes_without_a_head_have_no_part(backend):
+    """Three heads fill up four lanes; there exp of a weight alone would be infinite."""
+    member = Member("exp_kernel", "softmax", "receiver")
+    edges, n = edges_of("random")
+    inputs = problem(member, edges, n)
+    inputs["edge_weight"] = torch.linspace(80.0, 100.0, edges.shape[1]).double()
+    check(member, edges, n, inputs, backend, torch.float32, 1e-4)
+
+
+def test_exp_kernel_far_from_the_origin(backend):
+    """Distances do not change with the origin, and keep digits: 300² is rounded to 0.01."""
+    edges, n = edges_of("random")
+    member = Member("exp_kernel", "softmax", "receiver")
+    inputs = problem(member, edges, n)
+    for name in ("q", "k"):
+        inputs[name] += 300.0
+    check(member, edges, n, inputs, backend, torch.float32, 2e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("member", **EVERY)
 def test_half_types_through_the_reference(member, dtype):
