@@ -266,3 +266,21 @@ def test_bad_input():
     model = GRAND(4, 8, 3, method="rk9")
     with pytest.raises(ValueError, match="`method` must be one of euler"):
         model(torch.randn(40, 4), random_graph("random"))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_gradient_of_features_that_nobody_scaled(seed):
+    """Scores of 10⁵ saturate the attention: what is left is the gradient by the state."""
+    torch.manual_seed(seed)
+    edges, n = random_edge_index("random", seed=seed)
+    model, x = GRAND(16, 8, 3, heads=2, T=2.0), 300 * torch.randn(n, 16)
+    grads = []
+    for dtype, backend in ((torch.float64, "reference"), (torch.float32, "cpu")):
+        copied = copy.deepcopy(model).to(dtype)
+        with gf.backend(backend):
+            copied(x.to(dtype), edges).logsumexp(1).sum().backward()
+        assert copied.encoder.weight.grad is not None
+        grads.append(copied.encoder.weight.grad.double())
+    want, got = grads
+    # A rounding of the largest score is some 0.01 of a weight.
+    assert (got - want).norm() < 0.02 * want.norm()
