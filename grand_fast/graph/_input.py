@@ -7,12 +7,21 @@ import sys
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
+
+from grand_fast.kernels._memory import _container_limit
 
 Flow = Literal["source_to_target", "target_to_source"]
 FLOWS = ("source_to_target", "target_to_source")
 _INT32_MAX = 2**31 - 1
+_BYTES_PER_NODE = 28  # a rowptr, and what the other one is counted in: three arrays of int64
+_ALWAYS_FITS = 64 << 20  # bytes, of which no machine is asked whether it has them
+_RENUMBER = "Number the nodes anew: nodes, edges = edge_index.unique(return_inverse=True)."
+_LARGEST_ITEM = 8  # bytes of a number that torch knows
+_BLOCKS = (torch.sparse_bsr, torch.sparse_bsc)
+_LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, *_BLOCKS)
 _INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -26,12 +35,12 @@ def message(argument: str, expected: str, got: str, remedy: str = "") -> str:
     return f"Graph: `{argument}` {expected}, got {got}.{' ' + remedy if remedy else ''}"
 
 
-def edges_of(edge_index: Any, flow: str) -> tuple[Tensor, Tensor, int | None, Tensor | None]:
+def edges_of(
+    edge_index: Any, flow: str, num_nodes: int | None = None
+) -> tuple[Tensor, Tensor, int | None, Tensor | None]:
     """Receivers, senders (int64), the size if the input knows it, and its weights."""
     if hasattr(edge_index, "tocoo") and hasattr(edge_index, "shape"):  # scipy.sparse
-        coo = edge_index.tocoo()
-        rows, cols = (torch.from_numpy(np.asarray(i, dtype=np.int64)) for i in (coo.row, coo.col))
-        return rows, cols, _square(coo.shape), _floating(torch.from_numpy(np.array(coo.data)))
+        return _scipy_edges(edge_index)
     if hasattr(edge_index, "sparse_sizes") and hasattr(edge_index, "coo"):  # SparseTensor
         rows, cols, values = edge_index.coo()
         return rows, cols, _square(edge_index.sparse_sizes()), _floating(values)
@@ -39,6 +48,7 @@ def edges_of(edge_index: Any, flow: str) -> tuple[Tensor, Tensor, int | None, Te
         kinds = "an integer tensor [2, E], EdgeIndex, or a sparse matrix"
         raise TypeError(message("edge_index", f"must be {kinds}", type(edge_index).__name__))
     if edge_index.layout is not torch.strided:
+        edge_index = _matrix(edge_index)
         matrix = edge_index.to_sparse_coo()  # type: ignore[no-untyped-call]
         # coalesce() would add up repeated edges; a CSR tensor's own order is already by row
         rows, cols = matrix._indices()
@@ -46,7 +56,7 @@ def edges_of(edge_index: Any, flow: str) -> tuple[Tensor, Tensor, int | None, Te
     size = None
     pyg = sys.modules.get("torch_geometric")  # whoever holds an EdgeIndex has imported it
     if pyg is not None and isinstance(edge_index, pyg.EdgeIndex):
-        size = max((s for s in edge_index.sparse_size() if s is not None), default=None)
+        size = _edge_index_size(edge_index, num_nodes)
         edge_index = edge_index.as_tensor()
     if edge_index.dtype not in _INDEX_DTYPES:
         remedy = "Convert it with .long()." if edge_index.is_floating_point() else ""
@@ -57,26 +67,110 @@ def edges_of(edge_index: Any, flow: str) -> tuple[Tensor, Tensor, int | None, Te
         shape = list(edge_index.shape)
         transposed = edge_index.dim() == 2 and shape[1] == 2
         remedy = "Did you mean edge_index.t()?" if transposed else ""
+        if edge_index.dim() > 2:
+            remedy = "Join the graphs of a batch into one, whose node ids follow one another."
         raise ValueError(message("edge_index", "must have shape [2, E]", str(shape), remedy))
     first, second = edge_index.long()
     return (second, first, size, None) if flow == FLOWS[0] else (first, second, size, None)
 
 
+def _scipy_edges(matrix: Any) -> tuple[Tensor, Tensor, int, Tensor]:
+    size = _square(matrix.shape)
+    coo = matrix.tocoo()
+    if getattr(matrix, "format", None) == "bsr":
+        coo = _without_fill(coo)
+    rows, cols = (torch.from_numpy(np.asarray(i, dtype=np.int64)) for i in (coo.row, coo.col))
+    values = np.array(coo.data)
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > _LARGEST_ITEM:
+        raise TypeError(_not_real(str(values.dtype)))
+    return rows, cols, size, _floating(torch.from_numpy(values))
+
+
+def _without_fill(coo: Any) -> Any:
+    """Of what was stored in blocks, the entries that are not 0: nobody knows which of the zeros
+    were given, and which fill up a block."""
+    is_edge = coo.data != 0
+    return type(coo)((coo.data[is_edge], (coo.row[is_edge], coo.col[is_edge])), shape=coo.shape)
+
+
+def _matrix(matrix: Tensor) -> Tensor:
+    """A sparse matrix, square; one in blocks as COO without their zeros, as `_without_fill`."""
+    if matrix.layout not in _LAYOUTS:
+        raise TypeError(message("edge_index", "must be dense or sparse", str(matrix.layout)))
+    _square(tuple(matrix.shape))
+    if matrix.dense_dim():
+        remedy = "Convert it with .to_dense().to_sparse()."
+        expected, got = "as a matrix must be sparse in rows and columns", "a dense dimension"
+        raise ValueError(message("edge_index", expected, got, remedy))
+    if matrix.layout not in _BLOCKS:
+        return matrix
+    if matrix.requires_grad:
+        remedy = "Convert it with .to_dense().to_sparse_csr()."
+        expected = "in blocks must not require a gradient"
+        raise NotImplementedError(message("edge_index", expected, "requires_grad=True", remedy))
+    coo = matrix.to_sparse_coo()  # type: ignore[no-untyped-call]
+    is_edge = coo._values() != 0
+    return torch.sparse_coo_tensor(
+        coo._indices()[:, is_edge], coo._values()[is_edge], coo.shape, check_invariants=False
+    )
+
+
+def _edge_index_size(edge_index: Any, num_nodes: int | None) -> int | None:
+    """Of a PyG `EdgeIndex`, where it knows one."""
+    rows, cols = sizes = tuple(edge_index.sparse_size())
+    if rows == cols or rows is None or cols is None:
+        return max((s for s in sizes if s is not None), default=None)
+    # Asked for its size, it counts the ids of each row, and cannot be told from one that was given
+    counted = tuple(int(ids.max()) + 1 if ids.numel() else 0 for ids in edge_index.as_tensor())
+    if num_nodes is None or sizes != counted:
+        _square(sizes)
+    return None
+
+
 def _square(shape: Any) -> int:
-    rows, cols = (int(s) for s in shape)
-    if rows != cols:
-        raise ValueError(message("edge_index", "as a matrix must be square", f"[{rows}, {cols}]"))
-    return rows
+    if len(shape) != 2 or shape[0] != shape[1]:
+        remedy = "Number both sides as one set of nodes; bipartite graphs are not supported."
+        got = str([int(s) for s in shape])
+        raise ValueError(
+            message("edge_index", "as a matrix must be square", got, remedy * (len(shape) == 2))
+        )
+    return int(shape[0])
 
 
 def _floating(values: Tensor | None) -> Tensor | None:
     if values is None or values.is_floating_point():
         return values
+    if values.is_complex():
+        raise TypeError(_not_real(str(values.dtype)))
     return values.to(torch.get_default_dtype())
 
 
+def _not_real(got: str) -> str:
+    return message("edge_index", "as a matrix must hold real numbers", got)
+
+
 def num_nodes_of(given: int | None, size: int | None, receiver: Tensor, sender: Tensor) -> int:
-    """`N`: given, that of a matrix, or the largest id plus one."""
+    """`N`: given, that of a matrix, or the largest id plus one; as many as memory has room for."""
+    n = _num_nodes(given, size, receiver, sender)
+    argument, got = ("edge_index", f"id {n - 1}") if given is None else ("num_nodes", str(n))
+    got = f"a matrix of {n} rows" if given is None and size is not None else got
+    if n > _INT32_MAX:
+        expected = f"must mean at most {_INT32_MAX} nodes"
+        raise ValueError(message(argument, expected, got, _RENUMBER))
+    needed = _BYTES_PER_NODE * n
+    if needed > _ALWAYS_FITS and receiver.device.type == "cpu":  # a GPU says so itself
+        free = min(psutil.virtual_memory().available, _container_limit())
+        if needed > free:
+            got += (
+                f", so N = {n}, which takes {needed / 1e9:.1f} GB where {free / 1e9:.1f} are free"
+            )
+            raise ValueError(
+                message(argument, "must mean nodes that fit in memory", got, _RENUMBER)
+            )
+    return n
+
+
+def _num_nodes(given: int | None, size: int | None, receiver: Tensor, sender: Tensor) -> int:
     if given is not None:
         if isinstance(given, bool) or not isinstance(given, int | np.integer):
             raise TypeError(message("num_nodes", "must be an int or None", type(given).__name__))
@@ -100,6 +194,8 @@ def check_ids(receiver: Tensor, sender: Tensor, n: int) -> None:
         raise ValueError(message("edge_index", "must hold ids of at least 0", f"id {low}"))
     if high >= n:
         remedy = f"Pass num_nodes={high + 1} or drop these edges."
+        if high >= _INT32_MAX:
+            remedy = _RENUMBER
         raise ValueError(
             message("edge_index", f"must hold ids below num_nodes={n}", f"id {high}", remedy)
         )
@@ -111,7 +207,9 @@ def check_weight(weight: Tensor | None, receiver: Tensor, validate: bool) -> Non
         return
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         got = str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(message("edge_weight", "must be a floating tensor", got))
+        is_count = isinstance(weight, Tensor) and not weight.is_complex()
+        remedy = "Try .float()." if is_count else ""
+        raise TypeError(message("edge_weight", "must be a floating tensor", got, remedy))
     e = receiver.numel()
     if tuple(weight.shape) != (e,):
         shape = list(weight.shape)
