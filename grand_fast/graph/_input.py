@@ -49,7 +49,7 @@ def edges_of(
         raise TypeError(message("edge_index", f"must be {kinds}", type(edge_index).__name__))
     if edge_index.layout is not torch.strided:
         edge_index = _matrix(edge_index)
-        matrix = edge_index.to_sparse_coo()  # type: ignore[no-untyped-call]
+        matrix = edge_index.to_sparse_coo()
         # coalesce() would add up repeated edges; a CSR tensor's own order is already by row
         rows, cols = matrix._indices()
         return rows, cols, _square(tuple(matrix.shape)), _floating(matrix._values())
@@ -74,7 +74,7 @@ def edges_of(
     return (second, first, size, None) if flow == FLOWS[0] else (first, second, size, None)
 
 
-def _scipy_edges(matrix: Any) -> tuple[Tensor, Tensor, int, Tensor]:
+def _scipy_edges(matrix: Any) -> tuple[Tensor, Tensor, int, Tensor | None]:
     size = _square(matrix.shape)
     coo = matrix.tocoo()
     if getattr(matrix, "format", None) == "bsr":
