@@ -95,7 +95,8 @@ class Graph:
         Args:
             edge_index: integer tensor `[2, E]`, PyG `EdgeIndex`; or a sparse matrix `A` of
                 `y = A x` (`torch.sparse_csr`, scipy sparse, `SparseTensor`; rows receive, as in
-                PyG's `adj_t`), whose values become `edge_weight` unless that is given.
+                PyG's `adj_t`), whose values become `edge_weight`, with their gradient, unless that
+                is given.
             num_nodes: `N`; by default the largest id plus one, or the size of the matrix.
             edge_weight: `[E]`, floating, finite.
             flow: as in PyG. `"source_to_target"`: row 0 of `edge_index` sends;
@@ -109,7 +110,7 @@ class Graph:
 
         Raises:
             TypeError, ValueError: one line that names the argument, what was expected and what
-                came.
+                came. NotImplementedError: a matrix with repeated entries requires a gradient.
         """
         if flow not in FLOWS:
             raise ValueError(message("flow", f"must be one of {FLOWS}", repr(flow)))

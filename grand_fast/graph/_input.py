@@ -39,10 +39,13 @@ def edges_of(edge_index: Any, flow: str) -> tuple[Tensor, Tensor, int | None, Te
         kinds = "an integer tensor [2, E], EdgeIndex, or a sparse matrix"
         raise TypeError(message("edge_index", f"must be {kinds}", type(edge_index).__name__))
     if edge_index.layout is not torch.strided:
-        matrix = edge_index.to_sparse_coo()  # type: ignore[no-untyped-call]
+        matrix = edge_index.detach().to_sparse_coo()  # type: ignore[no-untyped-call]
         # coalesce() would add up repeated edges; a CSR tensor's own order is already by row
         rows, cols = matrix._indices()
-        return rows, cols, _square(tuple(matrix.shape)), _floating(matrix._values())
+        n = _square(tuple(matrix.shape))
+        if edge_index.requires_grad:
+            _check_entries(edge_index, rows, cols, n)
+        return rows, cols, n, weight_of(edge_index)
     size = None
     pyg = sys.modules.get("torch_geometric")  # whoever holds an EdgeIndex has imported it
     if pyg is not None and isinstance(edge_index, pyg.EdgeIndex):
@@ -60,6 +63,53 @@ def edges_of(edge_index: Any, flow: str) -> tuple[Tensor, Tensor, int | None, Te
         raise ValueError(message("edge_index", "must have shape [2, E]", str(shape), remedy))
     first, second = edge_index.long()
     return (second, first, size, None) if flow == FLOWS[0] else (first, second, size, None)
+
+
+def weight_of(matrix: Tensor) -> Tensor | None:
+    """The stored values of a sparse matrix, in their own order, differentiable where it is."""
+    if matrix.layout is not torch.sparse_coo:
+        return _floating(matrix.values())
+    return _floating(_Values.apply(matrix))  # type: ignore[no-untyped-call]
+
+
+class _Values(torch.autograd.Function):
+    """`values()` of a COO matrix; torch's own must be coalesced, which a transposed one is not."""
+
+    @staticmethod
+    def forward(matrix: Tensor) -> Tensor:
+        return matrix._values()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        (matrix,) = inputs
+        ctx.save_for_backward(matrix._indices())
+        ctx.shape = matrix.shape
+
+    @staticmethod
+    def backward(ctx: Any, dvalues: Tensor) -> Tensor:
+        (indices,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(indices, dvalues, ctx.shape)
+
+
+def _check_entries(matrix: Tensor, rows: Tensor, cols: Tensor, n: int) -> None:
+    """Entries whose gradients torch keeps apart.
+
+    It adds up those of repeated entries, which are edges of their own here, and confuses those of a
+    compressed matrix that are not in rising order.
+    """
+    keys = cols * n + rows if matrix.layout is torch.sparse_csc else rows * n + cols
+    if matrix.layout is torch.sparse_coo:
+        keys = keys.sort().values
+    if bool((keys.diff() <= 0).any()):
+        raise NotImplementedError(
+            message(
+                "edge_index",
+                "as a matrix that requires a gradient must have distinct entries, in rising order "
+                "where it is compressed",
+                "others",
+                "Pass an edge index and `edge_weight`; or matrix.coalesce(), which adds them up.",
+            )
+        )
 
 
 def _square(shape: Any) -> int:
