@@ -8,13 +8,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.graph._fingerprint import fingerprint
 from grand_fast.graph._graph import Graph
-from grand_fast.graph._input import FLOWS, check_weight, edges_of
+from grand_fast.graph._input import check_weight, stored
 
 _KEPT = 4  # graphs of one tensor, of as many numbers of nodes
 
 
 class _Known(NamedTuple):
-    edges: tuple[int, int]  # how many, and their fingerprint
+    edges: tuple[int, ...]  # how many ids, and their fingerprint
     graphs: dict[int, Graph]  # without weights, by the number of nodes; used last comes last
 
 
@@ -31,11 +31,11 @@ def cached_graph(given: Any, num_nodes: int) -> Graph:
         return given
     if not isinstance(given, Tensor):
         return Graph.from_edge_index(given, num_nodes)
-    receiver, sender, _, weight = edges_of(given, FLOWS[0], num_nodes)
+    ids, weight = stored(given)
     known: _Known | None = _graphs.get(given)  # type: ignore[no-untyped-call]
     # A CUDA graph under capture can read nothing, and will replay on these edges whatever comes
     if known is None or not (given.is_cuda and torch.cuda.is_current_stream_capturing()):
-        edges = receiver.numel(), int(fingerprint(receiver, sender))
+        edges = *(t.numel() for t in ids), int(fingerprint(*ids))
         if known is None or known.edges != edges:
             known = _graphs[given] = _Known(edges, {})
     graph = known.graphs.pop(num_nodes, None)
@@ -46,7 +46,7 @@ def cached_graph(given: Any, num_nodes: int) -> Graph:
     known.graphs[num_nodes] = graph
     if weight is None:
         return graph
-    check_weight(weight, receiver, validate=True)
+    check_weight(weight, graph.col, validate=True)
     return graph.with_edge_weight(weight)
 
 

@@ -11,7 +11,7 @@ _COLUMNS = 1 << 12  # random numbers that a pass over the ids reads again and ag
 
 
 def fingerprint(*arrays: Tensor) -> Tensor:
-    """Of int64 tensors `[…]`, at least one, a scalar int64 on their device; a pass over each.
+    """Of tensors of ids `[…]`, at least one, a scalar int64 on their device; a pass over each.
 
     The sum modulo 2⁶⁴ of every id times a random odd number that belongs to its place, so that the
     order counts. One id that changes always changes it; several, or two that change places, all
@@ -19,7 +19,7 @@ def fingerprint(*arrays: Tensor) -> Tensor:
     """
     parts = []
     for number, array in enumerate(arrays):
-        flat = array.reshape(1, -1)
+        flat = array.reshape(1, -1).long()
         whole = flat.shape[1] - flat.shape[1] % _COLUMNS
         parts.append(_product(flat[:, whole:], seed=2 * number + 1))
         if whole:

@@ -95,9 +95,10 @@ class Graph:
         Args:
             edge_index: integer tensor `[2, E]`, PyG `EdgeIndex`; or a square sparse matrix `A` of
                 `y = A x` (`torch.sparse_csr`, scipy sparse, `SparseTensor`; rows receive, as in
-                PyG's `adj_t`), whose values become `edge_weight` unless that is given; integers and
-                booleans in torch's default dtype. Each stored entry is an edge, zeros too; but of
-                a matrix in blocks or diagonals, whose zeros may be filling, the others alone.
+                PyG's `adj_t`), whose values become `edge_weight`, with their gradient, unless that
+                is given; integers and booleans in torch's default dtype. Each stored entry is an
+                edge, zeros too; but of a matrix in blocks or diagonals, whose zeros may be filling,
+                the others alone.
             num_nodes: `N`, below 2³¹; by default the largest id plus one, or the size of the
                 matrix or `EdgeIndex`.
             edge_weight: `[E]`, floating, finite.
@@ -112,7 +113,7 @@ class Graph:
 
         Raises:
             TypeError, ValueError: one line that names the argument, what was expected and what
-                came.
+                came. NotImplementedError: a matrix with repeated entries requires a gradient.
         """
         if flow not in FLOWS:
             raise ValueError(message("flow", f"must be one of {FLOWS}", repr(flow)))

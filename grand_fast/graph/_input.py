@@ -49,10 +49,13 @@ def edges_of(
         raise TypeError(message("edge_index", f"must be {kinds}", type(edge_index).__name__))
     if edge_index.layout is not torch.strided:
         edge_index = _matrix(edge_index)
-        matrix = edge_index.to_sparse_coo()
+        matrix = edge_index.detach().to_sparse_coo()
         # coalesce() would add up repeated edges; a CSR tensor's own order is already by row
         rows, cols = matrix._indices()
-        return rows, cols, _square(tuple(matrix.shape)), _floating(matrix._values())
+        n = _square(tuple(matrix.shape))
+        if edge_index.requires_grad:
+            _check_entries(edge_index, rows, cols, n)
+        return rows, cols, n, weight_of(edge_index)
     size = None
     pyg = sys.modules.get("torch_geometric")  # whoever holds an EdgeIndex has imported it
     if pyg is not None and isinstance(edge_index, pyg.EdgeIndex):
@@ -125,6 +128,67 @@ def _edge_index_size(edge_index: Any, num_nodes: int | None) -> int | None:
     if num_nodes is None or sizes != counted:
         _square(sizes)
     return None
+
+
+def stored(edges: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The ids that a tensor of edges holds, in its own form, and its values, differentiable."""
+    if edges.layout is torch.strided:
+        return (edges.as_tensor() if hasattr(edges, "as_tensor") else edges,), None  # EdgeIndex
+    matrix = _matrix(edges)
+    if matrix.layout is torch.sparse_coo:
+        ids: tuple[Tensor, ...] = (matrix._indices(),)
+    elif matrix.layout is torch.sparse_csr:
+        ids = matrix.crow_indices(), matrix.col_indices()
+    else:
+        ids = matrix.ccol_indices(), matrix.row_indices()
+    return ids, weight_of(matrix)
+
+
+def weight_of(matrix: Tensor) -> Tensor | None:
+    """The stored values of a sparse matrix, in their own order, differentiable where it is."""
+    if matrix.layout is not torch.sparse_coo:
+        return _floating(matrix.values())
+    return _floating(_Values.apply(matrix))  # type: ignore[no-untyped-call]
+
+
+class _Values(torch.autograd.Function):
+    """`values()` of a COO matrix; torch's own must be coalesced, which a transposed one is not."""
+
+    @staticmethod
+    def forward(matrix: Tensor) -> Tensor:
+        return matrix._values()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        (matrix,) = inputs
+        ctx.save_for_backward(matrix._indices())
+        ctx.shape = matrix.shape
+
+    @staticmethod
+    def backward(ctx: Any, dvalues: Tensor) -> Tensor:
+        (indices,) = ctx.saved_tensors
+        return torch.sparse_coo_tensor(indices, dvalues, ctx.shape)
+
+
+def _check_entries(matrix: Tensor, rows: Tensor, cols: Tensor, n: int) -> None:
+    """Entries whose gradients torch keeps apart.
+
+    It adds up those of repeated entries, which are edges of their own here, and confuses those of a
+    compressed matrix that are not in rising order.
+    """
+    keys = cols * n + rows if matrix.layout is torch.sparse_csc else rows * n + cols
+    if matrix.layout is torch.sparse_coo:
+        keys = keys.sort().values
+    if bool((keys.diff() <= 0).any()):
+        raise NotImplementedError(
+            message(
+                "edge_index",
+                "as a matrix that requires a gradient must have distinct entries, in rising order "
+                "where it is compressed",
+                "others",
+                "Pass an edge index and `edge_weight`; or matrix.coalesce(), which adds them up.",
+            )
+        )
 
 
 def _square(shape: Any) -> int:

@@ -37,7 +37,7 @@ def promoted_edges(name: str) -> Callable[[Callable[P, Tensor]], Callable[P, Ten
                 return function(*args, **kwargs)
             cast = Cast(torch.promote_types(*types), types)
             given = {key: cast(v) for key, v in kwargs.items()}
-            return function(*map(cast, args), **given)  # type: ignore[arg-type]
+            return function(*map(cast, args), **given)
 
         return call
 
