@@ -152,6 +152,19 @@ def test_under_capture_the_graph_is_the_last_one(monkeypatch):
     assert cached_graph(edges, n) is not first
 
 
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_under_capture_the_values_are_not_read(layout, monkeypatch):
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    matrix = matrices()[layout].as_subclass(OnGpu)
+    want = cached_graph(matrix, 5)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch, "isfinite", None)
+    monkeypatch.setattr(_cache, "fingerprint", None)
+    assert_same(cached_graph(matrix, 5), want)
+
+
 def matrices():
     """Of the same entries, in order of rows, or of columns where the layout has that."""
     dense = torch.zeros(5, 5)

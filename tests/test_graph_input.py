@@ -10,7 +10,7 @@ import torch
 from torch_geometric import EdgeIndex
 
 from grand_fast import Graph
-from grand_fast.graph import _input
+from grand_fast.graph import _checks
 
 
 def dense_of(graph):
@@ -107,9 +107,9 @@ def test_the_size_of_an_edge_index_of_pyg():
 def test_nodes_that_no_memory_holds_are_refused(monkeypatch):
     edges = torch.tensor([[0, 99], [1, 2]])
     free = 28 * 100
-    monkeypatch.setattr(_input, "_ALWAYS_FITS", 0)
-    monkeypatch.setattr(_input, "_container_limit", lambda: math.inf)
-    monkeypatch.setattr(_input.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(_checks, "_ALWAYS_FITS", 0)
+    monkeypatch.setattr(_checks, "_container_limit", lambda: math.inf)
+    monkeypatch.setattr(_checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     assert Graph.from_edge_index(edges).num_nodes == 100
     free -= 1
     text = r"fit in memory, got id 99, so N = 100, which takes 0.0 GB where 0.0 are free. Number"
@@ -121,7 +121,7 @@ def test_nodes_that_no_memory_holds_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="got a matrix of 100 rows, so N = 100"):
         Graph.from_edge_index(torch.sparse_coo_tensor(edges, torch.ones(2), (100, 100)))
     free = 1 << 60
-    monkeypatch.setattr(_input, "_container_limit", lambda: 28 * 100 - 1)
+    monkeypatch.setattr(_checks, "_container_limit", lambda: 28 * 100 - 1)
     with pytest.raises(ValueError, match="fit in memory"):
         Graph.from_edge_index(edges)
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from grand_fast.graph._checks import check_weight
 from grand_fast.graph._fingerprint import fingerprint
 from grand_fast.graph._graph import Graph
-from grand_fast.graph._input import check_weight, stored
+from grand_fast.graph._input import stored
 
 _KEPT = 4  # graphs of one tensor, of as many numbers of nodes
 
@@ -34,7 +35,8 @@ def cached_graph(given: Any, num_nodes: int) -> Graph:
     ids, weight = stored(given)
     known: _Known | None = _graphs.get(given)  # type: ignore[no-untyped-call]
     # A CUDA graph under capture can read nothing, and will replay on these edges whatever comes
-    if known is None or not (given.is_cuda and torch.cuda.is_current_stream_capturing()):
+    can_read = not (given.is_cuda and torch.cuda.is_current_stream_capturing())
+    if known is None or can_read:
         edges = *(t.numel() for t in ids), int(fingerprint(*ids))
         if known is None or known.edges != edges:
             known = _graphs[given] = _Known(edges, {})
@@ -46,7 +48,7 @@ def cached_graph(given: Any, num_nodes: int) -> Graph:
     known.graphs[num_nodes] = graph
     if weight is None:
         return graph
-    check_weight(weight, graph.col, validate=True)
+    check_weight(weight, graph.col, validate=can_read)
     return graph.with_edge_weight(weight)
 
 

@@ -8,17 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grand_fast.graph._input import (
-    FLOWS,
-    Flow,
-    append_loops,
-    check_ids,
-    check_weight,
-    edges_of,
-    index_dtype,
-    message,
-    num_nodes_of,
-)
+from grand_fast.graph._checks import check_ids, check_weight, num_nodes_of
+from grand_fast.graph._input import FLOWS, Flow, append_loops, edges_of, index_dtype, message
 from grand_fast.graph._kept import Arrays, check_mask, kept_arrays
 from grand_fast.graph._views import alias, views_of
 from grand_fast.kernels._csr import Csr, Plan
