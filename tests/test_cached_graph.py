@@ -134,35 +134,38 @@ def test_a_kept_graph_goes_with_its_tensor():
     assert graph() is None
 
 
-def test_under_capture_the_graph_is_the_last_one(monkeypatch):
-    class OnGpu(torch.Tensor):
-        is_cuda = True
+@pytest.fixture
+def capture(monkeypatch):
+    """From then on torch believes that the tensors are on a GPU, where a CUDA graph is captured,
+    which nothing can be read in."""
 
-    capturing = False
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    def begin():
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        monkeypatch.setattr(_cache, "fingerprint", None)
+        monkeypatch.setattr(torch, "isfinite", None)
+
+    return begin
+
+
+def test_under_capture_the_graph_is_the_last_one(capture, monkeypatch):
     edges, n = random_edge_index("random")
-    edges = edges.as_subclass(OnGpu)
     first = cached_graph(edges, n)
-    capturing = True
+    capture()
     edges.data[0, 0] = (edges.data[0, 0] + 1) % n
-    with monkeypatch.context() as patched:
-        patched.setattr(_cache, "fingerprint", None)  # which is read, and that fails there
-        assert cached_graph(edges, n) is first
-    capturing = False
+    assert cached_graph(edges, n) is first
+    monkeypatch.undo()
     assert cached_graph(edges, n) is not first
 
 
 @pytest.mark.parametrize("layout", ["coo", "csr"])
-def test_under_capture_the_values_are_not_read(layout, monkeypatch):
-    class OnGpu(torch.Tensor):
-        is_cuda = True
-
-    matrix = matrices()[layout].as_subclass(OnGpu)
+def test_under_capture_the_values_are_taken_as_they_are(layout, capture):
+    matrix = matrices()[layout]
     want = cached_graph(matrix, 5)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(torch, "isfinite", None)
-    monkeypatch.setattr(_cache, "fingerprint", None)
-    assert_same(cached_graph(matrix, 5), want)
+    capture()
+    got = cached_graph(matrix, 5)
+    assert_same(got, want)
+    assert torch.equal(got.edge_weight, want.edge_weight)
 
 
 def matrices():
