@@ -8,7 +8,6 @@ from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from grand_fast import Graph
-from grand_fast.graph import cached_graph
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_edge_index, random_graph
 
 
@@ -139,51 +138,6 @@ def test_to_the_same_device_is_the_same_graph():
     graph = random_graph("random")
     assert graph.to("cpu") is graph
     assert graph.to("meta").device.type == "meta"
-
-
-def test_cached_graph_follows_the_tensor():
-    edges, n = random_edge_index("random")
-    first = cached_graph(edges, n)
-    assert cached_graph(edges, n) is first
-    assert cached_graph(edges, n + 1) is not first
-    edges[0, 0] = (edges[0, 0] + 1) % n
-    changed = cached_graph(edges, n)
-    assert torch.equal(changed.edge_index(), edges)
-
-
-EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
-BAD = {
-    "transposed": (ValueError, r"\[2, E\].*\[3, 2\].*edge_index\.t\(\)", (EDGES.t(),)),
-    "one row": (ValueError, r"\[2, E\]", (EDGES[0],)),
-    "floating": (TypeError, r"integer.*float32.*\.long\(\)", (EDGES.float(),)),
-    "boolean": (TypeError, "integer.*bool", (EDGES.bool(),)),
-    "list": (TypeError, "edge_index.*list", ([[0, 1], [1, 0]],)),
-    "negative": (ValueError, "at least 0, got id -1", (EDGES - 1,)),
-    "too large": (ValueError, "num_nodes=2, got id 2.*num_nodes=3", (EDGES, 2)),
-    "num_nodes": (TypeError, "num_nodes.*float", (EDGES, 3.0)),
-    "num_nodes < 0": (ValueError, "num_nodes", (EDGES, -3)),
-    "weight length": (ValueError, r"\[E\] = \[3\], got \[2\]", (EDGES, 3, torch.ones(2))),
-    "weight shape": (ValueError, "flatten", (EDGES, 3, torch.ones(3, 1))),
-    "weight dtype": (TypeError, "edge_weight.*int64", (EDGES, 3, torch.ones(3).long())),
-    "weight nan": (ValueError, "finite, got nan at edge 1",
-                   (EDGES, 3, torch.tensor([1.0, float("nan"), 1.0]))),
-    "weight device": (ValueError, "device", (EDGES, 3, torch.ones(3, device="meta"))),
-    "not square": (ValueError, "square", (scipy.sparse.csr_array((2, 3)),)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(case):
-    error, text, arguments = BAD[case]
-    with pytest.raises(error, match=text) as caught:
-        Graph.from_edge_index(*arguments)
-    assert str(caught.value).startswith("Graph: ") and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("loops", [True, "1", float("nan"), float("inf")])
-def test_bad_self_loops(loops):
-    with pytest.raises((TypeError, ValueError), match="self_loops"):
-        Graph.from_edge_index(EDGES, self_loops=loops)
 
 
 @pytest.mark.slow

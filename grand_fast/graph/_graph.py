@@ -8,17 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grand_fast.graph._input import (
-    FLOWS,
-    Flow,
-    append_loops,
-    check_ids,
-    check_weight,
-    edges_of,
-    index_dtype,
-    message,
-    num_nodes_of,
-)
+from grand_fast.graph._checks import check_ids, check_weight, num_nodes_of
+from grand_fast.graph._input import FLOWS, Flow, append_loops, edges_of, index_dtype, message
 from grand_fast.graph._kept import Arrays, check_mask, kept_arrays
 from grand_fast.graph._views import alias, views_of
 from grand_fast.kernels._csr import Csr, Plan
@@ -93,10 +84,14 @@ class Graph:
         """Sort and validate a graph's edges.
 
         Args:
-            edge_index: integer tensor `[2, E]`, PyG `EdgeIndex`; or a sparse matrix `A` of
+            edge_index: integer tensor `[2, E]`, PyG `EdgeIndex`; or a square sparse matrix `A` of
                 `y = A x` (`torch.sparse_csr`, scipy sparse, `SparseTensor`; rows receive, as in
-                PyG's `adj_t`), whose values become `edge_weight` unless that is given.
-            num_nodes: `N`; by default the largest id plus one, or the size of the matrix.
+                PyG's `adj_t`), whose values become `edge_weight`, with their gradient, unless that
+                is given; integers and booleans in torch's default dtype. Each stored entry is an
+                edge, zeros too; but of a matrix in blocks or diagonals, whose zeros may be filling,
+                the others alone.
+            num_nodes: `N`, below 2³¹; by default the largest id plus one, or the size of the
+                matrix or `EdgeIndex`.
             edge_weight: `[E]`, floating, finite.
             flow: as in PyG. `"source_to_target"`: row 0 of `edge_index` sends;
                 `"target_to_source"`: row 0 receives. A matrix has receivers in its rows always.
@@ -109,11 +104,11 @@ class Graph:
 
         Raises:
             TypeError, ValueError: one line that names the argument, what was expected and what
-                came.
+                came. NotImplementedError: a matrix with repeated entries requires a gradient.
         """
         if flow not in FLOWS:
             raise ValueError(message("flow", f"must be one of {FLOWS}", repr(flow)))
-        receiver, sender, size, weight = edges_of(edge_index, flow)
+        receiver, sender, size, weight = edges_of(edge_index, flow, num_nodes)
         if edge_weight is None:
             edge_weight = weight
         n = num_nodes_of(num_nodes, size, receiver, sender)

@@ -1,7 +1,7 @@
 """`torch.autocast`: operators bring their inputs to one type, as matrix products do."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 P = ParamSpec("P")
 # Kept as they are: operators take them in float32 or wider.
 _WIDE = ("alpha", "beta")
+_NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def autocast_inputs(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -27,7 +28,7 @@ def autocast_inputs(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         device = first.device.type if isinstance(first, Tensor) else "cpu"
         if not torch.is_autocast_enabled(device):
             return function(*args, **kwargs)
-        cast = _Cast(torch.float32 if device == "cpu" else torch.get_autocast_dtype(device))
+        cast = Cast(torch.float32 if device == "cpu" else torch.get_autocast_dtype(device))
         given = {name: v if name in _WIDE else cast(v) for name, v in kwargs.items()}
         with torch.autocast(device, enabled=False):
             return function(*map(cast, args), **given)  # type: ignore[arg-type]
@@ -53,19 +54,17 @@ def _are_pairs(terms: Any) -> bool:
     )
 
 
-class _Cast:
-    """To one type; a tensor that is given twice remains one tensor."""
+class Cast:
+    """From some types to one; a tensor that is given twice remains one tensor."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, dtype: torch.dtype, types: Sequence[torch.dtype] = _NARROW) -> None:
+        self._dtype, self._types = dtype, types
         self._known: dict[int, Tensor] = {}
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [self(v) for v in value]
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        if value.dtype == torch.float64:
+        if not isinstance(value, Tensor) or value.dtype not in self._types:
             return value
         if id(value) not in self._known:
             self._known[id(value)] = value.to(self._dtype)

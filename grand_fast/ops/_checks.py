@@ -41,7 +41,7 @@ def check_tensor(
     if not isinstance(value, Tensor):
         raise TypeError(message(op, name, "must be a Tensor", type(value).__name__))
     if value.dtype not in FLOAT_DTYPES:
-        raise TypeError(message(op, name, "must be floating", str(value.dtype), "Try .float()."))
+        raise TypeError(_not_floating(op, name, value))
     shape = value.shape
     fits = len(shape) == len(sizes)
     for got, want in zip(shape, sizes, strict=False):
@@ -58,6 +58,13 @@ def check_tensor(
     if device is not None and value.device != device:
         remedy = f"Move it with .to('{device}')." if like is not None else "Use graph.to(device)."
         raise ValueError(message(op, name, f"must be on {device}", str(value.device), remedy))
+
+
+def _not_floating(op: str, name: str, value: Tensor) -> str:
+    remedy = "Try .float()."
+    if value.is_complex():  # which would drop the imaginary part
+        remedy = "Pass its .real and .imag one after the other."
+    return message(op, name, "must be floating", str(value.dtype), remedy)
 
 
 def check_choice(
@@ -83,15 +90,15 @@ def channel_vector(op: str, name: str, value: Any, x: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         got = type(value).__name__
         raise TypeError(message(op, name, "must be a float or a Tensor", got))
-    if not value.is_floating_point():
-        raise TypeError(message(op, name, "must be floating", str(value.dtype), "Try .float()."))
-    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, d)):
-        shape = list(value.shape)
-        raise ValueError(message(op, name, f"must be a scalar or [d] = [{d}]", str(shape)))
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(_not_floating(op, name, value))
+    if tuple(value.shape) not in ((), (1,), (d,), (1, 1), (1, d)):
+        expected = f"must be a scalar, [d] = [{d}] or [1, d], the same for all nodes"
+        raise ValueError(message(op, name, expected, str(list(value.shape))))
     if value.device != x.device:
         remedy = f"Move it with .to('{x.device}')."
         raise ValueError(message(op, name, f"must be on {x.device}", str(value.device), remedy))
-    return value.to(wide).expand(d).contiguous()
+    return value.reshape(-1).to(wide).expand(d).contiguous()
 
 
 @lru_cache(maxsize=64)

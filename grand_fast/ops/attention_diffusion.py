@@ -21,6 +21,7 @@ from grand_fast.ops._checks import (
 )
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._operator import Gradients, Operator
+from grand_fast.ops._promotion import promoted_edges
 from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops.edge_attention import check_edge_weight, check_query_key, edge_inputs
 
@@ -28,6 +29,7 @@ _OP = "attention_diffusion"
 
 
 @autocast_inputs
+@promoted_edges("edge_weight")
 def attention_diffusion(
     x: Float[Tensor, "N d"],
     q: Float[Tensor, "N H d_k"],
@@ -53,7 +55,7 @@ def attention_diffusion(
         x: node state `[N, d]`, shared by all heads.
         q, k: queries of receivers and keys of senders, `[N, H, d_k]`, dtype and device of `x`.
         graph: the edges; a node without edges gets `−alpha x_i + beta x0_i`.
-        alpha: diffusivity scale, a float, or a tensor (scalar or `[d]`).
+        alpha: diffusivity scale, a float, or a tensor (scalar, `[d]` or `[1, d]`).
         beta, x0: source scale, like `alpha`, and source `[N, d]`; both or neither.
         score, normalizer, normalize, edge_weight: as in `edge_attention`.
         add: pairs `(c, y)` of a float and a tensor `[N, d]`; `Σ c y` is added to `f` in the same

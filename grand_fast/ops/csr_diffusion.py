@@ -21,11 +21,13 @@ from grand_fast.ops._checks import (
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots
 from grand_fast.ops._operator import Gradients, Operator
+from grand_fast.ops._promotion import promoted_edges
 
 _OP = "csr_diffusion"
 
 
 @autocast_inputs
+@promoted_edges("a")
 def csr_diffusion(
     x: Float[Tensor, "N d"],
     a: Float[Tensor, " E"],
@@ -44,9 +46,10 @@ def csr_diffusion(
 
     Args:
         x: node state `[N, d]`.
-        a: edge weights `[E]`, dtype and device of `x`.
+        a: edge weights `[E]`, on the device of `x`. If of another float type, all are promoted to
+            that of `a * x`.
         graph: the edges; a node without edges gets `−alpha x_i + beta x0_i`.
-        alpha: diffusivity scale, a float, or a tensor (scalar or `[d]`).
+        alpha: diffusivity scale, a float, or a tensor (scalar, `[d]` or `[1, d]`).
         beta, x0: source scale, like `alpha`, and source `[N, d]`; both or neither.
         edge_order: order of `a`: `"user"`, that of the edge index given to `Graph` (appended
             loops last), or `"csr"`, that of `graph.col`, which saves a permutation.
@@ -55,13 +58,17 @@ def csr_diffusion(
         backend: `"auto"` goes by the device of `x`.
 
     Returns:
-        `f` `[N, d]`, in the dtype of `x`.
+        `f` `[N, d]`, in the dtype of `a * x`; gradients in that of each input.
 
     Differentiable by `x`, `a`, `alpha`, `beta`, `x0` and each `y`. Saves `x` and `a`.
     Reference: GRAND (Chamberlain et al. 2021), equation 2 with constant `A`.
     """
     check_graph(_OP, graph)
-    check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
+    remedy = ""
+    if getattr(x, "ndim", 2) == 3:
+        remedy = "Of a batch on one graph, pass x.movedim(0, 1).flatten(1)."
+    sizes = (graph.num_nodes, None)
+    check_tensor(_OP, "x", x, letters="[N, d]", sizes=sizes, graph=graph, remedy=remedy)
     remedy = "Did you mean its mean over heads, a.mean(1)?" if getattr(a, "ndim", 1) == 2 else ""
     check_tensor(_OP, "a", a, letters="[E]", sizes=(graph.num_edges,), like=x, remedy=remedy)
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)

@@ -19,6 +19,7 @@ from grand_fast.ops._checks import (
 from grand_fast.ops._dispatch import Backend, choose, launchers, plan
 from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots, to_user
 from grand_fast.ops._operator import Gradients, Operator
+from grand_fast.ops._promotion import promoted_edges
 from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops._top import score_top
 
@@ -26,6 +27,7 @@ _OP = "edge_attention"
 
 
 @autocast_inputs
+@promoted_edges("edge_weight")
 def edge_attention(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
@@ -52,14 +54,15 @@ def edge_attention(
             the score less the largest of all edges and heads, through which gradients flow too.
         normalize: `"receiver"`: the weights of a receiver sum to 1 (the paper's); `"sender"`: those
             of a sender do.
-        edge_weight: `[E]`, in the user's order, dtype of `q`: multiplies the scores.
+        edge_weight: `[E]`, in the user's order: multiplies the scores. If of another float type
+            than the rest, all are promoted to that of both.
         mean_heads: return the mean over heads, `[E]`; the weights of single heads are not stored.
         edge_order: order of the result: `"user"`, that of the edge index given to `Graph`
             (appended loops last), or `"csr"`, that of `graph.col`, which saves a permutation.
         backend: `"auto"` goes by the device of `q`.
 
     Returns:
-        `a` `[E, H]`, or `[E]` with `mean_heads`, in the dtype of `q`.
+        `a` `[E, H]`, or `[E]` with `mean_heads`, in the dtype of `q`, or of `edge_weight * q`.
 
     In float32 a score of size s is rounded by 6e-8 s, and its weight is off by as much: with scores
     of thousands weights no longer sum to exactly 1.

@@ -35,6 +35,7 @@ from grand_fast.ops._lean import is_lean, lean_share
 from grand_fast.ops._operator import Gradients, Operator
 from grand_fast.ops._prepared import prepared, score_gradients, side_by_side
 from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
+from grand_fast.ops._promotion import promoted_edges
 from grand_fast.ops._scores import SCORES, AbstractScore, ExpKernel, ScaledDot, check_attention
 from grand_fast.ops._top import add_top_gradients, find_top, reference_top
 from grand_fast.ops.edge_attention import check_edge_weight
@@ -50,6 +51,7 @@ _SHARE_KEPT = 1 / 32
 
 
 @autocast_inputs
+@promoted_edges("edge_weight")
 def projected_attention_diffusion(
     x: Float[Tensor, "N d"],
     weight: Float[Tensor, "2*d_att d"],

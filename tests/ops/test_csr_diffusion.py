@@ -120,7 +120,7 @@ def test_bad_input():
     e = graph.num_edges
     with pytest.raises(ValueError, match=rf"`a` .*\[E\] = \[{e}\], got \[{e}, 8\].*a\.mean\(1\)"):
         csr_diffusion(p["x"], p["a"][:, None].expand(e, 8), graph)
-    with pytest.raises(TypeError, match=r"`a` must be torch.float64.*\.to\("):
-        csr_diffusion(p["x"], p["a"].float(), graph)
+    with pytest.raises(TypeError, match=r"`x0` must be torch.float64.*\.to\("):
+        csr_diffusion(p["x"], p["a"], graph, beta=1.0, x0=p["x0"].float())
     with pytest.raises(ValueError, match="`edge_order` must be one of user, csr"):
         csr_diffusion(p["x"], p["a"], graph, edge_order="coo")
