@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from grand_fast.nn._linear import is_plain
+
 _INT32_MAX = 2**31 - 1
 
 
@@ -18,8 +20,10 @@ class _Csr(NamedTuple):
     slot: Tensor | None
 
 
-def sparse_linear(x: Tensor, layer: nn.Linear, *, dropout: float, training: bool) -> Tensor:
-    """`dropout(x) Wᵀ + b`, `[N, d]`, of features `x [N, F]` in CSR.
+def sparse_linear(x: Tensor, layer: nn.Module, *, dropout: float, training: bool) -> Tensor:
+    """`layer(dropout(x))`, `[N, d]`, of features `x [N, F]` in CSR, for a linear layer.
+
+    One that is not plain, as `is_plain` has it, is called with the dense form of x.
 
     Zeros stay zeros, so dropout of the stored values is that of all. The gradient by the weight is
     the product with `xᵀ`, whose CSR is found once and kept while `x` lives unchanged; sums have one
@@ -28,7 +32,11 @@ def sparse_linear(x: Tensor, layer: nn.Linear, *, dropout: float, training: bool
     Raises:
         TypeError, ValueError: not such features. NotImplementedError: their gradient is asked for.
     """
-    _check(x, layer)
+    _check(x)
+    if not is_plain(layer):
+        dense: Tensor = layer(functional.dropout(x.to_dense(), dropout, training))
+        return dense
+    _check_fit(x, layer)
     # Detached: torch.compile cannot take a view of a sparse tensor
     values = functional.dropout(x.values().detach(), dropout, training)
     y: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
@@ -92,17 +100,20 @@ def _csr_pair(x: Tensor) -> tuple[_Csr, _Csr]:
     return own, _Csr(rowptr_t, rows[slot].to(index), slot.to(index))
 
 
-def _check(x: Tensor, layer: nn.Module) -> None:
+def _check(x: Tensor) -> None:
     if x.layout is not torch.sparse_csr:
         raise TypeError(
             f"GRAND: `x` must be dense or torch.sparse_csr, got {x.layout}. Convert it with "
             f"x.to_sparse_csr()."
         )
-    if not isinstance(layer, nn.Linear):
-        raise TypeError(
-            f"GRAND: `x` must be dense with an encoder that is not nn.Linear, got "
-            f"torch.sparse_csr with {type(layer).__name__}. Pass x.to_dense()."
+    if x.requires_grad:
+        raise NotImplementedError(
+            "GRAND: `x` must not require a gradient where it is sparse, got requires_grad=True. "
+            "Pass x.detach(), or x.to_dense() for the gradient by x."
         )
+
+
+def _check_fit(x: Tensor, layer: nn.Linear) -> None:
     if x.dim() != 2 or x.shape[1] != layer.in_features:
         raise ValueError(
             f"GRAND: `x` must have shape [N, in_channels] = [N, {layer.in_features}], got "
@@ -118,9 +129,4 @@ def _check(x: Tensor, layer: nn.Module) -> None:
         raise ValueError(
             f"GRAND: `x` must be on {weight.device}, like the weights, got {x.device}. Move it "
             f"once, with .to('{weight.device}')."
-        )
-    if x.requires_grad:
-        raise NotImplementedError(
-            "GRAND: `x` must not require a gradient where it is sparse, got requires_grad=True. "
-            "Pass x.detach(), or x.to_dense() for the gradient by x."
         )

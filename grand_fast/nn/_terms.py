@@ -8,6 +8,7 @@ from torch import Tensor
 
 from grand_fast import ops
 from grand_fast.graph import Graph
+from grand_fast.nn._buffers import Buffers
 from grand_fast.nn.attention_diffusion import AttentionDiffusion, Packed
 from grand_fast.solvers import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 
@@ -20,6 +21,7 @@ class NonlinearDiffusion(AbstractTerm):
 
     def __init__(self, field: AttentionDiffusion, graph: Graph, x0: Tensor | None) -> None:
         self.field, self.graph = field, graph
+        self.buffers = Buffers(field)
         self.source: Tensor | Literal[False] | None = field.scale.source(x0)
         self.packed: Packed | None = None
 
@@ -45,9 +47,10 @@ class NonlinearDiffusion(AbstractTerm):
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""
-        y: Tensor = self.field(
-            x, self.graph, scale=tau, add=base.terms, source=self.source, packed=self.packed
-        )
+        with self.buffers:
+            y: Tensor = self.field(
+                x, self.graph, scale=tau, add=base.terms, source=self.source, packed=self.packed
+            )
         return y
 
     def freeze(self, t: float, x: Tensor) -> "LinearDiffusion":
@@ -57,7 +60,8 @@ class NonlinearDiffusion(AbstractTerm):
                 "integrate: `term` must have one matrix for all channels to be held constant, got "
                 "mix_features=True. Use an explicit method such as rk4."
             )
-        a = self.field.attention(x, self.graph, mean_heads=True, edge_order="csr")
+        with self.buffers:
+            a = self.field.attention(x, self.graph, mean_heads=True, edge_order="csr")
         source = self.source if isinstance(self.source, Tensor) else None
         beta = None if source is None else 1.0
         alpha = self.field.scale.alpha
@@ -132,6 +136,7 @@ class LinearMixing(AbstractTerm):
         self, field: AttentionDiffusion, a: Tensor, graph: Graph, x0: Tensor | None
     ) -> None:
         self.field, self.graph, self.x0 = field, graph, x0
+        self.buffers = Buffers(field)
         self.a = [a_h.contiguous() for a_h in a.unbind(1)]
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -146,9 +151,10 @@ class LinearMixing(AbstractTerm):
         """`base + tau · f`."""
         share = 1 / len(self.a)
         before: list[tuple[float, Tensor]] = []
-        for v, a in zip(self.field.values(x), self.a, strict=True):
-            # (A v − v + v) / H on top of the heads before
-            add = [(share, v), *before]
-            mixed = ops.csr_diffusion(v, a, self.graph, alpha=share, add=add, edge_order="csr")
-            before = [(1.0, mixed)]
-        return self.field.field_of(mixed, x, self.x0, scale=tau, add=base.terms)
+        with self.buffers:
+            for v, a in zip(self.field.values(x), self.a, strict=True):
+                # (A v − v + v) / H on top of the heads before
+                add = [(share, v), *before]
+                mixed = ops.csr_diffusion(v, a, self.graph, alpha=share, add=add, edge_order="csr")
+                before = [(1.0, mixed)]
+            return self.field.field_of(mixed, x, self.x0, scale=tau, add=base.terms)

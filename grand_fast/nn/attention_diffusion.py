@@ -1,6 +1,7 @@
 """`AttentionDiffusion`: the parameters of the attention, alpha and beta → GRAND's vector field."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional
 
 from grand_fast import ops
 from grand_fast.graph import Graph
+from grand_fast.nn._linear import is_plain, joined, reset
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.ops._checks import check_graph, check_tensor
 from grand_fast.ops._edge_order import EdgeOrder
@@ -47,6 +49,10 @@ class AttentionDiffusion(nn.Module):
     attention_channels)`, `.out` is `nn.Linear(d_k, channels)`. The score `"gat"` has `.shared`, W
     without a bias, and `.a_query`, `.a_key` `[H, d_k]` in place of the first two:
     `s^h_ij = LeakyReLU(<a_query^h, W^h x_i> + <a_key^h, W^h x_j>)`.
+
+    Other modules with the same columns may take their places. While all are plain, one operator
+    reads their weights; those that are something else, have hooks or parametrisations are called,
+    once an evaluation of f.
     Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
 
@@ -106,7 +112,7 @@ class AttentionDiffusion(nn.Module):
     def reset_parameters(self) -> None:
         """Start again as it was built: `σ = ℓ = 1`, `alpha = 1/2` if learned, `beta = 0`."""
         for module in self.children():
-            module.reset_parameters()  # type: ignore[operator]
+            reset(module)
         self._reset_own()
 
     def forward(
@@ -148,13 +154,17 @@ class AttentionDiffusion(nn.Module):
                 edge_weight=self._edge_weight(x, graph),
             )
             return self.field_of(mixed, x, x0, scale=scale, add=add)
-        weight, bias, alpha = packed or self.packed()
-        return ops.projected_attention_diffusion(
-            x,
-            weight,
-            bias,
-            graph,
-            heads=self.heads,
+        packed = packed or self.packed()
+        alpha = self.scale.alpha if packed is None else packed[2]
+        field: Callable[..., Tensor]
+        if packed is None:
+            q, k = self.query_key(x)
+            field = partial(ops.attention_diffusion, x, q, k, graph)
+        else:
+            field = partial(
+                ops.projected_attention_diffusion, x, *packed[:2], graph, heads=self.heads
+            )
+        return field(
             alpha=alpha if scale == 1.0 else scale * alpha,
             beta=beta,
             x0=x0,
@@ -184,16 +194,31 @@ class AttentionDiffusion(nn.Module):
         )
 
     def query_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`q, k [N, heads, d_k]`, two views of one product; of `"gat"` `[N, heads, 1]`."""
-        weight, bias = self._packed()
-        d_k = weight.shape[0] // (2 * self.heads)
-        qk = functional.linear(x, weight, bias).view(x.shape[0], 2, self.heads, d_k)
-        return qk[:, 0], qk[:, 1]
+        """`q, k [N, heads, d_k]`, of plain layers two views of one product; of `"gat"` d_k = 1."""
+        packed = self._packed()
+        if packed is not None:
+            q, k = functional.linear(x, *packed).chunk(2, dim=1)
+        elif not self.is_gat:
+            q, k = self.query(x), self.key(x)
+        else:
+            shared = self._split("shared", self.shared(x), x)
+            q = torch.einsum("nhk,hk->nh", shared, self.a_query)
+            k = torch.einsum("nhk,hk->nh", shared, self.a_key)
+        return self._split("query", q, x), self._split("key", k, x)
+
+    def _split(self, name: str, y: Tensor, x: Tensor) -> Tensor:
+        """Heads of what a projection returns, `[N, heads, d_k]`."""
+        n, heads = x.shape[0], self.heads
+        if y.dim() != 2 or y.shape[0] != n or y.shape[1] % heads:
+            raise ValueError(
+                f"AttentionDiffusion: `{name}` must return [N, heads · d_k] = [{n}, {heads} · d_k],"
+                f" got {list(y.shape)}."
+            )
+        return y.reshape(n, heads, y.shape[1] // heads)
 
     def values(self, x: Tensor) -> tuple[Tensor, ...]:
         """With `mix_features`: what each head carries, `heads` times `[N, d_k]`."""
-        v: Tensor = self.value(x)
-        return v.view(x.shape[0], self.heads, v.shape[1] // self.heads).unbind(1)
+        return self._split("value", self.value(x), x).unbind(1)
 
     def field_of(
         self, mixed: Tensor, x: Tensor, x0: Tensor | None, *, scale: float = 1.0, add: Add = ()
@@ -204,19 +229,25 @@ class AttentionDiffusion(nn.Module):
             f = f + scale * self.scale.beta * x0
         return ops.stage_update([*add, (1.0, f)]) if add else f
 
-    def packed(self) -> Packed:
-        """Weight and bias of queries, then keys, and alpha: without `mix_features`, all of f."""
-        return *self._packed(), self.scale.alpha
+    def packed(self) -> Packed | None:
+        """Weight and bias of queries, then keys, and alpha: without `mix_features`, all of f.
 
-    def _packed(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of queries, then keys."""
+        None where a projection must be called.
+        """
+        packed = self._packed()
+        return None if packed is None else (*packed, self.scale.alpha)
+
+    def _packed(self) -> tuple[Tensor, Tensor] | None:
         if self.is_gat:
+            if not is_plain(self.shared) or self.shared.bias is not None:
+                return None
             shared = self.shared.weight.view(self.heads, -1, self.channels)
             a = torch.stack([self.a_query, self.a_key])
             weight = torch.einsum("shk,hkd->shd", a, shared).flatten(0, 1)
             return weight, weight.new_zeros(weight.shape[0])
-        weight = torch.cat([self.query.weight, self.key.weight])
-        return weight, torch.cat([self.query.bias, self.key.bias])
+        if not is_plain(self.query) or not is_plain(self.key):
+            return None
+        return joined(self.query, self.key, names=("query", "key"))
 
     def _score(self) -> str | AbstractScore:
         if self.score == ops.ExpKernel.name:
@@ -245,8 +276,9 @@ class AttentionDiffusion(nn.Module):
 
     def _reset_own(self) -> None:
         if self.constant_init:
-            nn.init.constant_(self.query.weight, _CONSTANT)
-            nn.init.constant_(self.key.weight, _CONSTANT)
+            for layer in (self.query, self.key):
+                if isinstance(layer, nn.Linear):
+                    nn.init.constant_(layer.weight, _CONSTANT)
         if self.is_gat:
             nn.init.xavier_uniform_(self.a_query)
             nn.init.xavier_uniform_(self.a_key)

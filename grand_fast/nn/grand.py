@@ -10,6 +10,7 @@ from torch.nn import functional
 from grand_fast.graph import Graph, cached_graph
 from grand_fast.nn._diffusion import AbstractDiffusion
 from grand_fast.nn._ends import MLP, check_labels, check_no_decoder, check_sizes
+from grand_fast.nn._linear import reset
 from grand_fast.nn._relu_dropout import relu_dropout
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._sparse_linear import sparse_linear
@@ -187,7 +188,7 @@ class GRAND(AbstractDiffusion):
     def reset_parameters(self) -> None:
         """Start again from random weights, and γ from 0."""
         for module in self.children():
-            module.reset_parameters()  # type: ignore[operator]
+            reset(module)
         if self.gamma is not None:
             nn.init.zeros_(self.gamma)
         self._glorot()
@@ -195,8 +196,10 @@ class GRAND(AbstractDiffusion):
     def _glorot(self) -> None:
         if self.hidden is not None:
             for layer in (self.encoder, self.hidden):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
 
     def forward(
         self, x: Tensor, graph_or_edge_index: Graph | Tensor, labels: Tensor | None = None
@@ -205,7 +208,8 @@ class GRAND(AbstractDiffusion):
 
         `x` is dense or `torch.sparse_csr`: then input dropout, encoder and its gradients read and
         keep the stored values alone, and `x` has no gradient. A model trained with one takes the
-        other.
+        other. An encoder that is no plain `nn.Linear`, or has hooks or parametrisations, is called
+        with dense features.
 
         A `Graph` is used as it is. An `edge_index` (source to target) is sorted once and kept as
         long as that tensor lives unchanged; it gets no self-loops. `labels [N, label_channels]`

@@ -230,9 +230,8 @@ def test_the_model_checks_its_features():
     x = features("random", torch.float32)
     with pytest.raises(TypeError, match="GRAND: `x` must be dense or torch.sparse_csr"):
         model(x.to_sparse_coo(), graph)
-    model.encoder = nn.Identity()
-    with pytest.raises(TypeError, match="encoder that is not nn.Linear, got .* with Identity"):
-        model(x, graph)
+    model.encoder = nn.Sequential(nn.Linear(F, 7), nn.Tanh(), nn.Linear(7, 4))
+    assert_close("logits", model(x, graph), model(x.to_dense(), graph).double())
 
 
 def test_a_graph_without_nodes():
