@@ -63,7 +63,8 @@ def _group_kernel(
     tables = view.weight_tables + state_tables(view, source, d)
     own_rows = [*view.own_rows, (delta, h)]
     if whole:
-        own_rows += [(k.matrix(f"d{view.own_name}"), h * d_k), (k.matrix("norm_beside_delta"), 2 * h)]
+        own_rows += [(k.matrix(f"d{view.own_name}"), h * d_k)]
+        own_rows += [(k.matrix("norm_beside_delta"), 2 * h)]
     own_rows += own_state_rows(view, source, d, stores_dx=sums_dx and whole)
     with each_row(k, pieces=not whole, own_rows=own_rows, own_edges=view.own_edges) as row:
         weight_gradient = weight_gradient_of(view, source, d, row)
@@ -145,8 +146,7 @@ def _store_sums(view: EdgeView, row: Row, terms: list[Term]) -> None:
 
 
 class GroupGradients(NamedTuple):
-    """norm [N, 2, H] and delta [N, H], side by side in memory for the other pass; dtop: of squareplus.
-    """
+    """norm [N, 2, H], delta [N, H]: side by side for the other pass; dtop: of squareplus."""
 
     norm: Tensor
     delta: Tensor

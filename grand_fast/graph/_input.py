@@ -67,6 +67,8 @@ def edges_of(
         if edge_index.dim() > 2:
             remedy = "Join the graphs of a batch into one, whose node ids follow one another."
         raise ValueError(message("edge_index", "must have shape [2, E]", str(shape), remedy))
+    if edge_index.is_meta:
+        raise ValueError(message("edge_index", "must hold values", "a tensor on meta"))
     first, second = edge_index.long()
     return (second, first, size, None) if flow == FLOWS[0] else (first, second, size, None)
 

@@ -26,6 +26,8 @@ def autocast_inputs(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         if isinstance(first, list | tuple) and first:
             first = first[0]
         device = first.device.type if isinstance(first, Tensor) else "cpu"
+        if device == "meta":  # autocast knows no such device; the operator refuses it
+            return function(*args, **kwargs)
         if not torch.is_autocast_enabled(device):
             return function(*args, **kwargs)
         cast = Cast(torch.float32 if device == "cpu" else torch.get_autocast_dtype(device))

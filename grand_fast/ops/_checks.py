@@ -42,6 +42,8 @@ def check_tensor(
         raise TypeError(message(op, name, "must be a Tensor", type(value).__name__))
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(_not_floating(op, name, value))
+    if value.layout is not torch.strided:
+        raise TypeError(message(op, name, "must be dense", str(value.layout), "Try .to_dense()."))
     shape = value.shape
     fits = len(shape) == len(sizes)
     for got, want in zip(shape, sizes, strict=False):
@@ -86,7 +88,12 @@ def channel_vector(op: str, name: str, value: Any, x: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     if isinstance(value, int | float) and not isinstance(value, bool):
         make = torch.full if torch.compiler.is_compiling() else _constant_vector
-        return make((d,), float(value), dtype=wide, device=x.device)
+        try:
+            value = float(value)
+        except OverflowError:
+            expected = "must lie in the range of a float"
+            raise ValueError(message(op, name, expected, "a longer integer")) from None
+        return make((d,), value, dtype=wide, device=x.device)
     if not isinstance(value, Tensor):
         got = type(value).__name__
         raise TypeError(message(op, name, "must be a float or a Tensor", got))

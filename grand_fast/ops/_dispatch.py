@@ -195,4 +195,4 @@ def _warn_once(op: str, name: str, reasons: str) -> None:
 
 def _check_name(op: str, name: str) -> None:
     if name not in BACKENDS:
-        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {name!r}.")
+        raise ValueError(f"{op}: `backend` must be one of {', '.join(BACKENDS)}, got {name!r}.")

@@ -14,7 +14,11 @@ def check_number(name: str, value: float, *, positive: bool) -> None:
     """`value` is a finite float, above 0 or at least 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"integrate: `{name}` must be a float, got {type(value).__name__}.")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:
+        raise ValueError(f"integrate: `{name}` must lie in the range of a float.") from None
+    if not is_finite or value < 0 or (positive and value == 0):
         bound = "above 0" if positive else "at least 0"
         raise ValueError(f"integrate: `{name}` must be finite and {bound}, got {value}.")
 
