@@ -86,8 +86,8 @@ def projected_attention_diffusion(
         `f` `[N, d]`, in the dtype of `x`.
 
     Differentiable by `x`, `weight`, `bias`, `alpha`, `beta`, `x0`, each tensor of `add`,
-    `edge_weight` and the parameters of `score`. Saves its inputs, `norm [N, 2, H]` and, while memory
-    is plentiful, q and k.
+    `edge_weight` and the parameters of `score`. Saves its inputs, `norm [N, 2, H]` and, while
+    memory is plentiful, q and k.
     Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
     check_graph(_OP, graph)
