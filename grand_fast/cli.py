@@ -183,7 +183,7 @@ def _train(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except (DataError, NotWritableError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        return _fail(_text(error), FAILED)
+        return _fail(_text(error, options.restart), FAILED)
     except RuntimeError as error:
         _, allocator, problem = str(error).partition("DefaultCPUAllocator: ")
         if not allocator:
@@ -192,9 +192,10 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _text(error: Exception) -> str:
+def _text(error: Exception, restart: bool) -> str:
     if isinstance(error, WriteError):
-        return f"{error} A run that was begun goes on when the same command is given again."
+        same = f"the same command{' without --restart' * restart}"
+        return f"{error} A run that was begun goes on when {same} is given again."
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     return str(error) or type(error).__name__
