@@ -1,6 +1,7 @@
 """`python -m bench SUITE`: chooses a suite, prints its tables, writes JSON and plots.
 
-Exit codes: 0 done, 1 a competitor disagrees with the reference, 2 bad arguments, 130 interrupted.
+Exit codes: 0 done, 1 a competitor disagrees with the reference, 2 bad arguments, 130 interrupted,
+141 the reader of the output has gone.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from bench.problem import PAPER_SHAPES, Shape
 from bench.report import Report
 from bench.tuned.configurations import BY_DATASET
 from grand_fast.arguments import BAD_ARGUMENTS, OneLineParser, number, one_of
+from grand_fast.console import accept_every_character, until_closed
 
 SUITES = {
     "ops": ("bench.ops.suite", "time of every operator against its peers and memory's floor"),
@@ -43,7 +45,11 @@ FAILED, INTERRUPTED = 1, 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one suite; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    accept_every_character()
+    return until_closed(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
     parser = _parser(arguments)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
@@ -56,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
         report = Report(options.suite, machine.header(arguments) | {"graph": options.graph})
         import_module(SUITES[options.suite][0]).run(options, report)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, machine.DoesNotFitError) as problem:
         parser.exit(BAD_ARGUMENTS, f"{parser.prog}: {problem}\n")
     except KeyboardInterrupt:

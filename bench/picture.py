@@ -6,6 +6,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from grand_fast.checkpoint import write_file
+
 COLOURS = 256  # of the palette, a quarter of the bytes; a chart has fewer, a photograph more
 
 
@@ -13,5 +15,6 @@ def save_chart(figure: Figure, path: Path) -> None:
     """Write `figure` as a PNG with a palette, making the folder if it is missing."""
     drawn = BytesIO()
     figure.savefig(drawn, dpi=100, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(drawn).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    picture = BytesIO()
+    Image.open(drawn).convert("RGB").quantize(COLOURS).save(picture, format="png", optimize=True)
+    write_file(path, picture.getvalue())

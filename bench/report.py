@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grand_fast.checkpoint import write_file
+
 Row = dict[str, Any]
 
 
@@ -51,7 +53,7 @@ class Report:
             "skipped": self.skipped,
             "failed": self.failed,
         }
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_file(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -5,8 +5,11 @@ Both are safetensors and JSON, in which nothing can execute when it is loaded.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,56 @@ CONFIG_FILE = "config.json"
 _OUTLINE = "outline"  # key of the JSON in the header of a state's file
 
 
+class WriteError(OSError):
+    """A file that cannot be written; the text names it, the reason and the remedy."""
+
+    def __str__(self) -> str:
+        is_full = self.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Make room there" if is_full else "Choose a place that can be written"
+        return f"{self.filename} cannot be written: {self.strerror}. {remedy}."
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses in the block is a WriteError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file by one rename: whoever reads it, at any moment, finds the old one or the new.
 
     Also after a power failure: the content is on the disk before its name is.
+
+    Raises:
+        WriteError: there is no room, or no permission; the old file is as it was.
     """
     part = path.with_name(f"{path.name}.part")
-    with open(part, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    with writing(path):
+        try:
+            with open(part, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """`write_whole` where a user says, and its folder: a link, a device or a pipe stays one."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+        else:
+            write_whole(path.resolve(), content)
 
 
 def save_checkpoint(folder: Path | str, weights: dict[str, Tensor], config: dict[str, Any]) -> Path:
@@ -47,10 +89,23 @@ def save_checkpoint(folder: Path | str, weights: dict[str, Tensor], config: dict
     from safetensors.torch import save
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / CONFIG_FILE, json.dumps(config, indent=2).encode())
     write_whole(folder / WEIGHTS_FILE, save(weights))
     return folder / WEIGHTS_FILE
+
+
+def saved_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the checkpoint in `folder`; None where a whole one is not there."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt"):  # checks the length
+            config = json.loads((folder / CONFIG_FILE).read_text())
+    except Exception:  # each of three file formats has errors of its own
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def load_checkpoint(folder: Path | str) -> GRAND:

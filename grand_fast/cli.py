@@ -1,6 +1,7 @@
 """`grand-fast train | bench | info`.
 
-Exit codes: 0 done, 1 failed, 2 bad arguments, 130 interrupted (Ctrl-C).
+Exit codes: 0 done, 1 failed, 2 bad arguments, 130 interrupted (Ctrl-C), 141 the
+reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from grand_fast.arguments import (
     number,
     one_of,
 )
-from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, WriteError
+from grand_fast.console import accept_every_character, say, until_closed
 from grand_fast.data import DATASETS
 from grand_fast.metrics import METRICS_FILE
 from grand_fast.ops._dispatch import BACKENDS, cannot_run
@@ -43,7 +45,7 @@ from grand_fast.train_options import (
 )
 
 if TYPE_CHECKING:
-    from grand_fast.experiment import Experiment
+    from grand_fast.experiment import Experiment, Results
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -58,8 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    accept_every_character()
     if arguments[:1] == ["bench"]:  # the suites read their own options
         return _bench(arguments[1:])
+    try:
+        return until_closed(lambda: _run(arguments))
+    except WriteError as error:
+        return _fail(str(error), FAILED)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         options = _parser().parse_args(arguments)
         code: int = options.run(options)
@@ -117,7 +127,8 @@ def _add_train(commands: Any) -> None:
     add("--root", Path, "folder of the data sets (default: $GRAND_FAST_DATA, or data)",
         metavar="DIR")  # fmt: skip
     add("--data", Path, "your own graph instead: an npz file of edge_index [2, E], x [N, F], y [N] "
-        "and perhaps edge_weight and train, val, test; or a folder of such CSV files",
+        "(integers or words) and perhaps edge_weight, and train, val and test (ids of nodes or "
+        "masks, also called train_mask and so on); or a folder of such CSV files",
         metavar="FILE")  # fmt: skip
     add("--config", Path, "TOML file with any of the options of data, model, solver and training, "
         "and perhaps dataset; those on the command line win", metavar="FILE.toml")  # fmt: skip
@@ -143,8 +154,8 @@ def _train(options: argparse.Namespace) -> int:
 
     to_stdout = options.json == Path("-")
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr if to_stdout else sys.stdout, flush=True)
+    def tell(line: str) -> None:
+        say(line, sys.stderr if to_stdout else sys.stdout)
 
     try:
         experiment = _experiment(options)
@@ -152,45 +163,66 @@ def _train(options: argparse.Namespace) -> int:
             return _fail(reasons, FAILED)
         check_writable(experiment.out, "--out")
         if options.json is not None and not to_stdout:
-            check_writable(options.json.parent, "--json")
             if options.json.is_dir():
                 raise NotWritableError(f"--json must be a file, got the folder {options.json}.")
-        results = run_seeds(experiment, say)
+            if options.json.is_file() or not options.json.exists():  # else a device or a pipe
+                check_writable(options.json.parent, "--json")
+        results = run_seeds(experiment, tell)
+        if results.runs:
+            _report(tell, summary(experiment, results))
+        _tell_files(tell, experiment, results)
+        if results.stopped is not None:
+            return _stopped(results, experiment)
+        if to_stdout:
+            say(json.dumps(summary(experiment, results), indent=2))
+        elif options.json is not None:
+            write_summary(options.json, summary(experiment, results))
+            tell(f"summary: {options.json}")
     except BadOptionError as error:
         return _fail(str(error), BAD_ARGUMENTS)
+    except BrokenPipeError:
+        raise
     except (DataError, NotWritableError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        return _fail(str(error) or type(error).__name__, FAILED)
+        return _fail(_text(error, options.restart), FAILED)
     except RuntimeError as error:
         _, allocator, problem = str(error).partition("DefaultCPUAllocator: ")
         if not allocator:
             raise
         return _fail(f"{problem.splitlines()[0]} Choose smaller sizes.", FAILED)
-    if results.runs:
-        _report(say, summary(experiment, results))
-    if results.saved is not None:
-        say(f"weights: {experiment.out / WEIGHTS_FILE} (with {CONFIG_FILE})")
-        say(f"curves:  {experiment.out / CURVES_FILE}")
-        say(f"metrics: {experiment.out / METRICS_FILE}")
-    if results.stopped is not None:
-        interrupted = results.stopped == "interrupted"
-        kept = "Nothing was saved"
-        if results.saved is not None:
-            kept = f"The best weights so far are in {experiment.out}; load them with "
-            kept += "grand_fast.checkpoint.load_checkpoint"
-            if interrupted:
-                kept += (
-                    f", or give the same command{' without --restart' * options.restart} to go on"
-                )
-        return _fail(f"{results.stopped}. {kept}.", INTERRUPTED if interrupted else FAILED)
-    if to_stdout:
-        print(json.dumps(summary(experiment, results), indent=2))
-    elif options.json is not None:
-        try:
-            write_summary(options.json, summary(experiment, results))
-        except OSError as error:
-            return _fail(f"--json: {options.json}: {error.strerror}.", FAILED)
-        say(f"summary: {options.json}")
     return 0
+
+
+def _text(error: Exception, restart: bool) -> str:
+    if isinstance(error, WriteError):
+        same = f"the same command{' without --restart' * restart}"
+        return f"{error} A run that was begun goes on when {same} is given again."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    return str(error) or type(error).__name__
+
+
+def _tell_files(tell: Callable[[str], None], experiment: Experiment, results: Results) -> None:
+    seed = results.saved_seed
+    if seed is None:
+        return
+    of_seed = "" if experiment.seeds == 1 and seed == 0 else f", of seed {seed}"
+    if seed >= experiment.seeds:
+        of_seed += ", which an earlier command with more seeds trained: better in validation"
+    tell(f"weights: {experiment.out / WEIGHTS_FILE} (with {CONFIG_FILE}{of_seed})")
+    tell(f"curves:  {experiment.out / CURVES_FILE}")
+    tell(f"metrics: {experiment.out / METRICS_FILE}")
+
+
+def _stopped(results: Results, experiment: Experiment) -> int:
+    interrupted = results.stopped == "interrupted"
+    kept = "Nothing was saved"
+    if results.saved_seed is not None:
+        kept = f"The best weights so far are in {experiment.out}; load them with "
+        kept += "grand_fast.checkpoint.load_checkpoint"
+        if interrupted:
+            without = " without --restart" * experiment.restart
+            kept += f", or give the same command{without} to go on"
+    return _fail(f"{results.stopped}. {kept}.", INTERRUPTED if interrupted else FAILED)
 
 
 def _experiment(options: argparse.Namespace) -> Experiment:
@@ -233,7 +265,7 @@ def _experiment(options: argparse.Namespace) -> Experiment:
     return experiment
 
 
-def _report(say: Callable[[str], None], content: dict[str, Any]) -> None:
+def _report(tell: Callable[[str], None], content: dict[str, Any]) -> None:
     runs = len(content["test_accuracy"])
     count = "1 seed" if runs == 1 else f"{runs} seeds"
     line = f"test accuracy {content['mean']:.4f} ± {content['std']:.4f} ({count})"
@@ -242,7 +274,7 @@ def _report(say: Callable[[str], None], content: dict[str, Any]) -> None:
             f"; label spreading on the same graph and labels: "
             f"{spread['mean']:.4f} ± {spread['std']:.4f}"
         )
-    say(line)
+    tell(line)
 
 
 def _cannot_run(backend: str, device: torch.device) -> str | None:
@@ -263,7 +295,7 @@ def _info(options: argparse.Namespace) -> int:
     from grand_fast.info import describe_installation
 
     for line in describe_installation():
-        print(line)
+        say(line)
     return 0
 
 

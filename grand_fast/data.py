@@ -7,7 +7,8 @@ others.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,20 @@ _SPREADING_ALPHAS = (0.2, 0.5, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Node ids for training, for choosing the model, and for the final figure; disjoint."""
+    """Node ids for training, for choosing the model, and for the final figure; disjoint.
+
+    `source` says where they stand, if that is a file of the user's.
+    """
 
     train: Tensor
     val: Tensor
     test: Tensor
+    source: str = field(default="", kw_only=True)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The ids by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +53,8 @@ class NodeData:
             there are no self-loops.
         public_split: the split published with the data, or None.
         edge_weight: `[E]`, float32, or None.
+        class_names: of the classes 0, 1, …, where they have others than their numbers.
+        unread: what the user's file holds beside these.
     """
 
     name: str
@@ -51,6 +63,8 @@ class NodeData:
     edge_index: Tensor
     public_split: Split | None = None
     edge_weight: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def num_nodes(self) -> int:
@@ -61,6 +75,17 @@ class NodeData:
     def num_classes(self) -> int:
         """Classes are numbered from 0."""
         return int(self.y.max()) + 1
+
+
+def numbered_classes(data: NodeData) -> NodeData:
+    """The classes that have nodes, numbered from 0 in their order; they keep their names."""
+    present = torch.unique(data.y[data.y >= 0])
+    names, labels = data.class_names, present.tolist()
+    if labels == list(range(len(labels))) and len(names or labels) == len(labels):
+        return data
+    y = torch.searchsorted(present, data.y).where(data.y >= 0, -1)
+    kept = tuple(str(label) if names is None else names[label] for label in labels)
+    return replace(data, y=y, class_names=kept)
 
 
 def load(name: str, *, root: Path | str | None = None, neighbours: int = 10) -> NodeData:
@@ -87,11 +112,13 @@ def load(name: str, *, root: Path | str | None = None, neighbours: int = 10) -> 
 
 
 def fingerprint(data: NodeData) -> str:
-    """Sixteen hexadecimal digits that differ for other features, labels, edges or splits."""
+    """Sixteen hexadecimal digits that differ for other features, labels, edges, splits or names."""
     split = data.public_split
     tensors = [*features.plain_arrays(data.x), data.y, data.edge_index, data.edge_weight]
-    tensors += [None] * 3 if split is None else [split.train, split.val, split.test]
+    tensors += [None] * 3 if split is None else list(split.parts.values())
     total = hashlib.sha256()
+    if data.class_names is not None:
+        total.update(repr(data.class_names).encode())
     for tensor in tensors:
         total.update(b"none" if tensor is None else str(tuple(tensor.shape)).encode())
         if tensor is not None:
@@ -108,8 +135,14 @@ def largest_component(data: NodeData) -> NodeData:
     whole = Data(x=ids, edge_index=data.edge_index, edge_weight=data.edge_weight)
     part = LargestConnectedComponents()(whole)
     x = features.chosen_rows(data.x, part.x)
-    split = _within(data.public_split, part.x, data.num_nodes)
-    return NodeData(data.name, x, data.y[part.x], part.edge_index, split, part.edge_weight)
+    return replace(
+        data,
+        x=x,
+        y=data.y[part.x],
+        edge_index=part.edge_index,
+        public_split=_within(data.public_split, part.x, data.num_nodes),
+        edge_weight=part.edge_weight,
+    )
 
 
 def _within(split: Split | None, kept: Tensor, nodes: int) -> Split | None:
@@ -118,8 +151,8 @@ def _within(split: Split | None, kept: Tensor, nodes: int) -> Split | None:
         return None
     number = torch.full((nodes,), -1)
     number[kept] = torch.arange(kept.numel())
-    parts = (number[ids] for ids in (split.train, split.val, split.test))
-    return Split(*(ids[ids >= 0] for ids in parts))
+    parts = (number[ids] for ids in split.parts.values())
+    return Split(*(ids[ids >= 0] for ids in parts), source=split.source)
 
 
 def row_normalized(data: NodeData) -> NodeData:
@@ -127,12 +160,19 @@ def row_normalized(data: NodeData) -> NodeData:
     return replace(data, x=features.normalized_rows(data.x))
 
 
-def random_split(y: Tensor, *, seed: int, labels_per_class: int, development: int) -> Split:
+def random_split(
+    y: Tensor,
+    *,
+    seed: int,
+    labels_per_class: int,
+    development: int,
+    class_names: Sequence[str] | None = None,
+) -> Split:
     """Draw a split as the paper's released code does (Shchur et al. 2018).
 
     Of `development` random nodes, `labels_per_class` of each class are for training and the rest
     for validation; all other nodes are the test set. Nodes with label −1 are in none. Equal seeds
-    give equal splits.
+    give equal splits. `class_names` are for messages.
     """
     labels = y.numpy()
     labelled = np.flatnonzero(labels >= 0)
@@ -151,7 +191,8 @@ def random_split(y: Tensor, *, seed: int, labels_per_class: int, development: in
         if members.size < labels_per_class:
             raise ValueError(
                 f"data: `labels_per_class` must be at most {members.size}, the nodes of class "
-                f"{label} among {development} drawn with seed {seed}, got {labels_per_class}."
+                f"{class_names[label] if class_names else label} among {development} drawn with "
+                f"seed {seed}, got {labels_per_class}. Choose fewer, or a larger `development`."
             )
         train.append(random.choice(members, labels_per_class, replace=False))
     train_ids = np.concatenate(train)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,10 @@ from grand_fast.checkpoint import save_checkpoint
 from grand_fast.data import NodeData, Split, fingerprint, label_spreading_accuracy
 from grand_fast.graph import Graph
 from grand_fast.info import versions
-from grand_fast.metrics import Epoch, Metrics
+from grand_fast.metrics import METRICS_FILE, Epoch, Metrics
 from grand_fast.nn import GRAND
 from grand_fast.ops._dispatch import Backend, backend
-from grand_fast.prepared_data import describe, prepared, splits_of
+from grand_fast.prepared_data import describe, prepared, remarks, splits_of
 from grand_fast.presets import Preset
 from grand_fast.run_folder import CURVES_FILE, RunFolder
 from grand_fast.solvers import ADAPTIVE
@@ -69,20 +70,31 @@ class Experiment:
 
 @dataclass(eq=False)
 class Results:
-    """The runs that ended, and label spreading's test accuracy on each one's labels (digits)."""
+    """What `run_seeds` reached.
+
+    Attributes:
+        runs: those that ended, in the order of their seeds.
+        label_spreading: its test accuracy on each one's labels (digits).
+        parameters: of the model, a number.
+        classes: the names of the classes 0, 1, … if they have any but their numbers.
+        stopped: None, or why the runs ended early.
+        saved_seed: the seed whose weights lie in the folder, of those trained there with this
+            command and earlier ones; None where there are none.
+    """
 
     runs: list[Fit] = field(default_factory=list)
     label_spreading: list[float] = field(default_factory=list)
     parameters: int = 0
+    classes: Sequence[str] | None = None
     stopped: str | None = None
-    saved: Fit | None = None
+    saved_seed: int | None = None
 
 
 def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
     """Train every seed, saving the best weights and their curves after each.
 
-    Seeds that `out` says are finished are not trained again, and one that was stopped there, even
-    by a kill, goes on to the same result.
+    Seeds that `out` says are finished are not trained again, but for one whose weights should be
+    there and are not; and one that was stopped there, even by a kill, goes on to the same result.
 
     Args:
         experiment: what to train.
@@ -90,7 +102,7 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
 
     Raises:
         BadOptionError: options that do not fit, or another run in `out`, or another process at
-            work there. DataError: files missing or damaged.
+            work there. DataError: files missing or damaged. WriteError: no room for the results.
 
     An interrupt or a failed solve ends the runs: `Results.stopped` tells.
     """
@@ -106,52 +118,99 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
     graph = graph.to(experiment.device)
 
     is_digits = experiment.data is None and experiment.dataset == "digits"
-    results = Results()
-    done: list[tuple[int, list[Epoch]]] = []
-    metrics = Metrics(experiment.out, done)
-
-    def note(seed: int, index: int, epoch: Epoch) -> None:
-        folder.begin()
-        metrics.add(seed, index, epoch)
-
-    try:
+    results = Results(classes=data.class_names)
+    with closing(folder):
         folder.lock()
-        say(describe(data, splits[0], preset))
-        for seed, split in enumerate(splits):
-            torch.manual_seed(seed)
-            model = _model(config).to(experiment.device)
-            if seed == 0:
-                results.parameters = sum(p.numel() for p in model.parameters())
-                say(_describe_model(preset, results.parameters, experiment.device))
-            earlier = folder.finished(seed)
-            if earlier is None:
-                if folder.has_begun and folder.state(seed).exists():
-                    say(f"seed {seed}: goes on from {folder.state(seed)}")
-                note_seed = partial(note, seed)
-                run = _fit(model, on_device, graph, split, seed, experiment, folder, note_seed)
-                _keep_if_best(results, run, seed, config, experiment)
+        for line in (describe(data, splits[0], preset), *remarks(data, preset)):
+            say(line)
+        earlier, kept = folder.all_finished(), folder.seed_of_weights()
+        if (lost := _lost(earlier, kept, experiment)) is not None:
+            say(f"seed {lost}: its weights are gone from {experiment.out}; it is trained again")
+            folder.forget(lost)
+            del earlier[lost]
+        # A run's weights take the place of those in the folder if they are better
+        to_beat = _rank(earlier[kept][0], preset) if kept in earlier else None
+        histories = [(seed, run.history) for seed, (run, _) in earlier.items()]
+        with closing(Metrics(experiment.out, histories)) as metrics:
+
+            def note(seed: int, index: int, epoch: Epoch) -> None:
+                folder.begin()
+                metrics.add(seed, index, epoch)
+
+            for seed, split in enumerate(splits):
+                torch.manual_seed(seed)
+                model = _model(config).to(experiment.device)
+                if seed == 0:
+                    results.parameters = sum(p.numel() for p in model.parameters())
+                    say(_describe_model(preset, results.parameters, experiment.device))
+                if seed in earlier:
+                    run, spread = earlier[seed]
+                else:
+                    if folder.has_begun and folder.state(seed).exists():
+                        say(f"seed {seed}: goes on from {folder.state(seed)}")
+                    note_seed = partial(note, seed)
+                    run = _fit(model, on_device, graph, split, seed, experiment, folder, note_seed)
+                if run.best_epoch >= 0 and (to_beat is None or _rank(run, preset) > to_beat):
+                    to_beat = _rank(run, preset)
+                    if seed not in earlier:
+                        _save(run, seed, config, data.class_names, experiment)
                 if run.stopped is not None:
                     results.stopped = run.stopped
                     break
-                spread = label_spreading_accuracy(data, split) if is_digits else None
-                folder.finish(seed, run, spread)
-            else:
-                run, spread = earlier
-                _keep_if_best(results, run, seed, config, experiment)
-            done.append((seed, run.history))
-            results.runs.append(run)
-            if spread is not None:
-                results.label_spreading.append(spread)
-            say(
-                f"seed {seed}: test accuracy {run.test_accuracy:.4f}, validation "
-                f"{run.best.val_accuracy:.4f} at epoch {run.best_epoch}; "
-                f"{run.seconds_per_epoch:.3f} s an epoch, {run.best.nfe} evaluations of f"
-                + ("" if earlier is None else " (finished before)")
-            )
-    finally:
-        metrics.close()
-        folder.close()
+                if seed not in earlier:
+                    spread = label_spreading_accuracy(data, split) if is_digits else None
+                    folder.finish(seed, run, spread)
+                results.runs.append(run)
+                if spread is not None:
+                    results.label_spreading.append(spread)
+                say(_figures(seed, run) + (" (finished before)" if seed in earlier else ""))
+        results.saved_seed = folder.seed_of_weights()
+        if results.stopped is None:
+            _restore(earlier, results, lost is not None, experiment)
     return results
+
+
+def _restore(
+    earlier: Mapping[int, tuple[Fit, float | None]],
+    results: Results,
+    has_retrained: bool,
+    experiment: Experiment,
+) -> None:
+    """Write the tables and pictures of finished seeds that are gone, or out of their order."""
+    runs = {seed: run for seed, (run, _) in earlier.items()} | dict(enumerate(results.runs))
+    if has_retrained or not (experiment.out / METRICS_FILE).exists():
+        histories = [(seed, runs[seed].history) for seed in sorted(runs)]
+        with closing(Metrics(experiment.out, histories)) as metrics:
+            metrics.begin()
+    kept = results.saved_seed
+    if kept in runs and not (experiment.out / CURVES_FILE).exists():
+        _draw(runs[kept], kept, experiment)
+
+
+def _figures(seed: int, run: Fit) -> str:
+    return (
+        f"seed {seed}: test accuracy {run.test_accuracy:.4f}, validation "
+        f"{run.best.val_accuracy:.4f} at epoch {run.best_epoch}; "
+        f"{run.seconds_per_epoch:.3f} s an epoch, {run.best.nfe} evaluations of f"
+    )
+
+
+def _lost(
+    earlier: Mapping[int, tuple[Fit, float | None]], kept: int | None, experiment: Experiment
+) -> int | None:
+    """The best of the finished seeds, if better weights than those that the folder keeps."""
+    ours = [seed for seed in earlier if seed < experiment.seeds]
+    if not ours:
+        return None
+
+    def rank_of(seed: int) -> tuple[float, float]:
+        return _rank(earlier[seed][0], experiment.preset)
+
+    best = max(ours, key=rank_of)
+    if kept is None:
+        return best
+    # An unfinished seed's weights are there because they were better than those of the finished
+    return best if kept in earlier and rank_of(best) > rank_of(kept) else None
 
 
 def _fit(
@@ -219,22 +278,18 @@ def _model(config: dict[str, Any]) -> GRAND:
         raise BadOptionError(str(error)) from error
 
 
-def _keep_if_best(
-    results: Results, run: Fit, seed: int, config: dict[str, Any], experiment: Experiment
+def _save(
+    run: Fit,
+    seed: int,
+    config: dict[str, Any],
+    classes: Sequence[str] | None,
+    experiment: Experiment,
 ) -> None:
-    if run.best_epoch < 0:
-        return
-    select = experiment.preset.select
-    if results.saved is not None and _rank(run, select) <= _rank(results.saved, select):
-        return
-    results.saved = run
-    if not run.weights:  # finished before: its files are there
-        return
-    from grand_fast.plots import draw_training_curves
-
+    """Weights, configuration and curves of the best run so far."""
     about = {
         "model": config | {"T": run.best.time},
         "dataset": experiment.dataset,
+        "classes": classes,
         "options": asdict(experiment.preset),
         "seed": seed,
         "epoch": run.best_epoch,
@@ -243,14 +298,20 @@ def _keep_if_best(
         "versions": versions(),
     }
     save_checkpoint(experiment.out, run.weights, about)
+    _draw(run, seed, experiment)
+
+
+def _draw(run: Fit, seed: int, experiment: Experiment) -> None:
+    from grand_fast.plots import draw_training_curves
+
     title = f"GRAND-{experiment.preset.variant} on {experiment.dataset}, seed {seed}"
     draw_training_curves(run, experiment.out / CURVES_FILE, title=title)
 
 
-def _rank(run: Fit, select: str) -> tuple[float, float]:
+def _rank(run: Fit, preset: Preset) -> tuple[float, float]:
     # By what chooses among the epochs of a seed. By another measure the weights that an interrupt
     # left in the folder could stay there, better than all that the resumed run ends with.
-    return rank(select, run.best.val_accuracy, run.best.val_loss)
+    return rank(preset.select, run.best.val_accuracy, run.best.val_loss)
 
 
 def _describe_model(preset: Preset, parameters: int, device: torch.device) -> str:

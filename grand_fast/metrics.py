@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 import torch
 from torch import Tensor
 
-from grand_fast.checkpoint import write_whole
+from grand_fast.checkpoint import write_whole, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -75,31 +75,38 @@ class Metrics:
         self._board: SummaryWriter | None = None
         self._seed: int | None = None
 
-    def add(self, seed: int, index: int, epoch: Epoch) -> None:
-        """Write one epoch; those of a seed come one after another."""
-        if self._file is None:
-            self._file = self._begun()
-        self._file.write(_row(seed, index, epoch))
-        if seed != self._seed:
-            self._begin_board(seed, index)
-        if self._board is not None:
-            for field in fields(Epoch):
-                self._board.add_scalar(field.name, getattr(epoch, field.name), index)
-
-    def close(self) -> None:
-        """Nothing more will come."""
+    def begin(self) -> None:
+        """Write the rows of what was done before, unless that is done."""
         if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def _begun(self) -> TextIO:
+            return
         lines = [",".join(COLUMNS) + "\n"]
         for seed, history in self._done:
             lines += [_row(seed, index, epoch) for index, epoch in enumerate(history)]
         path = self._folder / METRICS_FILE
         write_whole(path, "".join(lines).encode())
-        return open(path, "a", buffering=1)  # a line at a time, for those who watch
+        # A line at a time, for those who watch
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115  # closed by `close`
+
+    def add(self, seed: int, index: int, epoch: Epoch) -> None:
+        """Write one epoch; those of a seed come one after another."""
+        self.begin()
+        assert self._file is not None
+        with writing(self._folder / METRICS_FILE):
+            self._file.write(_row(seed, index, epoch))
+        with writing(self._folder / TENSORBOARD_FOLDER):
+            if seed != self._seed:
+                self._begin_board(seed, index)
+            if self._board is not None:
+                for field in fields(Epoch):
+                    self._board.add_scalar(field.name, getattr(epoch, field.name), index)
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        if self._file is not None:
+            with writing(self._folder / METRICS_FILE):
+                self._file.close()
+        if self._board is not None:
+            self._board.close()
 
     def _begin_board(self, seed: int, index: int) -> None:
         self._seed = seed

@@ -1,7 +1,9 @@
 """The picture of a training run."""
 
+import io
 from pathlib import Path
 
+from grand_fast.checkpoint import write_whole
 from grand_fast.trainer import Fit
 
 
@@ -28,4 +30,6 @@ def draw_training_curves(run: Fit, path: Path, *, title: str) -> None:
     accuracies.set(xlabel="epoch", ylabel="validation accuracy")
     accuracies.legend(loc="lower right")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_whole(path, picture.getvalue())

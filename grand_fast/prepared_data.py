@@ -12,12 +12,15 @@ from grand_fast.data import (
     Split,
     largest_component,
     load,
+    numbered_classes,
     random_split,
     row_normalized,
 )
 from grand_fast.features import compact, share_stored
 from grand_fast.presets import Preset
 from grand_fast.rewiring import diffusion_rewiring
+
+_SHOWN_NAMES = 10
 
 
 def prepared(
@@ -41,7 +44,7 @@ def prepared(
         published = own is None and dataset != "digits"
         by_default = "largest" if published and preset.split == "random" else "all"
         if (preset.component or by_default) == "largest":
-            data = largest_component(data)
+            data = numbered_classes(largest_component(data))
         if preset.rewiring is not None:
             if data.edge_weight is not None:
                 raise BadOptionError(
@@ -81,7 +84,7 @@ def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
                 f"--split {preset.split} needs a split that comes with the data, got {data.name}, "
                 f"which has none. Use --split random."
             )
-        for part, ids in vars(data.public_split).items():
+        for part, ids in data.public_split.parts.items():
             if ids.numel() == 0:
                 raise BadOptionError(
                     f"--component largest must hold nodes of each part of the split, got none for "
@@ -95,11 +98,13 @@ def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
                 seed=seed,
                 labels_per_class=preset.labels_per_class,
                 development=preset.development,
+                class_names=data.class_names,
             )
             for seed in range(seeds)
         ]
     except ValueError as error:
-        raise BadOptionError(str(error)) from error
+        options = "The options are --labels-per-class and --development."
+        raise BadOptionError(f"{error} {options}") from error
 
 
 def describe(data: NodeData, split: Split, preset: Preset) -> str:
@@ -111,6 +116,21 @@ def describe(data: NodeData, split: Split, preset: Preset) -> str:
         f"{split.train.numel()} / {split.val.numel()} / {split.test.numel()} nodes for "
         f"training / validation / test"
     )
+
+
+def remarks(data: NodeData, preset: Preset) -> list[str]:
+    """Lines about what was made of a user's file: its split, its classes, what was not read."""
+    lines = []
+    if data.public_split is not None and data.public_split.source:
+        unused = "" if preset.split != "random" else " is not used: --split random"
+        lines.append(f"split: {data.public_split.source}{unused}")
+    if (names := data.class_names) is not None:
+        shown = names if len(names) <= _SHOWN_NAMES else (*names[:_SHOWN_NAMES], "...")
+        numbers = f"0 to {len(names) - 1}, in that order"
+        lines.append(f"classes: {', '.join(shown)} in y, trained as {numbers}")
+    if data.unread:
+        lines.append(f"not used: {', '.join(data.unread)} of {data.name}")
+    return lines
 
 
 def _nonzeros(data: NodeData) -> str:

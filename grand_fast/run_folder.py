@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from grand_fast.arguments import BadOptionError
-from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, write_whole
+from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, saved_config, write_whole, writing
 from grand_fast.metrics import METRICS_FILE, TENSORBOARD_FOLDER, Epoch
 from grand_fast.trainer import Fit
 
@@ -56,12 +56,14 @@ class RunFolder:
         """Make the folder and say in it what the run is, unless that stands there."""
         if self.has_begun:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
         self._refuse_another()  # which may have come since
-        if self._restart:
-            self._clear()
-        (self.path / SEEDS_FOLDER).mkdir(exist_ok=True)
+        with writing(self.path):
+            if self._restart:
+                self._clear()
+            (self.path / SEEDS_FOLDER).mkdir(exist_ok=True)
         write_whole(self.path / RUN_FILE, _json(self.configuration))
         self.has_begun = True
 
@@ -73,7 +75,8 @@ class RunFolder:
         """
         if fcntl is None or self._lock is not None or not self.path.is_dir():
             return
-        self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115  # closed by `close`
+        with writing(self.path / LOCK_FILE):
+            self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115  # closed by `close`
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -124,6 +127,23 @@ class RunFolder:
             ) from error
         self.state(seed).unlink(missing_ok=True)  # of a run killed between the two
         return run, spread
+
+    def all_finished(self) -> dict[int, tuple[Fit, float | None]]:
+        """What `finished` gives of each finished seed, in their order."""
+        names = [path.stem for path in (self.path / SEEDS_FOLDER).glob("*.json")]
+        seeds = sorted(int(name) for name in names if name.isdecimal())
+        found = {seed: self.finished(seed) for seed in seeds}
+        return {seed: run for seed, run in found.items() if run is not None}
+
+    def forget(self, seed: int) -> None:
+        """A finished seed is to be trained again."""
+        self._figures(seed).unlink(missing_ok=True)
+
+    def seed_of_weights(self) -> int | None:
+        """The seed whose weights lie here, finished or not; None where there are none."""
+        config = saved_config(self.path) if self.has_begun else None
+        seed = (config or {}).get("seed")
+        return seed if isinstance(seed, int) else None
 
     def _figures(self, seed: int) -> Path:
         return self.path / SEEDS_FOLDER / f"{seed}.json"

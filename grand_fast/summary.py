@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from grand_fast.checkpoint import write_file
 from grand_fast.experiment import Experiment, Results
 from grand_fast.info import peak_memory_bytes, versions
 
@@ -34,6 +35,7 @@ def summary(experiment: Experiment, results: Results) -> dict[str, Any]:
         "val_accuracy": [run.best.val_accuracy for run in runs],
         "best_time": [run.best.time for run in runs],
         "label_spreading": _mean_std(spread) if spread else None,
+        "classes": None if results.classes is None else list(results.classes),
         "device": str(experiment.device),
         "threads": torch.get_num_threads(),
         "options": asdict(preset),
@@ -41,9 +43,12 @@ def summary(experiment: Experiment, results: Results) -> dict[str, Any]:
 
 
 def write_summary(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as JSON, making the folder if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Write `content` as JSON, making the folder if it is missing.
+
+    Raises:
+        WriteError: there is no room, or no permission.
+    """
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _mean_std(values: list[float]) -> dict[str, Any]:

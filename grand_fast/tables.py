@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import warnings
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 import torch
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
 
 _EDGES, _FEATURES, _LABELS = (f"raw/{n}.csv.gz" for n in ("edge", "node-feat", "node-label"))
 _SPLIT = tuple(f"split/time/{part}.csv.gz" for part in ("train", "valid", "test"))
+_ENCODING = "utf-8-sig"  # with a byte-order mark, as spreadsheets write it, or without
 OGB_FILES = (_EDGES, _FEATURES, _LABELS, *_SPLIT)
 
 
@@ -29,27 +34,107 @@ def read_table(path: Path, dtype: type, *, columns: int | None = None) -> np.nda
     """Rows of numbers separated by commas, without a header; `.gz` files are unpacked.
 
     Args:
-        path: of the file.
-        dtype: `np.int64`, which refuses fractions, or `np.float32`.
+        path: of the file, UTF-8 with a byte-order mark or without; empty lines do not count.
+        dtype: `np.int64`, which refuses fractions, or `np.float32`, which refuses what is not
+            finite.
         columns: how many there must be, or None.
 
     Returns:
         `[rows, columns]`.
 
     Raises:
-        TableError: not such a table, cut short, or empty.
+        TableError: not such a table, cut short, or empty; it names the line where one is at fault.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of an empty file, which is an error here
-            table: np.ndarray = np.loadtxt(path, delimiter=",", dtype=dtype, ndmin=2)
+        # Warnings of an empty file, which is an error here
+        with warnings.catch_warnings(action="ignore"), _opened(path) as stream:
+            lines = (line for line in stream if not line.isspace())
+            table: np.ndarray = np.loadtxt(lines, delimiter=",", dtype=dtype, ndmin=2)
     except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
-        reason = str(error).partition("; use `usecols`")[0]
-        raise TableError(path, f"must hold numbers separated by commas: {reason}") from error
+        reason = _fault(path, dtype) or str(error).partition("; use `usecols`")[0]
+        kind = "integers" if dtype is np.int64 else "numbers"
+        raise TableError(path, f"must hold {kind} separated by commas: {reason}") from error
     if table.size == 0:
         raise TableError(path, "must hold rows of numbers, got none")
     if columns is not None and table.shape[1] != columns:
         raise TableError(path, f"must have {columns} columns, got {table.shape[1]}")
+    if dtype is np.float32 and not np.isfinite(table).all():
+        row, column = np.argwhere(~np.isfinite(table))[0]
+        line, cells = next(islice(_rows(path), row, None))
+        raise TableError(
+            path,
+            f"must hold numbers that are finite in float32, got {cells[column].strip()} in line "
+            f"{line}, column {column + 1}",
+        )
     return table
+
+
+def read_words(path: Path) -> list[tuple[int, str]]:
+    """The cells of a table with one column, and the line of each.
+
+    Raises:
+        TableError: not such a table, cut short, or empty.
+    """
+    try:
+        with _opened(path) as stream:
+            lines = [(number, line) for number, line in enumerate(stream, 1) if line.strip()]
+        rows = [(number, next(csv.reader([line]))) for number, line in lines]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise TableError(path, f"must be text in UTF-8: {error}") from error
+    for line, cells in rows:
+        if len(cells) != 1:
+            raise TableError(path, f"must have 1 column, got {len(cells)} in line {line}")
+    if not rows:
+        raise TableError(path, "must hold rows, got none")
+    return [(line, cells[0].strip()) for line, cells in rows]
+
+
+def _opened(path: Path) -> TextIO:
+    opened = gzip.open if path.suffix == ".gz" else open
+    return opened(path, "rt", encoding=_ENCODING)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each line that holds any; what follows a # does not count."""
+    with _opened(path) as stream:
+        for number, line in enumerate(stream, 1):
+            text = line.partition("#")[0].strip()
+            if text:
+                yield number, text.split(",")
+
+
+def _fault(path: Path, dtype: type) -> str | None:
+    """What is wrong with the first line that is, and what to do; None if none is found."""
+    kind = int if dtype is np.int64 else float
+    first = None
+    try:
+        for line, cells in _rows(path):
+            wrong = [cell.strip() for cell in cells if not _is_number(cell, kind)]
+            if wrong:
+                separated = [s for s in (";", "\t", " ") if s in wrong[0]]
+                fault = f"got {repr(wrong[0]) if wrong[0] else 'an empty cell'} in line {line}"
+                if separated:
+                    return f"{fault}. Separate by commas, not by {separated[0]!r}"
+                # pandas begins one with an empty cell, above its index
+                has_numbers = any(_is_number(cell, float) for cell in cells) and wrong[0] != ""
+                is_header = first is None and not has_numbers
+                return f"{fault}. Is it a header? A header is not allowed" if is_header else fault
+            first = first or len(cells)
+            if len(cells) != first:
+                return f"{first} columns at first, {len(cells)} in line {line}"
+    except UnicodeDecodeError:
+        return "it is not text in UTF-8. Save it as CSV UTF-8"
+    except (OSError, EOFError):
+        return None
+    return None
+
+
+def _is_number(cell: str, kind: type) -> bool:
+    try:
+        value = kind(cell)
+    except ValueError:
+        return False
+    return kind is float or -(2**63) <= value < 2**63
 
 
 def read_ogb(folder: Path) -> Data:
@@ -82,5 +167,6 @@ def read_ogb(folder: Path) -> Data:
 def _node_ids(path: Path, n: int, *, columns: int) -> np.ndarray:
     ids = read_table(path, np.int64, columns=columns)
     if ids.min() < 0 or ids.max() >= n:
-        raise TableError(path, f"must hold numbers of nodes, 0 to {n - 1}")
+        wrong = ids[(ids < 0) | (ids >= n)][0]
+        raise TableError(path, f"must hold numbers of nodes, 0 to {n - 1}, got {wrong}")
     return ids

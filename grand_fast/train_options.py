@@ -75,8 +75,8 @@ def read_config(path: Path) -> dict[str, Any]:
         BadOptionError: names the file, the key, what was expected and what came.
     """
     try:
-        with open(path, "rb") as stream:
-            content = tomllib.load(stream)
+        # With a byte-order mark, as some editors write, or without
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise BadOptionError(f"--config: {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

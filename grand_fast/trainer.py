@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from grand_fast.checkpoint import load_state, random_state, save_state, set_random_state
+from grand_fast.checkpoint import (
+    load_state,
+    random_state,
+    save_state,
+    set_random_state,
+    writing,
+)
 from grand_fast.data import NodeData, Split, accuracy
 from grand_fast.graph import Graph
 from grand_fast.info import peak_memory_bytes
@@ -172,7 +178,8 @@ class Trainer:
             "guess": result.guess,
             "weights": result.weights,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         save_state(path, content)
 
     def resume(self, path: Path) -> Fit:

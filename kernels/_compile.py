@@ -4,9 +4,11 @@ LLVM is driven directly rather than through Numba's decorators: a kernel then co
 a second, loads in milliseconds, and runs on plain threads (see `_cpu.py`).
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable
@@ -27,11 +29,13 @@ def compile_kernel(name: str, source: str) -> Callable[[int, int], None]:
     """The function `name` of the LLVM IR `source`, from the cache if it was compiled before."""
     with _lock:
         machine = _target_machine()
-        path = _cache_folder() / f"{name}-{_key(source, machine)}.o"
-        code = _read(path)
+        folder = _cache_folder()
+        path = None if folder is None else folder / f"{name}-{_key(source, machine)}.o"
+        code = None if path is None else _read(path)
         if code is None:
             code = _compile(source, machine)
-            _write(path, code)
+            if path is not None:
+                _write(path, code)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
@@ -83,9 +87,25 @@ def _key(source: str, machine: llvm.TargetMachine) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "grand_fast" / "kernels"
+def _cache_folder() -> Path | None:
+    """Where machine code is kept; None where there is no place for it."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and a user whom the system does not know, as in containers
+        return _temporary_folder()
+    return base / "grand_fast" / "kernels"
+
+
+def _temporary_folder() -> Path | None:
+    """A folder of this user alone where everyone may make some: what lies there will be run."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"grand_fast-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except (OSError, AttributeError):  # Windows has no getuid
+        return None
+    is_ours = found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) & 0o077 == 0
+    return folder if is_ours and stat.S_ISDIR(found.st_mode) else None
 
 
 def _read(path: Path) -> bytes | None:
@@ -99,13 +119,20 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, code: bytes) -> None:
     """Written beside its place and renamed: another process sees all of it or nothing."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            part = file.name
             file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, path)
+        os.replace(part, path)
+        part = None
     except OSError:
-        return  # a cache that cannot be written costs time at the next start, nothing else
+        pass  # a cache that cannot be written costs time at the next start, nothing else
+    finally:
+        if part is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
 
 
 def _new_lock() -> None:

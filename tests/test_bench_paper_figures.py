@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from bench.paper import depth, parameters, superpixels, sweeps
+from bench.paper import depth, figures, parameters, superpixels, sweeps
 from bench.report import Report
 from tests._paper_runs import HEADER, OPTIONS, run_row
 
@@ -59,6 +60,16 @@ def test_sweeps_solve_by_what_their_lines_are_called(part):
     for job in sweeps.jobs(part, OPTIONS):
         assert job.preset.method == job.model
         assert (job.preset.tol_scale is not None) == (job.model in {"dopri5", "implicit_adams"})
+
+
+def test_bars_are_means_with_the_deviation_of_the_population():
+    axis = Figure().subplots()
+    own = [
+        run_row("GRAND-l", seed, at=2.0, accuracy=value) for seed, value in enumerate((0.8, 0.9))
+    ]
+    figures._line(axis, own, "test_accuracy", "GRAND-l", "C0")
+    ((low, high),) = axis.containers[0][2][0].get_segments()
+    assert (low[1], high[1]) == pytest.approx((80.0, 90.0))
 
 
 def test_rewiring_keeps_k():

@@ -191,6 +191,31 @@ def test_the_same_command_again(capsys):
     assert [path.name for path in Path("runs").iterdir()] == ["digits-nl"]
 
 
+def test_fewer_seeds_than_before(capsys):
+    """The weights in the folder are another seed's than the figures."""
+    assert cli.main(["train", *QUICK, "--seeds", "2"]) == 0
+    two = capsys.readouterr().out
+    weights = "weights: runs/digits-nl/model.safetensors (with config.json, of seed 1"
+    assert f"{weights})\n" in two
+    assert cli.main(["train", *QUICK]) == 0
+    one = capsys.readouterr().out
+    assert "(1 seed)" in one
+    more = ", which an earlier command with more seeds trained: better in validation"
+    assert f"{weights}{more})\n" in one
+
+
+def test_weights_that_are_gone(capsys):
+    assert cli.main(["train", *QUICK]) == 0
+    path = Path("runs/digits-nl/model.safetensors")
+    weights = path.read_bytes()
+    path.unlink()
+    capsys.readouterr()
+    assert cli.main(["train", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "seed 0: its weights are gone from runs/digits-nl; it is trained again\n" in out
+    assert "(finished before)" not in out and path.read_bytes() == weights
+
+
 def test_another_run_gets_a_folder_of_its_own(capsys):
     assert cli.main(["train", *QUICK]) == 0
     assert cli.main(["train", *QUICK, "--lr", "0.02"]) == 0

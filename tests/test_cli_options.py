@@ -158,6 +158,14 @@ def test_config(capsys):
     assert (chosen["rtol"], chosen["tol_scale"]) == (0.1, None)
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_config_with_a_byte_order_mark(capsys, line_end):
+    Path("small.toml").write_bytes(("\ufeff" + CONFIG.replace("\n", line_end)).encode())
+    options = ["--backend", "reference", "--config", "small.toml", "--json"]
+    assert cli.main(["train", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["options"]["hidden"] == 8
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -180,7 +188,76 @@ def own_graph(**more):
     """Two cliques of ten nodes."""
     ids = np.arange(20)
     pairs = [(i, j) for i in ids for j in ids if i != j and i // 10 == j // 10]
-    np.savez("mine.npz", edge_index=np.array(pairs).T, x=np.eye(20)[:, :5], y=ids // 10, **more)
+    arrays = {"edge_index": np.array(pairs).T, "x": np.eye(20)[:, :5], "y": ids // 10}
+    np.savez("mine.npz", **(arrays | more))
+
+
+SPLIT = {"train": np.array([0, 10]), "val": np.array([1, 11]), "test": np.arange(12, 20)}
+MASKS = {f"{name}_mask": np.isin(np.arange(20), ids) for name, ids in SPLIT.items()}
+DRAWN = ["--development", "12", "--labels-per-class", "3"]
+
+
+@pytest.mark.parametrize("kind", [bool, int])
+def test_own_masks_decide_the_split(capsys, kind):
+    """Of the weights too: they are those of the same split given as ids."""
+    command = ["train", *QUICK, "--data", "mine.npz"]
+    own_graph(**SPLIT)
+    assert cli.main([*command, "--out", "ids"]) == 0
+    capsys.readouterr()
+    own_graph(**{name: mask.astype(kind) for name, mask in MASKS.items()})
+    assert cli.main([*command, "--out", "masks"]) == 0
+    out = capsys.readouterr().out
+    assert "public split, 2 / 2 / 8 nodes" in out
+    assert "split: train_mask, val_mask and test_mask of mine.npz\n" in out
+    ids, masks = (Path(folder, "model.safetensors").read_bytes() for folder in ("ids", "masks"))
+    assert ids == masks
+
+
+def test_a_random_split_in_the_place_of_one_s_own_is_said(capsys):
+    own_graph(**SPLIT)
+    assert cli.main(["train", *QUICK, "--data", "mine.npz", "--split", "random", *DRAWN]) == 0
+    out = capsys.readouterr().out
+    assert "random split, 6 / 6 / 8 nodes" in out
+    assert "split: train, val and test of mine.npz is not used: --split random\n" in out
+
+
+@pytest.mark.parametrize(
+    ("y", "names", "line"),
+    [
+        (np.arange(20) // 10, None, None),
+        (np.arange(20) // 10 + 1, ["1", "2"], "classes: 1, 2 in y, trained as 0 to 1, in that ord"),
+        (3_000_000 * (np.arange(20) // 10), ["0", "3000000"], "classes: 0, 3000000 in y, trained"),
+        (np.where(np.arange(20) < 10, "dog", "cat"), ["cat", "dog"], "classes: cat, dog in y, tra"),
+    ],
+    ids=["0", "1", "large", "words"],
+)
+def test_as_many_classes_are_trained_as_there_are(capsys, y, names, line):
+    own_graph(**SPLIT, y=y)
+    assert cli.main(["train", *QUICK, "--data", "mine.npz", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert " 2 classes; public split" in err
+    assert ("classes: " in err) == (line is not None) and (line or "") in err
+    assert json.loads(out)["classes"] == names
+    config = json.loads(Path("runs/mine-nl/config.json").read_text())
+    assert config["classes"] == names and config["model"]["out_channels"] == 2
+
+
+def test_classes_outside_the_component_are_not_trained(capsys):
+    ring = np.stack([np.arange(15), np.roll(np.arange(15), 1)])
+    y = np.repeat([5, 6, 7, 9], 5)  # of 9 no node lies in the ring
+    own_graph(edge_index=np.concatenate([ring, ring[::-1]], axis=1), y=y)
+    command = ["train", *QUICK, "--data", "mine.npz", "--component", "largest"]
+    options = ["--development", "13", "--labels-per-class", "3"]
+    assert cli.main([*command, *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "3 classes; random split, 9 / 4 / 2 nodes" in err
+    assert json.loads(out)["classes"] == ["5", "6", "7"]
+
+
+def test_what_is_not_read_of_one_s_own_is_said(capsys):
+    own_graph(**SPLIT, edge_attr=np.ones((180, 2)), node_names=np.arange(20))
+    assert cli.main(["train", *QUICK, "--data", "mine.npz"]) == 0
+    assert "not used: edge_attr, node_names of mine\n" in capsys.readouterr().out
 
 
 def test_own_graph(capsys):
@@ -210,7 +287,8 @@ def test_own_graph_without_a_split(capsys):
     own_graph()
     command = ["train", *QUICK, "--data", "mine.npz"]
     line = fails(capsys, command, 2)
-    assert "more nodes than that, got 20. Choose a smaller `development`" in line
+    assert "more nodes than that, got 20. Choose a smaller `development`. The options are " in line
+    assert line.endswith("--labels-per-class and --development.\n")
     options = ["--development", "12", "--labels-per-class", "3"]
     assert cli.main([*command, *options]) == 0
     assert "random split, 6 / 6 / 8 nodes" in capsys.readouterr().out

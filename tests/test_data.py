@@ -3,6 +3,7 @@
 import gzip
 import os
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -135,6 +136,52 @@ def test_label_spreading_uses_our_graph_and_labels():
     assert data.label_spreading_accuracy(no_edges, split) < 0.2
 
 
+def test_label_spreading_is_chosen_by_validation_alone(monkeypatch):
+    """The alpha that is best on the test nodes is another, and worst in validation."""
+    y = torch.arange(12) % 3
+    split = data.Split(torch.arange(3), torch.arange(3, 6), torch.arange(6, 12))
+    given = data.NodeData("made", torch.ones(12, 1), y, torch.arange(12).expand(2, -1))
+    right = {0.2: (2, 1), 0.5: (1, 3), 0.8: (3, 2), 0.9: (0, 6), 0.95: (2, 5), 0.99: (1, 4)}
+
+    class LabelSpreading:
+        def __init__(self, kernel, alpha, max_iter):
+            self.alpha = alpha
+
+        def fit(self, x, known):
+            assert known.tolist() == [0, 1, 2, *[-1] * 9]  # of the others no label is told
+            val, test = right[self.alpha]
+            self.transduction_ = y.numpy().copy()
+            self.transduction_[3 : 6 - val] = -2
+            self.transduction_[6 : 12 - test] = -2
+            return self
+
+    monkeypatch.setattr("sklearn.semi_supervised.LabelSpreading", LabelSpreading)
+    assert set(right) == set(data._SPREADING_ALPHAS)
+    assert data.label_spreading_accuracy(given, split) == 2 / 6
+
+
+def test_numbered_classes():
+    edges = torch.empty(2, 0, dtype=torch.int64)
+    whole = data.NodeData("made", torch.ones(5, 1), torch.tensor([4, -1, 2, 4, 9]), edges)
+    numbered = data.numbered_classes(whole)
+    assert numbered.y.tolist() == [1, -1, 0, 1, 2]
+    assert numbered.class_names == ("2", "4", "9") and numbered.num_classes == 3
+    assert data.numbered_classes(numbered) is numbered
+    # Of which a class has no nodes left
+    for y, want, names in (
+        ([0, 0, 2, 2, -1], [0, 0, 1, 1, -1], ("2", "9")),
+        ([0, 1, 1, 0, 1], [0, 1, 1, 0, 1], ("2", "4")),
+    ):
+        part = data.numbered_classes(replace(numbered, y=torch.tensor(y)))
+        assert (part.y.tolist(), part.class_names) == (want, names)
+
+
+def test_random_split_calls_classes_by_their_names():
+    with pytest.raises(ValueError, match="the nodes of class dog among 20 drawn .* a larger `deve"):
+        data.random_split(torch.tensor([0] * 25 + [1] * 5), seed=0, labels_per_class=8,
+                          development=20, class_names=("cat", "dog"))  # fmt: skip
+
+
 def test_largest_component():
     edges = torch.tensor([[0, 1, 2, 3, 3, 4], [1, 0, 3, 2, 4, 3]])
     whole = data.NodeData("made", torch.arange(5.0)[:, None], torch.arange(5), edges)
@@ -224,6 +271,104 @@ def test_a_cut_archive_is_named(tmp_path):
         data.load("Photo", root=tmp_path)
 
 
+def changed_part(folder, part, change):
+    path = folder / f"ind.cora.{part}"
+    path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
+    return path
+
+
+def with_value(value):
+    def change(x):
+        x = x.tolil()
+        x[3, 4] = value
+        return x.tocsr()
+
+    return change
+
+
+@pytest.mark.parametrize("part", ["x", "tx", "allx"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_planetoid_features_that_are_not_finite(tmp_path, part, value):
+    planetoid_files(tmp_path / "Cora/raw")
+    path = changed_part(tmp_path / "Cora/raw", part, with_value(value))
+    with pytest.raises(DataError) as error:
+        data.load("Cora", root=tmp_path)
+    text = f"Cora: {path} is damaged: features must be finite, got {value} at [3, 4]. Delete it and"
+    assert str(error.value).startswith(text)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_features_of_an_archive_that_are_not_finite(tmp_path, value):
+    """PyG makes 1 of what is above 0, infinity too."""
+    path = tmp_path / "Photo/raw/amazon_electronics_photo.npz"
+    path.parent.mkdir(parents=True)
+    ring = csr_matrix(np.roll(np.eye(5), 1, axis=1))
+    x = csr_matrix(np.eye(5, 7, k=2))
+    x[3, 5] = value
+    arrays = {f"{name}_{part}": getattr(matrix, part) for part in ("data", "indices", "indptr",
+              "shape") for name, matrix in (("adj", ring), ("attr", x))}  # fmt: skip
+    np.savez(path, **arrays, labels=np.arange(5) % 2)
+    with pytest.raises(DataError) as error:
+        data.load("Photo", root=tmp_path)
+    assert f"{path} is damaged: features must be finite, got {value} at [3, 5]" in str(error.value)
+    arrays["attr_data"][:] = 1
+    np.savez(path, **arrays, labels=np.arange(5) % 2)
+    assert data.load("Photo", root=tmp_path).x.sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "reason"),
+    [
+        ("ally", lambda y: y[:900], "allx has 1000 rows and ally 900"),
+        ("y", lambda y: y[:100], "x has 140 rows and y 100"),
+        ("graph", lambda graph: list(graph.values()), "perhaps half-downloaded"),
+        ("tx", lambda x: x[:, :5], "perhaps half-downloaded"),
+    ],
+)
+@pytest.mark.parametrize("place", ["planetoid/Cora", "Cora", "."])
+def test_files_that_do_not_fit_are_downloaded_together(tmp_path, place, part, change, reason):
+    """None of them is known to be at fault, and their folder has no address."""
+    root = tmp_path / "root"
+    folder = root / place
+    planetoid_files(folder / "raw")
+    changed_part(folder / "raw", part, change)
+    with pytest.raises(DataError) as error:
+        data.load("Cora", root=root)
+    parent = folder.parent if place != "." else root / "planetoid"
+    assert str(error.value) == (
+        f"Cora: {folder / 'raw'} is damaged: {reason}. Delete it and download: python -c "
+        f"\"from torch_geometric.datasets import Planetoid; Planetoid('{parent}', 'Cora')\""
+    )
+
+
+def test_edges_of_nodes_that_are_not_there(tmp_path):
+    planetoid_files(tmp_path / "Cora/raw")
+    path = changed_part(tmp_path / "Cora/raw", "graph", lambda graph: graph | {5: [2000]})
+    with pytest.raises(DataError) as error:
+        data.load("Cora", root=tmp_path)
+    assert f"{path} is damaged: edges must join nodes 0 to 1999, got 2000." in str(error.value)
+    assert str(error.value).endswith("/master/data/ind.cora.graph")
+
+
+@pytest.mark.parametrize("name", raw_files.NAMES)
+@pytest.mark.parametrize("lacks", ["all", "one"])
+def test_advice_names_files_that_are_there_to_be_had(tmp_path, name, lacks):
+    """Each address ends with the name of a file, and none with a folder's."""
+    source = raw_files._SOURCES[name]
+    folder = tmp_path / source.folder / source.name
+    for file in source.files[1:] if lacks == "one" else ():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    with pytest.raises(DataError) as error:
+        raw_files.find(name, tmp_path)
+    (address,) = re.findall(r"https?://\S+", str(error.value)) or [None]
+    one_by_one = source.url + "/" + source.files[0].removeprefix("raw/")
+    if source.loader == "Planetoid" and lacks == "all":
+        assert address is None
+    else:
+        assert address == (source.url if name == "ogbn-arxiv" else one_by_one)
+
+
 def arxiv_files(folder, **changed):
     """Files in ogb's layout: five papers, the last of which cites itself and is cited twice."""
     tables = {
@@ -270,6 +415,7 @@ def test_missing_ogbn_arxiv(tmp_path):
         ("raw/edge", [[0, 1, 2]]),
         ("raw/edge", []),
         ("raw/node-feat", [[1, 2], [3, "x"]]),
+        ("raw/node-feat", [[1, 2], [3, "nan"], [1, 2], [1, 2], [1, 2]]),
         ("raw/node-label", [[0], [1]]),
         ("split/time/test", [[-1]]),
     ],
@@ -279,6 +425,15 @@ def test_damaged_ogbn_arxiv(tmp_path, name, rows):
     path = tmp_path / "ogbn_arxiv" / f"{name}.csv.gz"
     with pytest.raises(DataError, match=f"{path} is damaged.*arxiv.zip"):
         data.load("ogbn-arxiv", root=tmp_path)
+
+
+def test_features_of_ogbn_arxiv_that_are_not_finite(tmp_path):
+    arxiv_files(tmp_path / "ogbn_arxiv", **{"raw/node-feat": [[1, 2], [1, 2], [3, "inf"]]})
+    path = tmp_path / "ogbn_arxiv/raw/node-feat.csv.gz"
+    with pytest.raises(DataError) as error:
+        data.load("ogbn-arxiv", root=tmp_path)
+    text = "must hold numbers that are finite in float32, got inf in line 3, column 2. Delete it"
+    assert f"{path} is damaged: {text}" in str(error.value)
 
 
 def test_a_cut_table_of_ogbn_arxiv_is_named(tmp_path):
@@ -297,8 +452,10 @@ def test_fingerprint():
         replace(mine, x=torch.zeros(3, 2)),
         replace(mine, edge_weight=torch.ones(4)),
         replace(mine, public_split=data.Split(*torch.arange(3).split(1))),
+        replace(mine, class_names=("a", "b", "c")),
+        replace(mine, class_names=("a", "b", "d")),
     ]
-    assert len({data.fingerprint(other) for other in [mine, *others]}) == 4
+    assert len({data.fingerprint(other) for other in [mine, *others]}) == 6
 
 
 @needs_files

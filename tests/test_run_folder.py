@@ -9,13 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from grand_fast.arguments import BadOptionError
-from grand_fast.checkpoint import WEIGHTS_FILE
+from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from grand_fast.experiment import run_seeds
 from grand_fast.metrics import COLUMNS, METRICS_FILE, TENSORBOARD_FOLDER, Epoch, Metrics
 from grand_fast.nn import GRAND
-from grand_fast.run_folder import LOCK_FILE, RUN_FILE, SEEDS_FOLDER, RunFolder
+from grand_fast.run_folder import CURVES_FILE, LOCK_FILE, RUN_FILE, SEEDS_FOLDER, RunFolder
 from grand_fast.trainer import Fit
 from tests._small_run import SMALL, experiment, results_of, silent, two_rings, values
 
@@ -184,5 +186,126 @@ def test_what_an_interrupt_left_does_not_stay(tmp_path, monkeypatch):
 
     told["seed 2"] = (0.4, 0.6, None)
     results = run_seeds(replace(given, seeds=3), silent)
-    assert results.saved.best.val_loss == 0.4
+    assert results.saved_seed == 2
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
+
+
+def saved_seed(folder):
+    return json.loads((folder / CONFIG_FILE).read_text())["seed"]
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Validation accuracies that trainings reach, by seed, and the seeds that were trained."""
+    reached, trained = {}, []
+
+    def fit(model, *args, on_epoch, label, **more):
+        seed = int(label.removeprefix("seed "))
+        trained.append(seed)
+        accuracy, stopped = reached[seed]
+        epoch = Epoch(1.0, 0.5, accuracy, 4, 4, 0.1, 2**20, 1.0)
+        on_epoch(0, epoch)
+        weights = {"seed": torch.tensor(seed)}
+        return Fit([epoch], 0, None, weights, accuracy, stopped)
+
+    monkeypatch.setattr("grand_fast.experiment.fit", fit)
+    return reached, trained
+
+
+def seed_in_weights(folder):
+    return int(load_file(folder / WEIGHTS_FILE)["seed"])
+
+
+def seeds_in_metrics(folder):
+    return [row["seed"] for row in results_of(folder)[2]]
+
+
+@pytest.mark.parametrize("gone", ["deleted", "cut", "configuration"])
+def test_weights_that_are_gone_are_trained_again(tmp_path, told, gone):
+    reached, trained = told
+    reached |= {0: (0.5, None), 1: (0.9, None), 2: (0.9, None)}
+    run_seeds(experiment(tmp_path, seeds=3), silent)
+    want = results_of(tmp_path)
+    trained.clear()
+    path = tmp_path / (CONFIG_FILE if gone == "configuration" else WEIGHTS_FILE)
+    if gone == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    lines = []
+    results = run_seeds(experiment(tmp_path, seeds=3), lines.append)
+    assert trained == [1] and results.saved_seed == 1
+    assert f"seed 1: its weights are gone from {tmp_path}; it is trained again" in lines
+    assert ["(finished before)" in line for line in lines[-3:]] == [True, False, True]
+    assert results_of(tmp_path) == want
+    assert [run.test_accuracy for run in results.runs] == [0.5, 0.9, 0.9]
+    run_seeds(experiment(tmp_path, seeds=3), silent)
+    assert trained == [1]
+
+
+def test_fewer_seeds_than_before(tmp_path, told):
+    """The weights that are there are those of the best of all, and said to be so."""
+    reached, trained = told
+    reached |= {0: (0.5, None), 1: (0.9, None)}
+    run_seeds(experiment(tmp_path), silent)
+    before = results_of(tmp_path)
+    results = run_seeds(experiment(tmp_path, seeds=1), silent)
+    assert trained == [0, 1] and len(results.runs) == 1
+    assert results.saved_seed == 1 == seed_in_weights(tmp_path)
+    assert results_of(tmp_path) == before
+
+    (tmp_path / WEIGHTS_FILE).unlink()  # now the best of those asked for
+    results = run_seeds(experiment(tmp_path, seeds=1), silent)
+    assert trained == [0, 1, 0]
+    assert results.saved_seed == 0 == seed_in_weights(tmp_path) == saved_seed(tmp_path)
+    assert seeds_in_metrics(tmp_path) == ["0", "1"]
+
+    results = run_seeds(experiment(tmp_path), silent)  # and again of all
+    assert trained == [0, 1, 0, 1]
+    assert results.saved_seed == 1 == seed_in_weights(tmp_path) == saved_seed(tmp_path)
+    assert seeds_in_metrics(tmp_path) == ["0", "1"]
+
+
+def test_a_seed_trained_again_does_not_replace_better_weights(tmp_path, told):
+    reached, trained = told
+    reached |= {0: (0.5, None), 1: (0.9, None)}
+    run_seeds(experiment(tmp_path), silent)
+    (tmp_path / SEEDS_FOLDER / "0.json").unlink()
+    for seeds in (1, 2):
+        results = run_seeds(experiment(tmp_path, seeds=seeds), silent)
+        assert results.saved_seed == 1 == seed_in_weights(tmp_path)
+        assert sorted(seeds_in_metrics(tmp_path)) == ["0", "1"]
+    assert trained == [0, 1, 0]
+
+
+def test_the_weights_of_an_interrupted_seed_are_not_said_to_be_another_s(tmp_path, told):
+    reached, trained = told
+    reached |= {0: (0.5, None), 1: (0.9, "interrupted")}
+    assert run_seeds(experiment(tmp_path), silent).saved_seed == 1
+    results = run_seeds(experiment(tmp_path, seeds=1), silent)
+    assert trained == [0, 1] and results.saved_seed == 1 == seed_in_weights(tmp_path)
+    reached[1] = (0.95, None)
+    assert run_seeds(experiment(tmp_path), silent).saved_seed == 1
+    assert trained == [0, 1, 1]
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["val_accuracy"] == 0.95
+
+
+def test_tables_and_pictures_that_are_gone_are_made_again(tmp_path, told):
+    reached, trained = told
+    reached |= {0: (0.5, None), 1: (0.9, None)}
+    run_seeds(experiment(tmp_path), silent)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for name in (METRICS_FILE, CURVES_FILE):
+        (tmp_path / name).unlink()
+    run_seeds(experiment(tmp_path), silent)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert trained == [0, 1]
+
+
+def test_a_restart_forgets_what_was_there(tmp_path, told):
+    reached, trained = told
+    reached |= {0: (0.5, None), 1: (0.9, None)}
+    run_seeds(experiment(tmp_path), silent)
+    results = run_seeds(experiment(tmp_path, seeds=1, restart=True), silent)
+    assert results.saved_seed == 0 == seed_in_weights(tmp_path)
+    assert seeds_in_metrics(tmp_path) == ["0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from grand_fast.checkpoint import write_file
 from grand_fast.data import NodeData
 
 WIDEST = 3.0  # points, of the edge with the largest weight
@@ -48,8 +50,9 @@ def draw_superpixels(
         axes[2].set_title(f"{model.name}: after diffusion")
         for axis in axes:
             axis.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=60)
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=60, format="png")
+    write_file(path, drawn.getvalue())
 
 
 def _centres(segments: NDArray[np.int64]) -> NDArray[np.float64]:
