@@ -1,8 +1,8 @@
 """The end of a backward pass of the attention: dq and Delta of a row, and rows of several pieces.
 
-With p the weights, t their gradients, and c = ρ w φ'(u) of each edge,
-dq = scale (Σ c p t k − Delta Σ c p k), Delta = Σ p t: a piece leaves four sums, which are plain and
-join by adding in order. Seen from the senders, q and k change places.
+With p the weights before they are divided by their sum, t their gradients, and c = ρ w φ'(u) of
+each edge, dq = scale (Σ c p t k − Delta Σ c p k) / Σ p, Delta = Σ p t / Σ p: a piece leaves four
+sums, which are plain and join by adding in order. Seen from the senders, q and k change places.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
@@ -66,13 +66,13 @@ def join_dq_sums(sums):
 @triton.jit
 def store_dq(
     dq_ptr,
-    lse_delta_ptr,
+    norm_delta_ptr,
     sum_p,
     sum_pt,
     sum_pk,
     sum_ptk,
     t0,
-    lse,
+    shift,
     scale,
     H: tl.constexpr,
     d_k: tl.constexpr,
@@ -83,19 +83,20 @@ def store_dq(
     N_A: tl.constexpr,
     N_H: tl.constexpr,
 ):
-    """dq = scale (Σ c p t k − Delta Σ c p k) of one row, and Delta = Σ p t; sums over its edges.
+    """dq of one row, and what the column pass needs of it: shift in base 2, 1 / Σ p and Delta.
 
-    sum_p, sum_pt, lse: N_H of [BLOCK_H]; sum_pk, sum_ptk: N_A of [BLOCK_A]. t is counted from t0,
-    which cancels in dq. The difference of the two sums can be small against them: that Σ p is only
-    1 up to the rounding of lse would show, so all are divided by it. The column pass gathers lse
-    with Delta: a copy of it is stored beside.
+    sum_p, sum_pt, shift: N_H of [BLOCK_H]; sum_pk, sum_ptk: N_A of [BLOCK_A]. t is counted from t0,
+    which cancels in dq. The difference of the two sums can be small against them. So the sum that
+    divides them is that of the very p in them, and no other that differs by a rounding of scores.
     """
     for g in tl.static_range(N_H):
         offs_h = heads_of(g, BLOCK_H)
-        over_p = tl.where(sum_p[g] > 0.0, 1.0 / sum_p[g], 0.0)  # a row without edges: dq = 0
+        over_p = tl.where(sum_p[g] == 0.0, 0.0, 1.0 / sum_p[g])  # a row without edges: dq = 0
         delta = sum_pt[g] * over_p
-        tl.store(lse_delta_ptr + offs_h, lse[g], mask=offs_h < H)
-        tl.store(lse_delta_ptr + H + offs_h, delta + t0, mask=offs_h < H)
+        at = norm_delta_ptr + offs_h
+        tl.store(at, shift[g], mask=offs_h < H)
+        tl.store(at + H, over_p, mask=offs_h < H)
+        tl.store(at + 2 * H, delta + t0, mask=offs_h < H)
         for c in tl.static_range(g * (N_A // N_H), (g + 1) * (N_A // N_H)):
             pk = tl.reshape(sum_pk[c], [BLOCK_H, BLOCK_A // BLOCK_H])
             ptk = tl.reshape(sum_ptk[c], [BLOCK_H, BLOCK_A // BLOCK_H])
@@ -113,12 +114,13 @@ def store_dq_part(
     sum_pk,
     sum_ptk,
     t0,
+    shift,
     BLOCK_H: tl.constexpr,
     BLOCK_A: tl.constexpr,
     N_A: tl.constexpr,
     N_H: tl.constexpr,
 ):
-    """The sums of one piece, a row of `part`: Σ c p k | Σ c p t k | Σ p | Σ p t | t0."""
+    """The sums of one piece, a row of `part`: Σ c p k | Σ c p t k | Σ p | Σ p t | t0 | shift."""
     columns: tl.constexpr = N_A * BLOCK_A
     heads: tl.constexpr = N_H * BLOCK_H
     for c in tl.static_range(N_A):
@@ -130,6 +132,7 @@ def store_dq_part(
         tl.store(at, sum_p[g])
         tl.store(at + heads, sum_pt[g])
         tl.store(at + 2 * heads, tl.zeros([BLOCK_H], tl.float32) + t0)
+        tl.store(at + 3 * heads, shift[g])
 
 
 @triton.jit
@@ -163,9 +166,8 @@ def store_heads(row_ptr, dk, H: tl.constexpr, d_k: tl.constexpr, BLOCK_A: tl.con
 @triton.jit
 def _edge_attention_bwd_dq_join_kernel(
     dq_ptr,
-    lse_delta_ptr,
+    norm_delta_ptr,
     part_ptr,
-    lse_ptr,
     split_row_ptr,
     split_ptr_ptr,
     scale,
@@ -179,7 +181,7 @@ def _edge_attention_bwd_dq_join_kernel(
     row = tl.load(split_row_ptr + pid_s).to(tl.int64)
     first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
     last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
-    width: tl.constexpr = 2 * BLOCK_A + 3 * BLOCK_H
+    width: tl.constexpr = 2 * BLOCK_A + 4 * BLOCK_H
     offs_a = tl.arange(0, BLOCK_A)[:, None]
     offs_h = 2 * BLOCK_A + tl.arange(0, BLOCK_H)[:, None]
     sum_pk = tl.reshape(join(part_ptr, first, last, offs_a, offs_a < width, width), [BLOCK_A])
@@ -191,10 +193,10 @@ def _edge_attention_bwd_dq_join_kernel(
     offs_h = tl.arange(0, BLOCK_H)
     # alike in all pieces of a row
     t0 = tl.load(part_ptr + first * width + 2 * BLOCK_A + 2 * BLOCK_H + offs_h)
-    lse = tl.load(lse_ptr + row * H + offs_h, mask=offs_h < H, other=0.0)
+    shift = tl.load(part_ptr + first * width + 2 * BLOCK_A + 3 * BLOCK_H + offs_h)
     store_dq(
-        dq_ptr + row * (H * d_k), lse_delta_ptr + row * (2 * H), (sum_p,), (sum_pt,), (sum_pk,),
-        (sum_ptk,), t0, (lse,), scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, 1, 1, 1,
+        dq_ptr + row * (H * d_k), norm_delta_ptr + row * (3 * H), (sum_p,), (sum_pt,), (sum_pk,),
+        (sum_ptk,), t0, (shift,), scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, 1, 1, 1,
     )  # fmt: skip
 
 
@@ -220,24 +222,22 @@ def _edge_attention_bwd_dk_join_kernel(
 
 def join_dq(
     dq: Float[Tensor, "N H d_k"],
-    lse_delta: Float[Tensor, "N 2 H"],
+    norm_delta: Float[Tensor, "N 3 H"],
     part: Float[Tensor, "P W"],
     *,
-    lse: Float[Tensor, "N H"],
     scale: float,
     csr: Csr,
     sizes: dict[str, int],
 ) -> None:
-    """Write the rows of `dq` and `lse_delta` that have several pieces, from their sums `part`."""
+    """Write the rows of `dq` and `norm_delta` that have several pieces, from their sums `part`."""
     work, (_, h, d_k) = csr.work, dq.shape
     if work.n_split == 0:
         return
     columns, heads = _padded(sizes)
     _edge_attention_bwd_dq_join_kernel[(work.split_row.numel(),)](
         dq,
-        lse_delta,
+        norm_delta,
         part,
-        lse_ptr=lse,
         split_row_ptr=work.split_row,
         split_ptr_ptr=work.split_ptr,
         scale=scale,
@@ -271,7 +271,7 @@ def join_dk(dk: Float[Tensor, "N H d_k"], part: Float[Tensor, "P d_att"], *, csr
 def dq_part(csr: Csr, sizes: dict[str, int]) -> Float[Tensor, "P W"]:
     """Memory for the sums of the pieces of split rows, as `store_dq_part` lays them out."""
     columns, heads = _padded(sizes)
-    width = 2 * columns + 3 * heads
+    width = 2 * columns + 4 * heads
     return torch.empty((csr.work.n_split, width), dtype=torch.float32, device=csr.col.device)
 
 

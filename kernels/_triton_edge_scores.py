@@ -1,4 +1,4 @@
-"""The scores of a row: a sweep over the keys of a piece, for lse or the largest."""
+"""The scores of a row: a sweep over the keys of a piece, and what normalises them."""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 # (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
@@ -7,13 +7,21 @@ import triton
 import triton.language as tl
 
 from grand_fast.kernels._triton_sums import head_dot
-from grand_fast.kernels._triton_tiles import edge_offsets, gather_heads, heads_of
+from grand_fast.kernels._triton_tiles import (
+    edge_offsets,
+    gather_heads,
+    gather_per_head,
+    heads_of,
+    load_per_head,
+)
 from grand_fast.kernels._triton_weighting import (
     LOG2E,
+    in_base_2,
     load_edge_weight,
     load_slots,
     scores,
-    squareplus,
+    unit,
+    unnormalised,
 )
 
 
@@ -22,18 +30,17 @@ def online(m, l, s, mask_e, weighting, top):  # noqa: E741
     """One turn of the online sum of one group of heads.
 
     m, l [BLOCK_G, BLOCK_H], s [BLOCK_E, BLOCK_G, BLOCK_H]. Returns the new m and l, what old sums
-    are multiplied by, and p. In a softmax m is the largest score, p = 2^(s − m); squareplus counts
-    from `top` instead, and m stays 0.
+    are multiplied by, and p. In a softmax m is the shift in base 2, the largest score;
+    squareplus counts from `top` instead, and m stays 0.
     """
     if weighting.top is None:
         s = tl.where(mask_e[:, :, None], s, float("-inf"))
-        largest = tl.maximum(m, tl.max(s, 0))
+        largest = tl.maximum(m, tl.max(s, 0) * (unit(weighting) * LOG2E))
         fade = tl.exp2(m - largest)
-        p = tl.exp2(s - largest[None, :, :])
+        p = unnormalised(s, largest, weighting, top)
         return largest, l * fade + tl.sum(p, 0), fade, p
     else:
-        p, _ = squareplus(s, top)
-        p = tl.where(mask_e[:, :, None], p, 0.0)
+        p = tl.where(mask_e[:, :, None], unnormalised(s, m, weighting, top), 0.0)
         return m, l + tl.sum(p, 0), m, p
 
 
@@ -59,7 +66,7 @@ def join_groups(m, l):  # noqa: E741
 
 
 @triton.jit
-def sweep_lse(
+def sweep_scores(
     q,
     k_ptr,
     weighting,
@@ -80,7 +87,7 @@ def sweep_lse(
     BLOCK_E: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """m and l of the scores of a piece, see `online`, N_H of [BLOCK_H]; q comes scaled."""
+    """m and l of the scores of a piece, see `online`, N_H of [BLOCK_H]."""
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     m, l = no_scores(weighting, BLOCK_G, BLOCK_H, N_H)  # noqa: E741
     j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
@@ -110,24 +117,71 @@ def sweep_lse(
 
 
 @triton.jit
-def log_sum(m, l):  # noqa: E741
-    """lse in base e, of m in base 2; −∞ in a row without edges, and NaN stays NaN."""
-    return tl.where(l == 0.0, float("-inf"), (m + tl.log2(l)) / LOG2E)
+def norm_of(m, l, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):  # noqa: E741
+    """Shift in base 2 and 1 / Σ p of m and l, N_H of [BLOCK_H] each.
 
-
-@triton.jit
-def row_lse(m, l, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):  # noqa: E741
-    """lse of a row, N_H of [BLOCK_H]: +∞ for a padded head, which then gets no weight."""
-    lse = ()
+    A padded head has the shift +∞ and 0: it gets no weight, whatever its scores are.
+    """
+    shift = ()
+    inverse = ()
     for g in tl.static_range(N_H):
-        lse_g = tl.where(heads_of(g, BLOCK_H) < H, log_sum(m[g], l[g]), float("inf"))
-        lse = lse + (lse_g,)
-    return lse
+        is_head = heads_of(g, BLOCK_H) < H
+        shift = shift + (tl.where(is_head, m[g], float("inf")),)
+        inverse = inverse + (tl.where(is_head, 1.0 / l[g], 0.0),)
+    return shift, inverse
 
 
 @triton.jit
-def store_lse(lse_ptr, lse, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
-    """Write lse of a row."""
+def store_norm(norm_ptr, shift, inverse, weighting, H: tl.constexpr, BLOCK_H: tl.constexpr,
+               N_H: tl.constexpr):  # fmt: skip
+    """Write a row of `norm`. Its shift is in base e: rounded, so that 1 / Σ p becomes another."""
     for g in tl.static_range(N_H):
         offs_h = heads_of(g, BLOCK_H)
-        tl.store(lse_ptr + offs_h, lse[g], mask=offs_h < H)
+        natural = shift[g]
+        total = inverse[g]
+        if weighting.top is None:
+            is_empty = total == float("inf")
+            natural = tl.where(is_empty, float("-inf"), shift[g] / LOG2E)
+            # as whoever loads it has it
+            total *= tl.exp2(tl.where(is_empty, 0.0, in_base_2(natural, weighting) - shift[g]))
+        tl.store(norm_ptr + offs_h, natural, mask=offs_h < H)
+        tl.store(norm_ptr + H + offs_h, total, mask=offs_h < H)
+
+
+@triton.jit
+def load_norm(norm_ptr, weighting, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
+    """A row of `norm`, as `norm_of` gives it."""
+    natural = load_per_head(norm_ptr, H, BLOCK_H, N_H, float("inf"))
+    inverse = load_per_head(norm_ptr + H, H, BLOCK_H, N_H, 0.0)
+    shift = ()
+    for g in tl.static_range(N_H):
+        shift = shift + (in_base_2(natural[g], weighting),)
+    return shift, inverse
+
+
+@triton.jit
+def gather_norm(
+    norm_ptr,
+    index,
+    mask_e,
+    weighting,
+    stride: tl.constexpr,
+    IS_IN_BASE_2: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    N_H: tl.constexpr,
+):
+    """Rows of a table that begin as those of `norm`: shift and 1 / Σ p, N_H each.
+
+    [BLOCK_E, BLOCK_G, BLOCK_H]; `weight` is 0 where there is no edge.
+    """
+    rows = norm_ptr + index[:, :, None].to(tl.int64) * stride
+    loaded = gather_per_head(rows, 0, mask_e, float("inf"), H, BLOCK_H, N_H)
+    inverse = gather_per_head(rows, H, mask_e, 0.0, H, BLOCK_H, N_H)
+    shift = ()
+    for g in tl.static_range(N_H):
+        shift_g = loaded[g]
+        if not IS_IN_BASE_2:
+            shift_g = in_base_2(shift_g, weighting)
+        shift = shift + (shift_g,)
+    return shift, inverse

@@ -96,11 +96,11 @@ def load_heads(row_ptr, H: tl.constexpr, d_k: tl.constexpr, BLOCK_A: tl.constexp
 @triton.jit
 def load_per_head(row_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr, other):
     """A number for each head of a row, in groups [BLOCK_H]; `other` for padded heads."""
-    lse = ()
+    numbers = ()
     for g in tl.static_range(N_H):
         offs_h = heads_of(g, BLOCK_H)
-        lse = lse + (tl.load(row_ptr + offs_h, mask=offs_h < H, other=other),)
-    return lse
+        numbers = numbers + (tl.load(row_ptr + offs_h, mask=offs_h < H, other=other),)
+    return numbers
 
 
 @triton.jit

@@ -1,8 +1,17 @@
 """From the dot product of an edge to its weight, and back: what each `Weighting` compiles to.
 
-Units: kernels scale one of the two vectors by `dot_scale`. The scores of a softmax then come in
-base 2, as 2ˢ is one instruction and eˢ five; those of squareplus as they are. exp(u) always gets u
-in base 2.
+Units: kernels scale neither q nor k. A score s lacks the factor `unit`, which the exponent of a
+softmax gets with log₂ e, as 2ˢ is one instruction and eˢ five: p = 2^(s · unit · log₂ e − shift),
+its shift in base 2 too. v of squareplus is s · unit − top.
+
+Large scores: either is one fused multiply-add, written as such, so that no compiler rounds the
+product here and not there. Two sweeps with the same tiles of q and k (`head_sizes`) sum each dot
+product in the same order, whichever of the two they gather: their p are alike bit for bit, at any
+size of the scores, and so it does not matter that the shift is rounded. These are the sweep that
+finds `norm` and that which uses it, and the two passes of a backward. Forward and backward differ
+in their tiles, so their scores by roundings: the row pass sums its own p. Where only the forward's
+sum is at hand, scores of 10⁵ leave 1 % of a weight open, and `weight` sees to it that none exceeds
+the sum. From 10⁹ on p may leave the range of float32.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
@@ -25,44 +34,34 @@ LOG2E = tl.constexpr(math.log2(math.e))
 class KernelWeighting(NamedTuple):
     """A `Weighting` as an argument of kernels: None and `function` are known to the compiler.
 
-    slope: of leaky_relu. top: a scalar, which says that the normaliser is squareplus.
-    edge_weight: [E], in slots of `A`.
+    scale: of the dot product. slope: of leaky_relu. top: a scalar, which says that the normaliser
+    is squareplus. edge_weight: [E], in slots of `A`.
     """
 
     function: tl.constexpr
+    scale: float
     slope: float | None
     top: Tensor | None
     edge_weight: Tensor | None
 
-
-class Scoring(NamedTuple):
-    """What launchers hand to kernels. dot_scale: factor of <q, k>; scale: that of its gradient."""
-
-    weighting: KernelWeighting
-    dot_scale: float
-    scale: float
-
     def slot(self, csr: Csr) -> Tensor | None:
         """Where the slots of a view are in `A`, if kernels are to look there for weights."""
-        return None if self.weighting.edge_weight is None else csr.slot
+        return None if self.edge_weight is None else csr.slot
 
 
-def scoring(
+def kernel_weighting(
     weighting: Weighting | None, d_k: int, *, edge_weight: Tensor | None, top: Tensor | None
-) -> Scoring:
+) -> KernelWeighting:
     """Of the paper's weighting unless another is given; the direction is a matter of launches."""
     weighting = weighting or scaled_dot(d_k)
-    if weighting.normalizer == "softmax":
-        top = None
-    kernels = KernelWeighting(
+    assert weighting.scale > 0  # the largest score is that of the largest `s · unit`
+    return KernelWeighting(
         function=tl.constexpr(weighting.function),
+        scale=weighting.scale,
         slope=weighting.slope if weighting.function == "leaky_relu" else None,
-        top=top,
+        top=top if weighting.normalizer == "squareplus" else None,
         edge_weight=edge_weight,
     )
-    is_natural = top is not None and weighting.function != "exp"
-    dot_scale = weighting.scale * (1.0 if is_natural else LOG2E.value)
-    return Scoring(kernels, dot_scale, weighting.scale)
 
 
 @triton.jit
@@ -94,12 +93,19 @@ def load_edge_weight(weighting, slot, mask_e):
 
 
 @triton.jit
-def phi(u, weighting):
-    """φ(u), in the units of scores."""
+def unit(weighting):
+    """What φ lacks, and with it scores."""
     if weighting.function == "exp":
-        u = tl.exp2(u)
-        if weighting.top is None:
-            u *= LOG2E
+        return 1.0
+    else:
+        return weighting.scale
+
+
+@triton.jit
+def phi(u, weighting):
+    """φ of dot products, up to `unit`."""
+    if weighting.function == "exp":
+        u = tl.exp2(u * (weighting.scale * LOG2E))
     elif weighting.function == "leaky_relu":
         u = tl.where(u > 0.0, u, u * weighting.slope)
     return u
@@ -107,7 +113,10 @@ def phi(u, weighting):
 
 @triton.jit
 def scores(u, w, weighting):
-    """Scores of dot products, each N_H of [BLOCK_E, BLOCK_G, BLOCK_H]; w of `load_edge_weight`."""
+    """Scores of dot products up to `unit`, N_H of [BLOCK_E, BLOCK_G, BLOCK_H].
+
+    w: of `load_edge_weight`.
+    """
     s = ()
     for g in tl.static_range(len(u)):
         s_g = phi(u[g], weighting)
@@ -118,9 +127,9 @@ def scores(u, w, weighting):
 
 
 @triton.jit
-def squareplus(s, top):
-    """p = 2 / (√(v² + 4) − v) of v = s − top, and ρ = 1 / √(v² + 4)."""
-    v = s - top
+def squareplus(s, weighting, top):
+    """p = 2 / (√(v² + 4) − v) of v = s · unit − top, and ρ = 1 / √(v² + 4)."""
+    v = tl.fma(s, unit(weighting), -top)
     square = v * v + 4.0
     rho = tl.rsqrt(square)
     root = square * rho - v
@@ -129,37 +138,47 @@ def squareplus(s, top):
 
 
 @triton.jit
-def weight(s, lse, weighting, top):
-    """p(s) / Σ p of scores, with lse = log Σ p in base e; 0 where lse is +∞."""
+def in_base_2(shift, weighting):
+    """The shift of a softmax, of scores of `Weighting`."""
     if weighting.top is None:
-        return tl.exp2(s - lse * LOG2E)
-    else:
-        p, _ = squareplus(s, top)
-        return p * tl.exp2(-lse * LOG2E)
+        shift = rounded(shift * LOG2E)
+    return shift
 
 
 @triton.jit
-def sum_over_heads(a, weighting):
-    """Σ of weights [BLOCK_E, BLOCK_G, BLOCK_H] over heads, alike in all lanes that have a copy."""
-    if weighting.top is not None:
-        a = rounded(a)
-    return tl.sum(a, 2)
+def unnormalised(s, shift, weighting, top):
+    """p of scores; shift in base 2, which squareplus does not need."""
+    if weighting.top is None:
+        return tl.exp2(tl.fma(s, unit(weighting) * LOG2E, -shift))
+    else:
+        p, _ = squareplus(s, weighting, top)
+        return p
+
+
+@triton.jit
+def weight(s, shift, inverse, weighting, top):
+    """p / Σ p of scores, at most 1; 0 where shift is +∞ and `inverse` 0.
+
+    Lanes that have copies of it may sum it: a product could be fused into the sum of one of them.
+    """
+    a = unnormalised(s, shift, weighting, top) * inverse
+    return tl.minimum(a, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def past_normalizer(gradient, s, weighting, top):
     """`gradient` times ρ."""
     if weighting.top is not None:
-        _, rho = squareplus(s, top)
+        _, rho = squareplus(s, weighting, top)
         gradient *= rho
     return gradient
 
 
 @triton.jit
 def past_function(ds, u, w, weighting):
-    """The gradient by u, before it was scaled, from that by s."""
+    """The gradient by u, divided by its scale, from that by s."""
     if weighting.function == "exp":
-        ds *= tl.exp2(u)
+        ds *= phi(u, weighting)
     elif weighting.function == "leaky_relu":
         ds = tl.where(u > 0.0, ds, ds * weighting.slope)
     if len(w) > 0:
@@ -173,6 +192,4 @@ def edge_weight_gradient(ds, u, weighting):
     dw = tl.sum(rounded(phi(u[0], weighting) * ds[0]), 2)
     for g in tl.static_range(1, len(u)):
         dw += tl.sum(rounded(phi(u[g], weighting) * ds[g]), 2)
-    if weighting.top is None:
-        dw *= 1.0 / LOG2E
-    return dw
+    return dw * unit(weighting)

@@ -112,7 +112,7 @@ def kernel_passes(graph: Graph, shape: Shape, device: Device) -> dict[str, Pass]
     q, key = normal(n, 2, h, k).unbind(1)
     attention, csr = (launchers(f"{op}_diffusion", "gpu") for op in ("attention", "csr"))
     field: dict[str, Any] = {"alpha": alpha, "beta": None, "x0": None}
-    _, lse = attention.attention_diffusion_fwd(x, q, key, **field, csr=_views(there, None)[0])
+    _, norm = attention.attention_diffusion_fwd(x, q, key, **field, csr=_views(there, None)[0])
 
     def attention_forward(piece: int | None) -> None:
         attention.attention_diffusion_fwd(x, q, key, **field, csr=_views(there, piece)[0])
@@ -120,7 +120,7 @@ def kernel_passes(graph: Graph, shape: Shape, device: Device) -> dict[str, Pass]
     def attention_backward(piece: int | None) -> None:
         view, transposed = _views(there, piece)
         attention.attention_diffusion_bwd(
-            df, x, q, k=key, lse=lse, alpha=alpha, csr=view, csr_t=transposed, needs_dqk=True,
+            df, x, q, k=key, norm=norm, alpha=alpha, csr=view, csr_t=transposed, needs_dqk=True,
             needs_dalpha=False,
         )  # fmt: skip
 

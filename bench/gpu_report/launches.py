@@ -39,7 +39,7 @@ class _Inputs(NamedTuple):
     a: Tensor
     da: Tensor
     alpha: Tensor
-    lse: Tensor
+    norm: Tensor
     csr: Csr
     csr_t: Csr
 
@@ -61,7 +61,7 @@ def passes(
             )
     with record() as every["attention_diffusion backward"]:
         attention_diffusion.attention_diffusion_bwd(
-            g.x, g.x, g.q, k=g.k, lse=g.lse, alpha=g.alpha, **views, needs_dqk=True,
+            g.x, g.x, g.q, k=g.k, norm=g.norm, alpha=g.alpha, **views, needs_dqk=True,
             needs_dalpha=False,
         )  # fmt: skip
     with record() as every["csr_diffusion forward"]:
@@ -73,7 +73,7 @@ def passes(
     with record() as every["edge_attention forward"]:
         edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=False, csr=g.csr)
     with record() as every["edge_attention backward"]:
-        edge_attention.edge_attention_bwd(g.da, g.q, g.k, lse=g.lse, **views)
+        edge_attention.edge_attention_bwd(g.da, g.q, g.k, norm=g.norm, **views)
     with record() as every["stage_update forward"]:
         stage_update.stage_update_fwd([g.x] * len(_STAGE), _STAGE)
     with record() as every["stage_update backward"]:
@@ -98,11 +98,11 @@ def every_launch(
             g.x, g.x, g.a, **field, needs_dx=True, needs_da=False, needs_dalpha=True
         )
         edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=True, csr=g.csr)
-        edge_attention.edge_attention_bwd(g.a, g.q, g.k, lse=g.lse, **views)
+        edge_attention.edge_attention_bwd(g.a, g.q, g.k, norm=g.norm, **views)
         attention_diffusion.attention_diffusion_fwd(g.x, g.q, g.k, **source)
         for needs_dqk, needs_dalpha in ((False, False), (False, True), (True, True)):
             attention_diffusion.attention_diffusion_bwd(
-                g.x, g.x, g.q, k=g.k, lse=g.lse, **field, needs_dqk=needs_dqk,
+                g.x, g.x, g.q, k=g.k, norm=g.norm, **field, needs_dqk=needs_dqk,
                 needs_dalpha=needs_dalpha,
             )  # fmt: skip
     plain = passes(graph, shape, dtype, index=index).values()
@@ -134,13 +134,13 @@ def family(
                 g.x, q, k, **of, alpha=g.alpha, beta=None, x0=None, **views
             )
             attention_diffusion.attention_diffusion_bwd(
-                g.x, g.x, q, k=k, lse=g.lse, **of, alpha=g.alpha, **views, needs_dqk=True,
+                g.x, g.x, q, k=k, norm=g.norm, **of, alpha=g.alpha, **views, needs_dqk=True,
                 needs_dalpha=False, needs_dedge_weight=is_squareplus,
             )  # fmt: skip
             for mean_heads in (False, True):
                 edge_attention.edge_attention_fwd(q, k, **of, mean_heads=mean_heads, **views)
             edge_attention.edge_attention_bwd(
-                g.da, q, k, lse=g.lse, **of, **views, needs_dedge_weight=is_squareplus
+                g.da, q, k, norm=g.norm, **of, **views, needs_dedge_weight=is_squareplus
             )
     return launches
 
@@ -160,7 +160,7 @@ def _inputs(graph: Graph, shape: Shape, dtype: torch.dtype, index: torch.dtype) 
         a=empty(e),
         da=empty(e, h),
         alpha=empty(shape.channels, dtype=torch.float32),
-        lse=empty(n, h, dtype=torch.float32),
+        norm=empty(n, 2, h, dtype=torch.float32),
         csr=_view(graph, index, transposed=False),
         csr_t=_view(graph, index, transposed=True),
     )

@@ -38,13 +38,13 @@ from bench.gpu_report.metrics import FP, Kernel
 GATHERED: Mapping[str, Sequence[tuple[str, ...]]] = {
     "_attention_diffusion_fwd_kernel": (("k",), ("k", "x")),
     "_attention_diffusion_bwd_dq_kernel": (("k", "x"),),
-    "_attention_diffusion_bwd_dk_kernel": (("q", "df", "lse"),),
+    "_attention_diffusion_bwd_dk_kernel": (("q", "df", "norm"),),
     "_csr_diffusion_fwd_kernel": (("x",),),
     "_csr_diffusion_bwd_da_kernel": (("x",),),
-    "_edge_attention_fwd_lse_kernel": (("k",),),
+    "_edge_attention_fwd_norm_kernel": (("k",),),
     "_edge_attention_fwd_kernel": (("k",), ("k",)),
     "_edge_attention_bwd_dq_kernel": (("k",),),
-    "_edge_attention_bwd_dk_kernel": (("q", "lse"),),
+    "_edge_attention_bwd_dk_kernel": (("q", "norm_delta"),),
 }
 _AT_SLOT = ("a", "da")  # arrays over edges: scattered in a launch that has slots
 _SECTOR = 32  # bytes: what L2 hands out

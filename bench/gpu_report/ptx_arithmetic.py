@@ -66,16 +66,17 @@ def _same(function: Function, operands: int) -> Callable[[Opcode], Operation]:
     return lambda opcode: Operation(function, opcode.types * operands)
 
 
-def _extremum(on_floats: Function, on_integers: Function) -> Callable[[Opcode], Operation]:
-    """A NaN gives way to the other operand, so numpy's own maximum will not do."""
+def _extremum(without_nan: Function, with_nan: Function) -> Callable[[Opcode], Operation]:
+    """A NaN gives way to the other operand, unless the modifier `NaN` keeps it."""
 
     def build(opcode: Opcode) -> Operation:
         kind = opcode.types[0]
-        function = on_floats if DTYPES[kind].kind == "f" else on_integers
+        plain = with_nan if "NaN" in opcode.modifiers else without_nan
+        function = plain
         if kind == "bf16":
 
             def function(a: Array, b: Array) -> Array:
-                return _to_bf16(on_floats(_from_bf16(a), _from_bf16(b)))
+                return _to_bf16(plain(_from_bf16(a), _from_bf16(b)))
 
         return Operation(function, opcode.types * 2)
 
@@ -275,8 +276,8 @@ _RULES: dict[str, _Rule] = {
     "div": _rule(_same(np.divide, 2), _FLOATS, "rn full approx ftz"),
     "neg": _rule(_same(np.negative, 1), f"s16 s32 s64 {_FLOATS}", "ftz"),
     "abs": _rule(_magnitude, f"s16 s32 s64 {_FLOATS} bf16", "ftz"),
-    "max": _rule(_extremum(np.fmax, np.maximum), f"{_INTEGERS} {_FLOATS} bf16", "ftz"),
-    "min": _rule(_extremum(np.fmin, np.minimum), f"{_INTEGERS} {_FLOATS} bf16", "ftz"),
+    "max": _rule(_extremum(np.fmax, np.maximum), f"{_INTEGERS} {_FLOATS} bf16", "ftz NaN"),
+    "min": _rule(_extremum(np.fmin, np.minimum), f"{_INTEGERS} {_FLOATS} bf16", "ftz NaN"),
     "ex2": _rule(_same(np.exp2, 1), "f32", "approx ftz"),
     "lg2": _rule(_same(np.log2, 1), "f32", "approx ftz"),
     "rcp": _rule(_same(lambda a: 1 / a, 1), _FLOATS, "rn approx ftz"),

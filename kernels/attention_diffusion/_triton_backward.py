@@ -13,7 +13,6 @@ import triton.language as tl
 from grand_fast.kernels._triton_diffusion import store_diffusion, store_values
 from grand_fast.kernels._triton_sizes import head_lanes, head_sizes, value_lanes, value_sizes
 from grand_fast.kernels._triton_sums import add_weighted
-from grand_fast.kernels._triton_weighting import sum_over_heads
 
 # A lane reads 128 bits of float32 at once. With 128 bits of a half type, half the lanes would read
 # a row, each with twice the registers: fewer warps, slower where two tables are gathered.
@@ -21,11 +20,11 @@ LANE_COLUMNS = 4
 
 
 @triton.jit
-def add_values(sums, p, x, weighting):
-    """Σ w x with one more turn: w = Σ p over heads, x in chunks."""
-    w = sum_over_heads(p[0], weighting)
-    for h in tl.static_range(1, len(p)):
-        w += sum_over_heads(p[h], weighting)
+def add_values(sums, a, x):
+    """Σ w x with one more turn: w = Σ a over heads, a of `weight`; x in chunks."""
+    w = tl.sum(a[0], 2)
+    for h in tl.static_range(1, len(a)):
+        w += tl.sum(a[h], 2)
     return add_weighted(sums, (w[:, :, None],), x, 1)
 
 

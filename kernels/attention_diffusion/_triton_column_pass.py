@@ -20,6 +20,7 @@ from grand_fast.kernels._triton_attention_backward import (
     store_heads,
 )
 from grand_fast.kernels._triton_diffusion import dense, join_diffusion
+from grand_fast.kernels._triton_edge_scores import gather_norm
 from grand_fast.kernels._triton_sizes import edges
 from grand_fast.kernels._triton_sums import (
     add_weighted,
@@ -40,7 +41,7 @@ from grand_fast.kernels._triton_tiles import (
     load_values,
 )
 from grand_fast.kernels._triton_weighting import (
-    Scoring,
+    KernelWeighting,
     edge_weight_gradient,
     load_edge_weight,
     load_slots,
@@ -68,7 +69,7 @@ def _attention_diffusion_bwd_dk_kernel(
     x_ptr,
     q_ptr,
     k_ptr,
-    lse_ptr,
+    norm_ptr,
     alpha_ptr,
     add,
     weighting,
@@ -83,8 +84,6 @@ def _attention_diffusion_bwd_dk_kernel(
     stride_x_n: tl.constexpr,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
-    stride_lse_n: tl.constexpr,
-    score_scale,
     scale,
     d: tl.constexpr,
     H: tl.constexpr,
@@ -109,7 +108,6 @@ def _attention_diffusion_bwd_dk_kernel(
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     k = load_heads(k_ptr + row * stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-    k = scaled(k, score_scale)
     top = load_top(weighting)
     k_groups = ()
     top_groups = ()
@@ -134,19 +132,23 @@ def _attention_diffusion_bwd_dk_kernel(
         w = load_edge_weight(weighting, slot, mask_e)
         u = head_dot(q, k, BLOCK_H, N_H, VEC_A)
         s = scores(u, w, weighting)
-        lse_row = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n
-        no_weight = float("inf")
-        lse = gather_per_head(lse_row, 0, mask_e, no_weight, H, BLOCK_H, N_H)
-        p = ()
+        # With Delta in its rows `norm` is of the row pass, else of forward.
+        stride_norm_n: tl.constexpr = (2 + HAS_DK) * H
+        shift, inverse = gather_norm(
+            norm_ptr, i, mask_e, weighting, stride_norm_n, HAS_DK, H, BLOCK_H, N_H
+        )
+        a = ()
         for h in tl.static_range(N_H):
-            p = p + (weight(s[h], lse[h], weighting, top),)  # [BLOCK_E, BLOCK_G, BLOCK_H]
+            # [BLOCK_E, BLOCK_G, BLOCK_H]
+            a = a + (weight(s[h], shift[h], inverse[h], weighting, top),)
         if HAS_DK:
             t = edge_dot(df, x, BLOCK_H, VEC_D)[:, :, None]
-            delta = gather_per_head(lse_row, H, mask_e, 0.0, H, BLOCK_H, N_H)
+            rows = norm_ptr + i[:, :, None].to(tl.int64) * stride_norm_n
+            delta = gather_per_head(rows, 2 * H, mask_e, 0.0, H, BLOCK_H, N_H)
             ds = ()
             du = ()
             for h in tl.static_range(N_H):
-                ds_h = past_normalizer(p[h] * (t - delta[h]), s[h], weighting, top)
+                ds_h = past_normalizer(a[h] * (t - delta[h]), s[h], weighting, top)
                 ds = ds + (ds_h,)
                 du = du + (past_function(ds_h, u[h], w, weighting),)
             k_groups = add_weighted(k_groups, du, q, BLOCK_H)
@@ -156,7 +158,7 @@ def _attention_diffusion_bwd_dk_kernel(
             if weighting.top is not None:
                 top_groups = add_scores(top_groups, ds)
         if HAS_DX:
-            x_groups = add_values(x_groups, p, df, weighting)
+            x_groups = add_values(x_groups, a, df)
     if HAS_DX:
         ax = scaled(join_lanes(x_groups), 1 / H)
         store_dx(
@@ -179,9 +181,9 @@ def bwd_dk(
     q: Float[Tensor, "N H d_k"],
     *,
     k: Float[Tensor, "N H d_k"],
-    lse: Float[Tensor, "N H"],
-    lse_delta: Float[Tensor, "N 2 H"] | None,
-    scoring: Scoring,
+    norm: Float[Tensor, "N 2 H"],
+    norm_delta: Float[Tensor, "N 3 H"] | None,
+    weighting: KernelWeighting,
     alpha: Float[Tensor, " d"],
     csr: Csr,
     dx: Float[Tensor, "N d"] | None = None,
@@ -189,21 +191,21 @@ def bwd_dk(
     is_scaled: bool = True,
     needs_dedge_weight: bool,
 ) -> tuple[Float[Tensor, "N H d_k"] | None, Float[Tensor, " E"] | None, Float[Tensor, ""] | None]:
-    """The column pass: dk, dedge_weight and dtop if `lse_delta` is given.
+    """The column pass: dk, dedge_weight and dtop if `norm_delta` is given.
 
     Writes `dx` if it is given, without alpha if not `is_scaled`.
     """
     work, d, (n, h, d_k) = csr.work, x.shape[1], q.shape
     programs = work.piece_row.numel()
     dk = part_k = dw = part_top = None
-    if lse_delta is not None:
-        lse = lse_delta
+    if norm_delta is not None:
+        norm = norm_delta
         dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
         part_k = torch.empty((work.n_split, h * d_k), dtype=torch.float32, device=k.device)
-        edge_weight = scoring.weighting.edge_weight
+        edge_weight = weighting.edge_weight
         if needs_dedge_weight and edge_weight is not None:
             dw = torch.empty(edge_weight.shape, dtype=edge_weight.dtype, device=k.device)
-        if scoring.weighting.top is not None:
+        if weighting.top is not None:
             part_top = torch.empty((programs,), dtype=torch.float32, device=k.device)
     if n == 0:
         return dk, dw, None if part_top is None else part_top.sum()
@@ -220,12 +222,12 @@ def bwd_dk(
         x_ptr=x,
         q_ptr=q,
         k_ptr=k,
-        lse_ptr=lse,
+        norm_ptr=norm,
         alpha_ptr=alpha,
         add=dense(add),
-        weighting=scoring.weighting,
+        weighting=weighting,
         col_ptr=csr.col,
-        slot_ptr=scoring.slot(csr),
+        slot_ptr=weighting.slot(csr),
         piece_row_ptr=work.piece_row,
         piece_beg_ptr=work.piece_beg,
         piece_end_ptr=work.piece_end,
@@ -235,9 +237,7 @@ def bwd_dk(
         stride_x_n=x.stride(0),
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        stride_lse_n=lse.stride(0),
-        score_scale=scoring.dot_scale,
-        scale=scoring.scale / h,
+        scale=weighting.scale / h,
         d=d,
         H=h,
         d_k=d_k,

@@ -16,7 +16,7 @@ from grand_fast.kernels._triton_diffusion import (
     store_diffusion,
     store_values,
 )
-from grand_fast.kernels._triton_edge_scores import row_lse, store_lse, sweep_lse
+from grand_fast.kernels._triton_edge_scores import load_norm, norm_of, store_norm, sweep_scores
 from grand_fast.kernels._triton_sizes import (
     edges,
     head_lanes,
@@ -26,9 +26,8 @@ from grand_fast.kernels._triton_sizes import (
     value_sizes,
     vector,
 )
-from grand_fast.kernels._triton_sums import scaled
-from grand_fast.kernels._triton_tiles import load_heads, load_per_head, load_piece
-from grand_fast.kernels._triton_weighting import Scoring, load_top
+from grand_fast.kernels._triton_tiles import load_heads, load_piece
+from grand_fast.kernels._triton_weighting import KernelWeighting, load_top
 from grand_fast.kernels.attention_diffusion._triton_backward import LANE_COLUMNS
 from grand_fast.kernels.attention_diffusion._triton_weighted_sum import sweep_once, weighted_sum
 
@@ -44,7 +43,7 @@ _MANY_HEADS, _REGISTERS = 8, 96
 @triton.jit(do_not_specialize=["n_split"])
 def _attention_diffusion_fwd_kernel(
     f_ptr,
-    lse_ptr,
+    norm_ptr,
     part_ptr,
     x_ptr,
     q_ptr,
@@ -65,7 +64,6 @@ def _attention_diffusion_fwd_kernel(
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
     stride_x0_n: tl.constexpr,
-    scale,
     d: tl.constexpr,
     H: tl.constexpr,
     d_k: tl.constexpr,
@@ -88,22 +86,21 @@ def _attention_diffusion_fwd_kernel(
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-    q = scaled(q, scale)
     top = load_top(weighting)
     if IS_BY_SENDER:
         ax = weighted_sum(
-            q, (), lse_ptr, k_ptr, x_ptr, weighting, top, col_ptr, slot_ptr, beg, count,
+            q, (), (), norm_ptr, k_ptr, x_ptr, weighting, top, col_ptr, slot_ptr, beg, count,
             stride_k_n, stride_x_n, d, H, d_k, BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K, BLOCK_A,
             VEC_A, N_A, N_H, BLOCK_E, BLOCK_G, IS_ABSORBED,
         )  # fmt: skip
     else:
         if pid_p < n_split:
-            lse = load_per_head(lse_ptr + row * H, H, BLOCK_H, N_H, float("inf"))
+            shift, inverse = load_norm(norm_ptr + row * (2 * H), weighting, H, BLOCK_H, N_H)
             if IS_ONE_SWEEP:
                 ax = weighted_sum(
-                    q, lse, lse_ptr, k_ptr, x_ptr, weighting, top, col_ptr, slot_ptr, beg, count,
-                    stride_k_n, stride_x_n, d, H, d_k, BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K,
-                    BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G, IS_ABSORBED,
+                    q, shift, inverse, norm_ptr, k_ptr, x_ptr, weighting, top, col_ptr, slot_ptr,
+                    beg, count, stride_k_n, stride_x_n, d, H, d_k, BLOCK_D, VEC_D, N_D, BLOCK_H,
+                    BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G, IS_ABSORBED,
                 )  # fmt: skip
         else:
             if IS_ONE_SWEEP:
@@ -113,16 +110,16 @@ def _attention_diffusion_fwd_kernel(
                     N_A, N_H, BLOCK_E, BLOCK_G, IS_ABSORBED,
                 )  # fmt: skip
             else:
-                m, l = sweep_lse(  # noqa: E741
+                m, l = sweep_scores(  # noqa: E741
                     q, k_ptr, weighting, top, col_ptr, slot_ptr, beg, count, stride_k_n, H, d_k,
                     BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
                 )  # fmt: skip
-            lse = row_lse(m, l, H, BLOCK_H, N_H)
+            shift, inverse = norm_of(m, l, H, BLOCK_H, N_H)
         if not IS_ONE_SWEEP:
             ax = weighted_sum(
-                q, lse, lse_ptr, k_ptr, x_ptr, weighting, top, col_ptr, slot_ptr, beg, count,
-                stride_k_n, stride_x_n, d, H, d_k, BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K, BLOCK_A,
-                VEC_A, N_A, N_H, BLOCK_E, BLOCK_G, IS_ABSORBED,
+                q, shift, inverse, norm_ptr, k_ptr, x_ptr, weighting, top, col_ptr, slot_ptr, beg,
+                count, stride_k_n, stride_x_n, d, H, d_k, BLOCK_D, VEC_D, N_D, BLOCK_H, BLOCK_K,
+                BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G, IS_ABSORBED,
             )  # fmt: skip
     if pid_p < n_split:
         store_values(part_ptr + pid_p * d, ax, d, BLOCK_D, VEC_D, N_D)
@@ -132,7 +129,23 @@ def _attention_diffusion_fwd_kernel(
             stride_x0_n, d, HAS_SOURCE, True, BLOCK_D, VEC_D, N_D,
         )  # fmt: skip
         if not IS_BY_SENDER:
-            store_lse(lse_ptr + row * H, lse, H, BLOCK_H, N_H)
+            store_norm(norm_ptr + row * (2 * H), shift, inverse, weighting, H, BLOCK_H, N_H)
+
+
+def _lanes(d: int, h: int, d_k: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Lanes that read a row, and columns of x that one of them reads at most at once."""
+    # Those of x: accumulators take fewer registers than with the lanes of a wider q.
+    most = load_columns(dtype) if h == 1 else LANE_COLUMNS  # one accumulator may be wide
+    lanes = max(value_lanes(d, most), head_lanes(h, d_k, most) // 4)
+    if h >= _MANY_HEADS and dtype.itemsize == 2 and 2 * lanes * vector(d, most) >= 3 * d:
+        # A third of all columns would be padding, in every head's sums: narrow loads cost less.
+        lanes, most = max(lanes // 2, head_lanes(h, d_k, most) // 4), 1
+    return lanes, most
+
+
+def key_sizes(d: int, h: int, d_k: int, dtype: torch.dtype) -> dict[str, int]:
+    """Compile-time sizes of q and k; `write_norm` is to have the same."""
+    return head_sizes(h, d_k, _lanes(d, h, d_k, dtype)[0], load_columns(dtype))
 
 
 def _sizes(
@@ -146,13 +159,8 @@ def _sizes(
     by_sender: bool,
 ) -> dict[str, int | bool]:
     """Compile-time sizes and warps; whether k and x are gathered in one sweep, and as one."""
-    # Those of x: accumulators take fewer registers than with the lanes of a wider q.
-    most = load_columns(dtype) if h == 1 else LANE_COLUMNS  # one accumulator may be wide
-    lanes = max(value_lanes(d, most), head_lanes(h, d_k, most) // 4)
-    if h >= _MANY_HEADS and dtype.itemsize == 2 and 2 * lanes * vector(d, most) >= 3 * d:
-        # A third of all columns would be padding, in every head's sums: narrow loads cost less.
-        lanes, most = max(lanes // 2, head_lanes(h, d_k, most) // 4), 1
-    sizes = head_sizes(h, d_k, lanes, load_columns(dtype)) | value_sizes(d, lanes, most)
+    lanes, most = _lanes(d, h, d_k, dtype)
+    sizes = key_sizes(d, h, d_k, dtype) | value_sizes(d, lanes, most)
     heads = sizes["BLOCK_H"] * sizes["N_H"]
     is_one_sweep = not by_sender and heads * sizes["VEC_D"] * sizes["N_D"] <= _ACCUMULATORS
     chunks = [sizes[f"{size}_{table}"] for table in "AD" for size in ("BLOCK", "N")]
@@ -181,12 +189,12 @@ def _is_same(k: Tensor, x: Tensor) -> bool:
 
 def write_field(
     f: Float[Tensor, "N d"],
-    lse: Float[Tensor, "N H"],
+    norm: Float[Tensor, "N 2 H"],
     x: Float[Tensor, "N d"],
     *,
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
-    scoring: Scoring,
+    weighting: KernelWeighting,
     by_sender: bool,
     alpha: Float[Tensor, " d"],
     beta: Float[Tensor, " d"] | None,
@@ -194,14 +202,14 @@ def write_field(
     add: Add,
     csr: Csr,
 ) -> None:
-    """Write the field `f`, and the rows of `lse` that are not yet known."""
+    """Write the field `f`, and the rows of `norm` that are not yet known."""
     work, d, (n, h, d_k) = csr.work, x.shape[1], q.shape
     if n == 0:
         return
     part = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
     _attention_diffusion_fwd_kernel[(work.piece_row.numel(),)](
         f,
-        lse,
+        norm,
         part,
         x_ptr=x,
         q_ptr=q,
@@ -210,9 +218,9 @@ def write_field(
         beta_ptr=beta,
         x0_ptr=x0,
         add=dense(add),
-        weighting=scoring.weighting,
+        weighting=weighting,
         col_ptr=csr.col,
-        slot_ptr=scoring.slot(csr),
+        slot_ptr=weighting.slot(csr),
         piece_row_ptr=work.piece_row,
         piece_beg_ptr=work.piece_beg,
         piece_end_ptr=work.piece_end,
@@ -222,7 +230,6 @@ def write_field(
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
         stride_x0_n=0 if x0 is None else x0.stride(0),
-        scale=scoring.dot_scale,
         d=d,
         H=h,
         d_k=d_k,

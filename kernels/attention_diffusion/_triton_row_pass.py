@@ -20,6 +20,7 @@ from grand_fast.kernels._triton_attention_backward import (
     store_dq_part,
 )
 from grand_fast.kernels._triton_diffusion import dense, join_diffusion
+from grand_fast.kernels._triton_edge_scores import load_norm
 from grand_fast.kernels._triton_sizes import edges
 from grand_fast.kernels._triton_sums import (
     edge_dot,
@@ -35,16 +36,16 @@ from grand_fast.kernels._triton_tiles import (
     gather_heads,
     gather_values,
     load_heads,
-    load_per_head,
     load_piece,
     load_values,
 )
 from grand_fast.kernels._triton_weighting import (
-    Scoring,
+    KernelWeighting,
     load_edge_weight,
     load_slots,
     load_top,
     scores,
+    unnormalised,
     weight,
 )
 from grand_fast.kernels.attention_diffusion._triton_backward import add_values, sizes_of, store_dx
@@ -56,7 +57,7 @@ _VALUES = 16
 @triton.jit(do_not_specialize=["n_split"])
 def _attention_diffusion_bwd_dq_kernel(
     dq_ptr,
-    lse_delta_ptr,
+    norm_delta_ptr,
     dx_ptr,
     part_ptr,
     part_x_ptr,
@@ -64,7 +65,7 @@ def _attention_diffusion_bwd_dq_kernel(
     x_ptr,
     q_ptr,
     k_ptr,
-    lse_ptr,
+    norm_ptr,
     alpha_ptr,
     add,
     weighting,
@@ -79,7 +80,6 @@ def _attention_diffusion_bwd_dq_kernel(
     stride_x_n: tl.constexpr,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
-    score_scale,
     scale,
     d: tl.constexpr,
     H: tl.constexpr,
@@ -102,9 +102,8 @@ def _attention_diffusion_bwd_dq_kernel(
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-    q = scaled(q, score_scale)
     top = load_top(weighting)
-    lse = load_per_head(lse_ptr + row * H, H, BLOCK_H, N_H, float("inf"))
+    shift, inverse = load_norm(norm_ptr + row * (2 * H), weighting, H, BLOCK_H, N_H)
     g = load_values(df_ptr + row * stride_df_n, d, BLOCK_D, VEC_D, N_D)
     g = products(g, load_values(alpha_ptr, d, BLOCK_D, VEC_D, N_D))
     # After some diffusion neighbours are alike: t − t0 is small, and keeps its digits in the sums.
@@ -129,22 +128,25 @@ def _attention_diffusion_bwd_dq_kernel(
         ts = ()
         ps = ()
         for h in tl.static_range(N_H):
-            p = weight(s[h], lse[h], weighting, top)
+            p = unnormalised(s[h], shift[h], weighting, top)
             ps = ps + (tl.where(mask_e[:, :, None], p, 0.0),)
             ts = ts + (t,)
         sums = add_dq_sums(sums, ps, ts, k, u, s, w, weighting, top, BLOCK_H, N_H)
         if HAS_DX:
-            x_groups = add_values(x_groups, ps, x, weighting)
+            ws = ()
+            for h in tl.static_range(N_H):
+                ws = ws + (weight(s[h], shift[h], inverse[h], weighting, top),)
+            x_groups = add_values(x_groups, ws, x)
     sum_p, sum_pt, sum_pk, sum_ptk = join_dq_sums(sums)
     if pid_p < n_split:
         store_dq_part(
-            part_ptr + pid_p * (2 * N_A * BLOCK_A + 3 * N_H * BLOCK_H), sum_p, sum_pt, sum_pk,
-            sum_ptk, t0, BLOCK_H, BLOCK_A, N_A, N_H,
+            part_ptr + pid_p * (2 * N_A * BLOCK_A + 4 * N_H * BLOCK_H), sum_p, sum_pt, sum_pk,
+            sum_ptk, t0, shift, BLOCK_H, BLOCK_A, N_A, N_H,
         )  # fmt: skip
     else:
         store_dq(
-            dq_ptr + row * (H * d_k), lse_delta_ptr + row * (2 * H), sum_p, sum_pt, sum_pk, sum_ptk,
-            t0, lse, scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H,
+            dq_ptr + row * (H * d_k), norm_delta_ptr + row * (3 * H), sum_p, sum_pt, sum_pk,
+            sum_ptk, t0, shift, scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H,
         )  # fmt: skip
     if HAS_DX:
         ax = scaled(join_lanes(x_groups), 1 / H)
@@ -160,21 +162,24 @@ def bwd_dq(
     q: Float[Tensor, "N H d_k"],
     *,
     k: Float[Tensor, "N H d_k"],
-    lse: Float[Tensor, "N H"],
-    scoring: Scoring,
+    norm: Float[Tensor, "N 2 H"],
+    weighting: KernelWeighting,
     alpha: Float[Tensor, " d"],
     csr: Csr,
     dx: Float[Tensor, "N d"] | None = None,
     add: Add = (),
     is_scaled: bool = True,
-) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N 2 H"]]:
-    """The row pass: dq, and per head lse beside Delta. Writes `dx` where senders normalise."""
+) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N 3 H"]]:
+    """The row pass: dq, and what the column pass needs of a row, see `store_dq`.
+
+    Writes `dx` where senders normalise.
+    """
     work, d, (n, h, d_k) = csr.work, x.shape[1], q.shape
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse_delta = torch.empty((n, 2, h), dtype=torch.float32, device=q.device)
+    norm_delta = torch.empty((n, 3, h), dtype=torch.float32, device=q.device)
     if n == 0:
-        return dq, lse_delta
-    scale = scoring.scale / h
+        return dq, norm_delta
+    scale = weighting.scale / h
     lanes, sizes = sizes_of(d, h, d_k)
     part = dq_part(csr, sizes)
     part_x = (
@@ -182,7 +187,7 @@ def bwd_dq(
     )
     _attention_diffusion_bwd_dq_kernel[(work.piece_row.numel(),)](
         dq,
-        lse_delta,
+        norm_delta,
         dx,
         part_ptr=part,
         part_x_ptr=part_x,
@@ -190,12 +195,12 @@ def bwd_dq(
         x_ptr=x,
         q_ptr=q,
         k_ptr=k,
-        lse_ptr=lse,
+        norm_ptr=norm,
         alpha_ptr=alpha,
         add=dense(add),
-        weighting=scoring.weighting,
+        weighting=weighting,
         col_ptr=csr.col,
-        slot_ptr=scoring.slot(csr),
+        slot_ptr=weighting.slot(csr),
         piece_row_ptr=work.piece_row,
         piece_beg_ptr=work.piece_beg,
         piece_end_ptr=work.piece_end,
@@ -205,7 +210,6 @@ def bwd_dq(
         stride_x_n=x.stride(0),
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        score_scale=scoring.dot_scale,
         scale=scale,
         d=d,
         H=h,
@@ -215,9 +219,9 @@ def bwd_dq(
         **sizes,
         **edges(sizes, lanes, _VALUES),
     )
-    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr, sizes=sizes)
+    join_dq(dq, norm_delta, part, scale=scale, csr=csr, sizes=sizes)
     if dx is not None and part_x is not None:
         join_diffusion(
             dx, part_x, x, alpha=alpha, beta=None, x0=None, add=add, csr=csr, is_scaled=is_scaled
         )
-    return dq, lse_delta
+    return dq, norm_delta

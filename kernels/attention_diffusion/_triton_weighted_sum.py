@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from grand_fast.kernels._triton_edge_scores import join_groups, no_scores, online
+from grand_fast.kernels._triton_edge_scores import gather_norm, join_groups, no_scores, online
 from grand_fast.kernels._triton_sums import (
     add_weighted,
     by_head,
@@ -19,7 +19,6 @@ from grand_fast.kernels._triton_sums import (
 from grand_fast.kernels._triton_tiles import (
     edge_offsets,
     gather_heads,
-    gather_per_head,
     gather_values,
     heads_of,
 )
@@ -27,7 +26,6 @@ from grand_fast.kernels._triton_weighting import (
     load_edge_weight,
     load_slots,
     scores,
-    sum_over_heads,
     weight,
 )
 
@@ -35,8 +33,9 @@ from grand_fast.kernels._triton_weighting import (
 @triton.jit
 def weighted_sum(
     q,
-    lse,
-    lse_ptr,
+    shift,
+    inverse,
+    norm_ptr,
     k_ptr,
     x_ptr,
     weighting,
@@ -65,7 +64,7 @@ def weighted_sum(
 ):
     """Σ w x over a piece, N_D of [BLOCK_D].
 
-    lse: of the row, +∞ for a padded head; or (), and each edge finds that of its sender.
+    shift, inverse: of the row, as `norm_of` gives them; or (), and each edge finds its sender's.
     """
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     groups = zeros(N_D, BLOCK_G, BLOCK_D)
@@ -80,14 +79,15 @@ def weighted_sum(
         slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
         edge_w = load_edge_weight(weighting, slot, mask_e)
         s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), edge_w, weighting)
-        lse_e = lse
-        if len(lse) == 0:
-            rows = lse_ptr + j[:, :, None].to(tl.int64) * H
-            lse_e = gather_per_head(rows, 0, mask_e, float("inf"), H, BLOCK_H, N_H)
-        p = weight(s[0], lse_e[0], weighting, top)  # [BLOCK_E, BLOCK_G, BLOCK_H]
+        shift_e, inverse_e = shift, inverse
+        if len(shift) == 0:
+            shift_e, inverse_e = gather_norm(
+                norm_ptr, j, mask_e, weighting, 2 * H, False, H, BLOCK_H, N_H
+            )
+        a = weight(s[0], shift_e[0], inverse_e[0], weighting, top)  # [BLOCK_E, BLOCK_G, BLOCK_H]
         for g in tl.static_range(1, N_H):
-            p += weight(s[g], lse_e[g], weighting, top)
-        w = tl.where(mask_e, sum_over_heads(p, weighting), 0.0)
+            a += weight(s[g], shift_e[g], inverse_e[g], weighting, top)
+        w = tl.where(mask_e, tl.sum(a, 2), 0.0)
         groups = add_weighted(groups, (w[:, :, None],), x, 1)
     return scaled(join_lanes(groups), 1 / H)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grand_fast.kernels._triton_tiles import heads_of
 
-VALUES = 16  # of a gathered tile, per lane: next to it two accumulators, or lse and Delta
+VALUES = 16  # of a gathered tile, per lane: next to it two accumulators, or `norm` and Delta
 
 
 @triton.jit

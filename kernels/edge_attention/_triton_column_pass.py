@@ -19,17 +19,18 @@ from grand_fast.kernels._triton_attention_backward import (
     join_dk,
     store_heads,
 )
+from grand_fast.kernels._triton_edge_scores import gather_norm
 from grand_fast.kernels._triton_sizes import score_sizes
 from grand_fast.kernels._triton_sums import add_weighted, head_dot, join_lanes, scaled, zeros
 from grand_fast.kernels._triton_tiles import (
     edge_offsets,
     gather_heads,
-    heads_of,
+    gather_per_head,
     load_heads,
     load_piece,
 )
 from grand_fast.kernels._triton_weighting import (
-    Scoring,
+    KernelWeighting,
     edge_weight_gradient,
     load_edge_weight,
     load_slots,
@@ -51,7 +52,7 @@ def _edge_attention_bwd_dk_kernel(
     da_ptr,
     q_ptr,
     k_ptr,
-    lse_ptr,
+    norm_delta_ptr,
     weighting,
     col_ptr,
     slot_ptr,
@@ -61,8 +62,6 @@ def _edge_attention_bwd_dk_kernel(
     n_split,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
-    stride_lse_n: tl.constexpr,
-    score_scale,
     scale,
     H: tl.constexpr,
     d_k: tl.constexpr,
@@ -81,7 +80,6 @@ def _edge_attention_bwd_dk_kernel(
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     k = load_heads(k_ptr + row * stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-    k = scaled(k, score_scale)
     top = load_top(weighting)
     groups = zeros(N_A, BLOCK_G, BLOCK_A)
     top_groups = ()
@@ -96,15 +94,15 @@ def _edge_attention_bwd_dk_kernel(
         u = head_dot(q, k, BLOCK_H, N_H, VEC_A)
         s = scores(u, w, weighting)
         t = load_da(da_ptr, slot, mask_e, H, BLOCK_H, N_H, IS_MEAN)
-        lse_row = lse_ptr + i[:, :, None].to(tl.int64) * stride_lse_n
+        shift, inverse = gather_norm(
+            norm_delta_ptr, i, mask_e, weighting, 3 * H, True, H, BLOCK_H, N_H
+        )
+        rows = norm_delta_ptr + i[:, :, None].to(tl.int64) * (3 * H)
+        delta = gather_per_head(rows, 2 * H, mask_e, 0.0, H, BLOCK_H, N_H)
         ds = ()
         du = ()
         for g in tl.static_range(N_H):
-            at = lse_row + heads_of(g, BLOCK_H)
-            mask_eh = mask_e[:, :, None] & (heads_of(g, BLOCK_H) < H)
-            lse = tl.load(at, mask=mask_eh, other=float("inf"))
-            delta = tl.load(at + H, mask=mask_eh, other=0.0)
-            ds_g = weight(s[g], lse, weighting, top) * (t[g] - delta)
+            ds_g = weight(s[g], shift[g], inverse[g], weighting, top) * (t[g] - delta[g])
             ds_g = past_normalizer(ds_g, s[g], weighting, top)
             ds = ds + (ds_g,)
             du = du + (past_function(ds_g, u[g], w, weighting),)
@@ -130,19 +128,19 @@ def bwd_dk(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
-    lse_delta: Float[Tensor, "N 2 H"],
-    scoring: Scoring,
+    norm_delta: Float[Tensor, "N 3 H"],
+    weighting: KernelWeighting,
     csr: Csr,
     needs_dedge_weight: bool,
 ) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, " E"] | None, Float[Tensor, ""] | None]:
     """The column pass: dk, dedge_weight and dtop."""
     work, (n, h, d_k) = csr.work, q.shape
-    programs, edge_weight = work.piece_row.numel(), scoring.weighting.edge_weight
+    programs, edge_weight = work.piece_row.numel(), weighting.edge_weight
     dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     dw = part_top = None
     if needs_dedge_weight and edge_weight is not None:
         dw = torch.empty(edge_weight.shape, dtype=edge_weight.dtype, device=k.device)
-    if scoring.weighting.top is not None:
+    if weighting.top is not None:
         part_top = torch.empty((programs,), dtype=torch.float32, device=k.device)
     if n == 0:
         return dk, dw, None if part_top is None else part_top.sum()
@@ -156,8 +154,8 @@ def bwd_dk(
         da_ptr=da,
         q_ptr=q,
         k_ptr=k,
-        lse_ptr=lse_delta,
-        weighting=scoring.weighting,
+        norm_delta_ptr=norm_delta,
+        weighting=weighting,
         col_ptr=csr.col,
         slot_ptr=csr.slot,
         piece_row_ptr=work.piece_row,
@@ -166,9 +164,7 @@ def bwd_dk(
         n_split=work.n_split,
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        stride_lse_n=lse_delta.stride(0),
-        score_scale=scoring.dot_scale,
-        scale=scoring.scale / heads_of_mean(da, h),
+        scale=weighting.scale / heads_of_mean(da, h),
         H=h,
         d_k=d_k,
         IS_MEAN=da.dim() == 1,

@@ -19,22 +19,22 @@ from grand_fast.kernels._triton_attention_backward import (
     store_dq,
     store_dq_part,
 )
+from grand_fast.kernels._triton_edge_scores import load_norm
 from grand_fast.kernels._triton_sizes import score_sizes
-from grand_fast.kernels._triton_sums import head_dot, scaled
+from grand_fast.kernels._triton_sums import head_dot
 from grand_fast.kernels._triton_tiles import (
     edge_offsets,
     gather_heads,
     load_heads,
-    load_per_head,
     load_piece,
 )
 from grand_fast.kernels._triton_weighting import (
-    Scoring,
+    KernelWeighting,
     load_edge_weight,
     load_slots,
     load_top,
     scores,
-    weight,
+    unnormalised,
 )
 from grand_fast.kernels.edge_attention._triton_backward import VALUES, heads_of_mean, load_da
 
@@ -42,12 +42,12 @@ from grand_fast.kernels.edge_attention._triton_backward import VALUES, heads_of_
 @triton.jit(do_not_specialize=["n_split"])
 def _edge_attention_bwd_dq_kernel(
     dq_ptr,
-    lse_delta_ptr,
+    norm_delta_ptr,
     part_ptr,
     da_ptr,
     q_ptr,
     k_ptr,
-    lse_ptr,
+    norm_ptr,
     weighting,
     col_ptr,
     slot_ptr,
@@ -57,7 +57,6 @@ def _edge_attention_bwd_dq_kernel(
     n_split,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
-    score_scale,
     scale,
     H: tl.constexpr,
     d_k: tl.constexpr,
@@ -75,9 +74,8 @@ def _edge_attention_bwd_dq_kernel(
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     offs_e = edge_offsets(BLOCK_E, BLOCK_G)
     q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-    q = scaled(q, score_scale)
     top = load_top(weighting)
-    lse = load_per_head(lse_ptr + row * H, H, BLOCK_H, N_H, float("inf"))
+    shift, _ = load_norm(norm_ptr + row * (2 * H), weighting, H, BLOCK_H, N_H)
     sums = no_dq_sums(BLOCK_G, BLOCK_H, BLOCK_A, N_A, N_H)
     for e in range(0, count, BLOCK_E * BLOCK_G):
         mask_e = e + offs_e < count
@@ -89,20 +87,20 @@ def _edge_attention_bwd_dq_kernel(
         s = scores(u, w, weighting)
         p = ()
         for g in tl.static_range(N_H):
-            p_g = weight(s[g], lse[g], weighting, top)
+            p_g = unnormalised(s[g], shift[g], weighting, top)
             p = p + (tl.where(mask_e[:, :, None], p_g, 0.0),)
         t = load_da(da_ptr, slot, mask_e, H, BLOCK_H, N_H, IS_MEAN)
         sums = add_dq_sums(sums, p, t, k, u, s, w, weighting, top, BLOCK_H, N_H)
     sum_p, sum_pt, sum_pk, sum_ptk = join_dq_sums(sums)
     if pid_p < n_split:
         store_dq_part(
-            part_ptr + pid_p * (2 * N_A * BLOCK_A + 3 * N_H * BLOCK_H), sum_p, sum_pt, sum_pk,
-            sum_ptk, 0.0, BLOCK_H, BLOCK_A, N_A, N_H,
+            part_ptr + pid_p * (2 * N_A * BLOCK_A + 4 * N_H * BLOCK_H), sum_p, sum_pt, sum_pk,
+            sum_ptk, 0.0, shift, BLOCK_H, BLOCK_A, N_A, N_H,
         )  # fmt: skip
     else:
         store_dq(
-            dq_ptr + row * (H * d_k), lse_delta_ptr + row * (2 * H), sum_p, sum_pt, sum_pk, sum_ptk,
-            0.0, lse, scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H,
+            dq_ptr + row * (H * d_k), norm_delta_ptr + row * (3 * H), sum_p, sum_pt, sum_pk,
+            sum_ptk, 0.0, shift, scale, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H,
         )  # fmt: skip
 
 
@@ -111,28 +109,28 @@ def bwd_dq(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
-    lse: Float[Tensor, "N H"],
-    scoring: Scoring,
+    norm: Float[Tensor, "N 2 H"],
+    weighting: KernelWeighting,
     csr: Csr,
-) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N 2 H"]]:
-    """The row pass: dq, and per head lse beside Delta."""
+) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N 3 H"]]:
+    """The row pass: dq, and what the column pass needs of a row, see `store_dq`."""
     work, (n, h, d_k) = csr.work, q.shape
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse_delta = torch.empty((n, 2, h), dtype=torch.float32, device=q.device)
+    norm_delta = torch.empty((n, 3, h), dtype=torch.float32, device=q.device)
     if n == 0:
-        return dq, lse_delta
-    scale = scoring.scale / heads_of_mean(da, h)
+        return dq, norm_delta
+    scale = weighting.scale / heads_of_mean(da, h)
     sizes, blocks = score_sizes(h, d_k, q.dtype, VALUES, per_head=True)
     part = dq_part(csr, sizes)
     _edge_attention_bwd_dq_kernel[(work.piece_row.numel(),)](
         dq,
-        lse_delta,
+        norm_delta,
         part,
         da_ptr=da,
         q_ptr=q,
         k_ptr=k,
-        lse_ptr=lse,
-        weighting=scoring.weighting,
+        norm_ptr=norm,
+        weighting=weighting,
         col_ptr=csr.col,
         slot_ptr=csr.slot,
         piece_row_ptr=work.piece_row,
@@ -141,7 +139,6 @@ def bwd_dq(
         n_split=work.n_split,
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        score_scale=scoring.dot_scale,
         scale=scale,
         H=h,
         d_k=d_k,
@@ -149,5 +146,5 @@ def bwd_dq(
         **sizes,
         **blocks,
     )
-    join_dq(dq, lse_delta, part, lse=lse, scale=scale, csr=csr, sizes=sizes)
-    return dq, lse_delta
+    join_dq(dq, norm_delta, part, scale=scale, csr=csr, sizes=sizes)
+    return dq, norm_delta

@@ -32,7 +32,7 @@ class _Forward:
         t, scales = make_inputs(shape, torch.float32, graph), make_scales(shape[0])
         x, q, k, x0 = t["x"], t["q"], t["k"], t["x0"]
         with record() as self.launches:
-            self.f, self.lse = attention_diffusion.attention_diffusion_fwd(
+            self.f, self.norm = attention_diffusion.attention_diffusion_fwd(
                 x, q, k, **scales, x0=x0, csr=csr
             )
         wide = {name: value.double() for name, value in scales.items()}
@@ -53,7 +53,7 @@ class _Forward:
 
     def check(self):
         assert_close("f", self.f, self.want[0])
-        assert_close("lse", self.lse, self.want[1])
+        assert_close("norm", self.norm, self.want[1])
 
 
 def test_unbroken_code_passes():

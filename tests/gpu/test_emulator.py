@@ -73,22 +73,22 @@ def test_attention_diffusion(shape, dtype, arch):
     x, q, k, df, alpha = t["x"], t["q"], t["k"], t["df"], scales["alpha"]
     got = {}
     with emulated(arch) as launches:
-        got["f"], got["lse"] = attention_diffusion.attention_diffusion_fwd(
+        got["f"], got["norm"] = attention_diffusion.attention_diffusion_fwd(
             x, q, k, **scales, x0=t["x0"], csr=csr
         )
         grads = attention_diffusion.attention_diffusion_bwd(
-            df, x, q, k=k, lse=got["lse"], alpha=alpha, csr=csr, csr_t=csr_t,
+            df, x, q, k=k, norm=got["norm"], alpha=alpha, csr=csr, csr_t=csr_t,
             needs_dqk=True, needs_dalpha=False,
         )  # fmt: skip
         got |= {"dx": grads.dx, "dq": grads.dq, "dk": grads.dk}
     assert any("join" in launch.kernel for launch in launches)
     leaves = _leaves(x=x, q=q, k=k)
     constants = {name: value.double() for name, value in scales.items()}
-    f, lse = attention_diffusion_reference.attention_diffusion_fwd(
+    f, norm = attention_diffusion_reference.attention_diffusion_fwd(
         **leaves, **constants, x0=t["x0"].double(), csr=graph.csr()
     )
     dx, dq, dk = grad(f, list(leaves.values()), df.double())
-    _check(got, {"f": f, "lse": lse, "dx": dx, "dq": dq, "dk": dk})
+    _check(got, {"f": f, "norm": norm, "dx": dx, "dq": dq, "dk": dk})
 
 
 @each_case
@@ -122,18 +122,18 @@ def test_edge_attention(shape, dtype, arch, mean_heads):
     q, k = t["q"], t["k"]
     got = {}
     with emulated(arch):
-        got["a"], got["lse"] = edge_attention.edge_attention_fwd(
+        got["a"], got["norm"] = edge_attention.edge_attention_fwd(
             q, k, mean_heads=mean_heads, csr=csr
         )
         da = torch.randn(got["a"].shape).to(dtype)
-        grads = edge_attention.edge_attention_bwd(da, q, k, lse=got["lse"], csr=csr, csr_t=csr_t)
+        grads = edge_attention.edge_attention_bwd(da, q, k, norm=got["norm"], csr=csr, csr_t=csr_t)
         got |= {"dq": grads.dq, "dk": grads.dk}
     leaves = _leaves(q=q, k=k)
-    a, lse = edge_attention_reference.edge_attention_fwd(
+    a, norm = edge_attention_reference.edge_attention_fwd(
         **leaves, mean_heads=mean_heads, csr=graph.csr()
     )
     dq, dk = grad(a, list(leaves.values()), da.double())
-    _check(got, {"a": a, "lse": lse, "dq": dq, "dk": dk})
+    _check(got, {"a": a, "norm": norm, "dq": dq, "dk": dk})
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
@@ -179,11 +179,11 @@ def test_gradients_by_alpha():
     t, scales = make_inputs((d, 3, 21), torch.float32, graph), make_scales(d)
     x, q, k, df, alpha = t["x"], t["q"], t["k"], t["df"], scales["alpha"]
     a = torch.rand(graph.num_edges)
-    _, lse = edge_attention_reference.edge_attention_fwd(q, k, mean_heads=True, csr=graph.csr())
+    _, norm = edge_attention_reference.edge_attention_fwd(q, k, mean_heads=True, csr=graph.csr())
     views = {"csr": csr, "csr_t": csr_t}
     with emulated("sm_80"):
         by_attention = attention_diffusion.attention_diffusion_bwd(
-            df, x, q, k=k, lse=lse, alpha=alpha, **views, needs_dqk=False, needs_dalpha=True
+            df, x, q, k=k, norm=norm, alpha=alpha, **views, needs_dqk=False, needs_dalpha=True
         )
         by_weights = csr_diffusion.csr_diffusion_bwd(
             df, x, a, alpha=alpha, **views, needs_dx=True, needs_da=False, needs_dalpha=True
@@ -209,17 +209,17 @@ def test_keys_that_are_the_state(d):
     got, loaded = [], []
     for k in (x[:, None], x[:, None].clone()):
         with emulated("sm_90") as launches:
-            f, lse = attention_diffusion.attention_diffusion_fwd(
+            f, norm = attention_diffusion.attention_diffusion_fwd(
                 x, q, k, **scales, x0=t["x0"], csr=csr
             )
-        got.append({"f": f, "lse": lse})
+        got.append({"f": f, "norm": norm})
         loaded.append(sum(launch.sectors_loaded for launch in launches))
     wide = {name: value.double() for name, value in scales.items()}
     want = attention_diffusion_reference.attention_diffusion_fwd(
         x.double(), q.double(), x[:, None].double(), **wide, x0=t["x0"].double(), csr=graph.csr()
     )
     for values in got:
-        _check(values, dict(zip(("f", "lse"), want, strict=True)))
+        _check(values, dict(zip(("f", "norm"), want, strict=True)))
     assert loaded[0] < loaded[1]
 
 
@@ -293,11 +293,11 @@ def test_nine_tenths_of_the_bytes_come_in_loads_of_128_bits(shape):
     t, alpha = make_inputs(shape, torch.float32, graph), torch.ones(shape[0])
     x, q, k = t["x"], t["q"], t["k"]
     with emulated("sm_80") as launches:
-        _, lse = attention_diffusion.attention_diffusion_fwd(
+        _, norm = attention_diffusion.attention_diffusion_fwd(
             x, q, k, alpha=alpha, beta=None, x0=None, csr=csr
         )
         attention_diffusion.attention_diffusion_bwd(
-            t["df"], x, q, k=k, lse=lse, alpha=alpha, csr=csr, csr_t=csr_t,
+            t["df"], x, q, k=k, norm=norm, alpha=alpha, csr=csr, csr_t=csr_t,
             needs_dqk=True, needs_dalpha=False,
         )  # fmt: skip
     assert len(launches) == 3

@@ -90,19 +90,19 @@ def test_attention_diffusion(weighting, arch, dtype):
     t, of = _attention(weighting, graph, shape, dtype)
     x, q, k, df, alpha = t["x"], t["q"], t["k"], t["df"], make_scales(shape[0])["alpha"]
     with emulated(arch):
-        f, lse = attention_diffusion.attention_diffusion_fwd(
+        f, norm = attention_diffusion.attention_diffusion_fwd(
             x, q, k, **of, alpha=alpha, beta=None, x0=None, csr=csr, csr_t=csr_t
         )
         got = attention_diffusion.attention_diffusion_bwd(
-            df, x, q, k=k, lse=lse, **of, alpha=alpha, csr=csr, csr_t=csr_t, needs_dqk=True,
+            df, x, q, k=k, norm=norm, **of, alpha=alpha, csr=csr, csr_t=csr_t, needs_dqk=True,
             needs_dalpha=False, needs_dedge_weight=True,
         )  # fmt: skip
     leaves = _leaves(x=x, q=q, k=k, edge_weight=of["edge_weight"], top=of["top"])
-    want_f, want_lse = attention_diffusion_reference.attention_diffusion_fwd(
+    want_f, want_norm = attention_diffusion_reference.attention_diffusion_fwd(
         **leaves, weighting=weighting, alpha=alpha.double(), beta=None, x0=None, csr=graph.csr()
     )
     assert_close("f", f, want_f)
-    assert_close("lse", lse, want_lse)
+    assert_close("norm", norm, want_norm)
     _check_gradients(got, leaves, want_f, df)
 
 
@@ -114,12 +114,12 @@ def test_edge_attention(weighting, mean_heads):
     t, of = _attention(weighting, graph, shape, F32)
     q, k = t["q"], t["k"]
     with emulated("sm_80"):
-        a, lse = edge_attention.edge_attention_fwd(
+        a, norm = edge_attention.edge_attention_fwd(
             q, k, **of, mean_heads=mean_heads, csr=csr, csr_t=csr_t
         )
         da = torch.randn(a.shape)
         got = edge_attention.edge_attention_bwd(
-            da, q, k, lse=lse, **of, csr=csr, csr_t=csr_t, needs_dedge_weight=True
+            da, q, k, norm=norm, **of, csr=csr, csr_t=csr_t, needs_dedge_weight=True
         )
     leaves = _leaves(q=q, k=k, edge_weight=of["edge_weight"], top=of["top"])
     want, _ = edge_attention_reference.edge_attention_fwd(

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 def _row_bytes(launch, tables):
     """Of one row of each wide table."""
-    rows = [launch.arguments[f"{name}_ptr"] for name in tables if name != "lse"]
+    rows = [launch.arguments[f"{name}_ptr"] for name in tables if name != "norm"]
     return sum(t[0].numel() * t.element_size() for t in rows)
 
 
@@ -33,7 +33,7 @@ def _row_bytes(launch, tables):
 def test_loops_have_no_barrier_and_gather_in_wide_loads(arch, shape):
     """Scores and values share their lanes: what meets in a loop needs no shared memory.
 
-    Rows of float32 whose width 4 divides are read 128 bits a lane, indices, lse and Delta beside.
+    Rows of float32 whose width 4 divides are read 128 bits a lane, indices, norm and Delta beside.
     """
     forms = set()
     by_pass = passes(random_graph("hub", 17), shape, torch.float32)

@@ -123,6 +123,8 @@ FLOATS = [
     ("div.full.f32 {d}, {a}, {b};", torch.div),
     ("max.f32 {d}, {a}, {b};", torch.fmax),
     ("min.f32 {d}, {a}, {b};", torch.fmin),
+    ("max.NaN.f32 {d}, {a}, {b};", torch.maximum),
+    ("min.NaN.f32 {d}, {a}, {b};", torch.minimum),
     ("fma.rn.f32 {d}, {a}, {b}, {b};", lambda a, b: (a.double() * b + b).float()),
     ("neg.f32 {d}, {a};", lambda a, b: -a),
     ("abs.f32 {d}, {a};", lambda a, b: a.abs()),

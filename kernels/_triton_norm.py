@@ -1,4 +1,4 @@
-"""lse of the rows, or their largest scores, by a kernel of their own: a sweep over the keys.
+"""What normalises a row, or its largest scores, by a kernel of its own: a sweep over the keys.
 
 Rows of several pieces need it before a weight can be computed; every row, where senders normalise.
 """
@@ -13,17 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._triton_edge_scores import log_sum, row_lse, store_lse, sweep_lse
-from grand_fast.kernels._triton_sizes import score_sizes
-from grand_fast.kernels._triton_sums import scaled
+from grand_fast.kernels._triton_edge_scores import norm_of, store_norm, sweep_scores
+from grand_fast.kernels._triton_sizes import edges, score_sizes
 from grand_fast.kernels._triton_tiles import heads_of, load_heads, load_piece
-from grand_fast.kernels._triton_weighting import LOG2E, Scoring, load_top
+from grand_fast.kernels._triton_weighting import LOG2E, KernelWeighting, load_top
 
 SWEEP_VALUES = 32  # of a tile of keys per lane: a key is used at once, only m and l stay
 
 
 @triton.jit
-def store_lse_part(
+def store_norm_part(
     part_m_ptr,
     part_l_ptr,
     pid_p,
@@ -52,8 +51,8 @@ def store_top(top_ptr, m, count, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl
 
 
 @triton.jit(do_not_specialize=["n_split"])
-def _edge_attention_fwd_lse_kernel(
-    lse_ptr,
+def _edge_attention_fwd_norm_kernel(
+    norm_ptr,
     part_m_ptr,
     part_l_ptr,
     q_ptr,
@@ -67,7 +66,6 @@ def _edge_attention_fwd_lse_kernel(
     n_split,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
-    scale,
     H: tl.constexpr,
     d_k: tl.constexpr,
     HAS_WHOLE_ROWS: tl.constexpr,
@@ -84,30 +82,31 @@ def _edge_attention_fwd_lse_kernel(
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
     q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-    m, l = sweep_lse(  # noqa: E741
-        scaled(q, scale), k_ptr, weighting, load_top(weighting), col_ptr, slot_ptr, beg, count,
-        stride_k_n, H, d_k, BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
+    m, l = sweep_scores(  # noqa: E741
+        q, k_ptr, weighting, load_top(weighting), col_ptr, slot_ptr, beg, count, stride_k_n, H, d_k,
+        BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
     )  # fmt: skip
     if HAS_WHOLE_ROWS:
         if pid_p < n_split:
-            store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
+            store_norm_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
         else:
             if IS_TOP:
-                store_top(lse_ptr + row * H, m, count, H, BLOCK_H, N_H)
+                store_top(norm_ptr + row * H, m, count, H, BLOCK_H, N_H)
             else:
-                lse = row_lse(m, l, H, BLOCK_H, N_H)
-                store_lse(lse_ptr + row * H, lse, H, BLOCK_H, N_H)
+                shift, inverse = norm_of(m, l, H, BLOCK_H, N_H)
+                store_norm(norm_ptr + row * (2 * H), shift, inverse, weighting, H, BLOCK_H, N_H)
     else:
-        store_lse_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
+        store_norm_part(part_m_ptr, part_l_ptr, pid_p, m, l, H, IS_TOP, BLOCK_H, N_H)
 
 
 @triton.jit
-def _edge_attention_fwd_lse_join_kernel(
-    lse_ptr,
+def _edge_attention_fwd_norm_join_kernel(
+    norm_ptr,
     part_m_ptr,
     part_l_ptr,
     split_row_ptr,
     split_ptr_ptr,
+    weighting,
     H: tl.constexpr,
     IS_TOP: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -122,7 +121,7 @@ def _edge_attention_fwd_lse_join_kernel(
     if IS_TOP:
         for p in range(first + 1, last):
             m = tl.maximum(m, tl.load(part_m_ptr + p * H + offs_h, mask=mask_h, other=0.0))
-        tl.store(lse_ptr + row * H + offs_h, m / LOG2E, mask=mask_h)
+        tl.store(norm_ptr + row * H + offs_h, m / LOG2E, mask=mask_h)
     else:
         l = tl.load(part_l_ptr + first * H + offs_h, mask=mask_h, other=1.0)  # noqa: E741
         for p in range(first + 1, last):
@@ -131,47 +130,52 @@ def _edge_attention_fwd_lse_join_kernel(
             largest = tl.maximum(m, m_p)
             l = l * tl.exp2(m - largest) + l_p * tl.exp2(m_p - largest)  # noqa: E741
             m = largest
-        tl.store(lse_ptr + row * H + offs_h, log_sum(m, l), mask=mask_h)
+        at = norm_ptr + row * (2 * H)
+        store_norm(at, (m,), (1.0 / l,), weighting, H, BLOCK_H, 1)
 
 
-def write_lse(
-    lse: Float[Tensor, "N H"],
+def write_norm(
+    norm: Float[Tensor, "N 2 H"] | Float[Tensor, "N H"],
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
     *,
-    scoring: Scoring,
+    weighting: KernelWeighting,
     csr: Csr,
     whole_rows: bool,
+    sizes: dict[str, int] | None = None,
     is_top: bool = False,
 ) -> None:
-    """Write the rows of `lse` that have several pieces, or all; or the largest scores in its place.
+    """Write the rows of `norm` that have several pieces, or all; or the largest scores `[N, H]`.
 
     Rows are those of q. Scores of senders have them too, over Aᵀ: k and q then change places. The
-    largest scores are to be asked of a softmax: in base 2.
+    largest scores are to be asked of a softmax: in base 2. sizes: of the tiles of q and k in the
+    kernel that is to use it, so that both get the same scores to the last bit.
     """
     work, (_, h, d_k) = csr.work, q.shape
     programs = work.piece_row.numel() if whole_rows else work.n_split
     if programs == 0:
         return
-    sizes, blocks = score_sizes(h, d_k, q.dtype, SWEEP_VALUES)
+    if sizes is None:
+        sizes, blocks = score_sizes(h, d_k, q.dtype, SWEEP_VALUES)
+    else:
+        blocks = edges(sizes, sizes["BLOCK_A"] // sizes["VEC_A"], SWEEP_VALUES)
     part_m = torch.empty((work.n_split, h), dtype=torch.float32, device=q.device)
     part_l = None if is_top else torch.empty_like(part_m)
-    _edge_attention_fwd_lse_kernel[(programs,)](
-        lse if whole_rows else None,
+    _edge_attention_fwd_norm_kernel[(programs,)](
+        norm if whole_rows else None,
         part_m,
         part_l,
         q_ptr=q,
         k_ptr=k,
-        weighting=scoring.weighting,
+        weighting=weighting,
         col_ptr=csr.col,
-        slot_ptr=scoring.slot(csr),
+        slot_ptr=weighting.slot(csr),
         piece_row_ptr=work.piece_row,
         piece_beg_ptr=work.piece_beg,
         piece_end_ptr=work.piece_end,
         n_split=work.n_split,
         stride_q_n=q.stride(0),
         stride_k_n=k.stride(0),
-        scale=scoring.dot_scale,
         H=h,
         d_k=d_k,
         HAS_WHOLE_ROWS=whole_rows,
@@ -181,12 +185,13 @@ def write_lse(
     )
     if work.n_split == 0:
         return
-    _edge_attention_fwd_lse_join_kernel[(work.split_row.numel(),)](
-        lse,
+    _edge_attention_fwd_norm_join_kernel[(work.split_row.numel(),)](
+        norm,
         part_m,
         part_l,
         split_row_ptr=work.split_row,
         split_ptr_ptr=work.split_ptr,
+        weighting=weighting,
         H=h,
         IS_TOP=is_top,
         BLOCK_H=triton.next_power_of_2(h),
