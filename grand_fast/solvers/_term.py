@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grand_fast.ops import stage_update
+from grand_fast.solvers._owned import owned
 
 Scale = float | Tensor  # a float, a scalar tensor, or one value per channel
 Add = Sequence[tuple[float, Tensor]]
@@ -36,7 +37,8 @@ class AbstractTerm(ABC):
     """The right-hand side of `dx/dt = f(t, x)`.
 
     A term whose kernel can add `tau · f` to a tensor in the same pass overrides `axpy`; every
-    solver then gains from it without knowing.
+    solver then gains from it without knowing. What a method returns may lie in memory that its next
+    call writes again: solvers copy that, and do not copy what is new.
     """
 
     @abstractmethod
@@ -80,9 +82,7 @@ class AbstractTerm(ABC):
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`."""
-        f = self.vf(t, x)
-        check_field(f, x)
-        return stage_update([*base.terms, (tau, f)])
+        return stage_update([*base.terms, (tau, check_field(self.vf(t, x), x))])
 
     def freeze(self, t: float, x: Tensor) -> "AbstractLinearTerm":
         """The term with its matrix held at the state `x`, for methods that solve linear systems."""
@@ -109,21 +109,29 @@ def _cut(value: Any) -> Any:
     return value
 
 
-def check_field(f: Tensor, x: Tensor) -> None:
-    """`f` is like `x`; of any float type where autocast brings them to one.
+def check_field(f: Tensor, x: Tensor, given: str = "integrate: `term`") -> Tensor:
+    """`f`, which is like `x`; of any float type where autocast brings them to one.
+
+    given: what returned it, for messages.
 
     Raises:
         TypeError, ValueError: it is not.
     """
     if not isinstance(f, Tensor):
         got = type(f).__name__
-        raise TypeError(f"integrate: `term` must return f as a Tensor, got {got}.")
+        raise TypeError(f"{given} must return f as a Tensor, got {got}.")
     is_other_type = f.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
     if f.shape != x.shape or is_other_type:
         raise ValueError(
-            f"integrate: `term` must return f like x, {x.dtype} {list(x.shape)}, "
+            f"{given} must return f like x, {x.dtype} {list(x.shape)}, "
             f"got {f.dtype} {list(f.shape)}."
         )
+    if f.device != x.device:
+        raise ValueError(
+            f"{given} must return f where x is, on {x.device}, got {f.device}. "
+            "Move it with .to(x.device)."
+        )
+    return f
 
 
 class AbstractLinearTerm(AbstractTerm):
@@ -179,7 +187,10 @@ class Counter:
 
 
 class CountedTerm(AbstractTerm):
-    """A term that counts its evaluations in `nfe`; a product with its matrix is one."""
+    """A term that counts its evaluations in `nfe`; a product with its matrix is one.
+
+    What it returns stays as it is while the term is evaluated again.
+    """
 
     def __init__(self, term: AbstractTerm) -> None:
         self.term = term
@@ -204,14 +215,12 @@ class CountedTerm(AbstractTerm):
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""
         self.counter.nfe += 1
-        f = self.term.vf(t, x)
-        check_field(f, x)
-        return f
+        return owned(check_field(self.term.vf(t, x), x))
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`, counted once."""
         self.counter.nfe += 1
-        return self.term.axpy(t, x, base, tau)
+        return _owned_update(self.term, t, x, base, tau)
 
     def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:
         """The frozen term, whose products count here."""
@@ -230,15 +239,21 @@ class _CountedLinearTerm(AbstractLinearTerm):
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         self._counter.nfe += 1
-        return self._term.vf(t, x)
+        return owned(self._term.vf(t, x))
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         self._counter.nfe += 1
-        return self._term.axpy(t, x, base, tau)
+        return _owned_update(self._term, t, x, base, tau)
 
 
 def _counted_product(
     counter: Counter, matrix: Matrix, a: Tensor, y: Tensor, scale: Scale, add: Add
 ) -> Tensor:
     counter.nfe += 1
-    return matrix(a, y, scale, add)
+    return owned(matrix(a, y, scale, add))
+
+
+def _owned_update(term: AbstractTerm, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+    if type(term).axpy is AbstractTerm.axpy or torch.compiler.is_compiling():
+        return term.axpy(t, x, base, tau)  # a sum that was made anew
+    return owned(term.axpy(t, x, base, tau))

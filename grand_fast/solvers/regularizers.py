@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.solvers._checks import check_choice
+from grand_fast.solvers._owned import owned
 from grand_fast.solvers._problem import Result
 from grand_fast.solvers._solution import Status
 from grand_fast.solvers._solver import AbstractSolver
@@ -64,8 +65,7 @@ class RegularizedTerm(AbstractTerm):
         with torch.set_grad_enabled(is_recorded or self.needs_derivatives):
             if self.needs_derivatives and not (is_recorded and state.requires_grad):
                 state = state.detach().requires_grad_()
-            f = self.term.vf(t, state)
-            check_field(f, state)
+            f = owned(check_field(self.term.vf(t, state), state))  # autograd saves it
             rates = self._rates(state, f, is_recorded)
         flat = torch.cat([f.flatten(), *rates])
         return flat if is_recorded else flat.detach()

@@ -1,0 +1,58 @@
+"""Results of a caller's functions in memory that nobody else will write."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from grand_fast.ops._dispatch import transforms_active
+
+# An attribute of the nodes of autograd that save what they computed, as that of tanh does
+_SAVED = "_raw_saved_result"
+
+
+def owned(f: Tensor) -> Tensor:
+    """`f`, copied where its memory is known to others. Must be given without a name to it.
+
+    A solver holds slopes while the function that gave them runs again: one that writes into a
+    buffer of its own, as a CUDA graph does, would change them. Who can write the memory again must
+    have a hold on it: a tensor that was made anew shows at once that nobody has, and costs no copy.
+    Differentiable.
+    """
+    if torch.compiler.is_compiling():  # which leaves out the copies that it need not make
+        return f.clone()
+    return f if sys.getrefcount(f) <= _ALONE and _is_new(f) else f.clone()
+
+
+def _references(t: object) -> int:
+    return sys.getrefcount(t)
+
+
+# To a tensor, within a function that was given it without a name
+_ALONE = _references(object())
+
+
+def _references_to_base() -> int:
+    with torch.inference_mode(False):
+        view = torch.empty(1).view(1)
+    return _references(view._base)
+
+
+_ALONE_AS_BASE = _references_to_base()
+
+
+def _is_new(f: Tensor) -> bool:
+    """Whether nothing but `f` and what made it has a hold on its memory."""
+    if type(f) is not Tensor or f.layout is not torch.strided or transforms_active():
+        return False  # whose memory cannot be asked for
+    is_view = f._is_view()
+    if is_view and _references(f._base) > _ALONE_AS_BASE:
+        return False
+    node = f._base.grad_fn if is_view else f.grad_fn
+    if hasattr(node, _SAVED) and f._version == 0:  # in place, it could have gone into a buffer
+        return True
+    storage = f.untyped_storage()
+    holders: int = torch._C._storage_Use_Count(storage._cdata)
+    # `f`, `storage`, and what `f` is a view of. Memory of NumPy, or of the graphs of torch.compile,
+    # cannot be resized: who has it is unknown.
+    return holders <= 2 + is_view and storage.resizable()
