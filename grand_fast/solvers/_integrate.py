@@ -59,7 +59,7 @@ def integrate(
     Args:
         term: a term, or a function `f(t, x)` with `t` a Python float.
         x0: initial state, any shape.
-        T: end time, at least 0; 0 returns `x0`.
+        T: end time, at least 0; 0 returns a copy of `x0`.
         method: with fixed steps `"euler"` (equation 7), `"midpoint"`, `"rk4"` (3/8 rule, as
             torchdiffeq), `"rk4_classic"` (equations 33 to 37), `"explicit_adams"` or
             `"implicit_adams"` (order 4); with adaptive steps `"dopri5"` (the paper's), `"bosh3"`
@@ -187,4 +187,6 @@ def integrate(
     at = dict(zip(problem.stops, result.found, strict=False))
     xs = torch.stack([at.get(t, torch.full_like(x0, math.nan)) for t in wanted]) if wanted else None
     x, t = (result.x, result.t) if failed else (at[T], T)
+    if x is x0:  # where no step counts, or one that changes nothing: the caller's own stays theirs
+        x = x.clone()
     return Solution(x, result.stats, t, xs, penalties, result.status, counted.counter, counted.nfe)

@@ -10,18 +10,21 @@ from torch import Size, Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from grand_fast.solvers import _torchdiffeq
 from grand_fast.solvers._first_step import Norm
 from grand_fast.solvers._odeint_problem import (
     CALLBACKS,
     Func,
     State,
+    TensorField,
     flat_norm,
-    join,
+    joined,
     mixed_norm,
     split,
 )
-from grand_fast.solvers.odeint import needs_torchdiffeq, odeint
+from grand_fast.solvers.odeint import needs_torchdiffeq, odeint_as
 
+_NAME = "odeint_adjoint"
 Tolerance = float | Tensor | tuple[float, ...]
 
 
@@ -83,8 +86,7 @@ def odeint_adjoint(
         )
     # A replica's parameters are plain attributes, which torchdiffeq knows how to find.
     if event_fn is not None or needs_torchdiffeq(y0, t) or getattr(func, "_is_replica", False):
-        from torchdiffeq import odeint_adjoint as theirs
-
+        theirs = _torchdiffeq.solvers()[1]
         answer: State | tuple[Tensor, State] = theirs(
             func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn,
             adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol, adjoint_method=adjoint_method,
@@ -95,7 +97,7 @@ def odeint_adjoint(
         adjoint_params = tuple(func.parameters())  # type: ignore[attr-defined]
     params = tuple(p for p in adjoint_params if p.requires_grad)
 
-    shapes = [part.shape for part in y0] if isinstance(y0, tuple) else None
+    x0, shapes = joined(y0, _NAME)
     forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     given: dict[str, Any] = dict(options or {})
     state_norm = flat_norm(given.pop("norm", None), shapes)
@@ -113,7 +115,6 @@ def odeint_adjoint(
         "options": inner,
     }
     solve = _Solve(func, shapes, t, forward, backward)
-    x0 = y0 if isinstance(y0, Tensor) else join(y0)
     xs: Tensor = _AdjointFunction.apply(solve, x0, *params)
     return xs if shapes is None else split(xs, shapes)
 
@@ -128,11 +129,6 @@ class _Solve:
     forward: dict[str, Any]
     backward: dict[str, Any]
 
-    def field(self, t: Tensor, x: Tensor) -> Tensor:
-        """`f` of the state as one tensor."""
-        f = self.func(t, x if self.shapes is None else split(x, self.shapes))
-        return f if self.shapes is None else join(f)
-
     def augmented(self, params: tuple[Tensor, ...]) -> Func:
         """The field of `(adjoint of t, y, a, *g)`.
 
@@ -140,11 +136,13 @@ class _Solve:
         require a gradient; so do we, to take its steps.
         """
 
+        given = TensorField(self.func, self.shapes, _NAME)
+
         def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             y, a = state[1:3]
             with torch.enable_grad():
                 inputs = (t.detach().requires_grad_(), y.detach().requires_grad_(), *params)
-                f = self.field(*inputs[:2])
+                f = given.at(*inputs[:2])
                 grads: tuple[Tensor | None, ...] = (None,) * len(inputs)
                 if f.requires_grad:
                     grads = torch.autograd.grad(f, inputs, -a, allow_unused=True)
@@ -166,7 +164,7 @@ class _AdjointFunction(Function):
     def forward(ctx: Any, solve: _Solve, x0: Tensor, *params: Tensor) -> Tensor:
         with torch.no_grad():
             y0 = x0 if solve.shapes is None else split(x0, solve.shapes)
-            found = cast(State, odeint(solve.func, y0, solve.t, **solve.forward))
+            found = cast(State, odeint_as(_NAME, solve.func, y0, solve.t, **solve.forward))
             xs = found if isinstance(found, Tensor) else _rows(found)
         ctx.solve = solve
         ctx.save_for_backward(xs, *params)
@@ -181,7 +179,7 @@ class _AdjointFunction(Function):
         dt, a, grads = xs.new_zeros(()), dxs[-1], [torch.zeros_like(p) for p in params]
         for i in range(len(solve.t) - 1, 0, -1):
             back = solve.t[i - 1 : i + 1].flip(0)
-            found = odeint(field, (dt, xs[i], a, *grads), back, **solve.backward)
+            found = odeint_as(_NAME, field, (dt, xs[i], a, *grads), back, **solve.backward)
             dt, _, a, *grads = (states[1] for states in found)
             a = a + dxs[i - 1]
         return None, a, *grads

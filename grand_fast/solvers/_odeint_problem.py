@@ -10,7 +10,7 @@ from torch import Size, Tensor
 
 from grand_fast.solvers._first_step import Norm, rms_norm
 from grand_fast.solvers._loop import Callback, Callbacks
-from grand_fast.solvers._term import AbstractTerm, Combination
+from grand_fast.solvers._term import AbstractTerm, Combination, check_field
 
 State = Tensor | tuple[Tensor, ...]
 Func = Callable[..., Any]
@@ -25,6 +25,7 @@ class Problem:
     t:        times, rising, in the caller's float type; on the host.
     sign:     −1 where the caller's times fall; the caller's time is `sign · t`.
     shapes:   of the caller's tuple of tensors; None where it is one tensor.
+    operator: what the caller called, for messages.
     """
 
     func: Func
@@ -33,11 +34,14 @@ class Problem:
     t: Tensor
     sign: int
     shapes: list[Size] | None
+    operator: str
 
     def tolerance(self, name: str, value: Any) -> float | Tensor:
         """A float, or a tensor that fits the state: of one value per tensor of a tuple, say."""
         if isinstance(value, Tensor):
-            assert not value.requires_grad, f"odeint: `{name}` must not require a gradient."
+            assert not value.requires_grad, (
+                f"{self.operator}: `{name}` must not require a gradient."
+            )
         if isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0):
             return float(value)
         dtype, device = self.x0.dtype, self.x0.device
@@ -45,8 +49,8 @@ class Problem:
             return torch.as_tensor(value, dtype=dtype, device=device)
         parts = [torch.as_tensor(v, dtype=dtype, device=device) for v in value]
         assert len(parts) == len(self.shapes), (
-            f"odeint: `{name}` must hold one value per tensor of `y0`, {len(self.shapes)}, "
-            f"got {len(parts)}."
+            f"{self.operator}: `{name}` must hold one value per tensor of `y0`, "
+            f"{len(self.shapes)}, got {len(parts)}."
         )
         sized = zip(parts, self.shapes, strict=True)
         return torch.cat([part.expand(shape.numel()) for part, shape in sized])
@@ -76,59 +80,123 @@ class Problem:
         return callback
 
 
-def pose(func: Func, y0: State, t: Tensor) -> Problem:
+def pose(func: Func, y0: State, t: Tensor, operator: str) -> Problem:
     """The problem, its parts checked as torchdiffeq checks them, with its types of exception."""
-    t = _check_times(t)
-    shapes = None
-    term: AbstractTerm
-    if isinstance(y0, Tensor):
-        x0 = y0
-        term = func if isinstance(func, AbstractTerm) else TensorField(func, None)
-    else:
-        assert isinstance(y0, tuple), (
-            f"odeint: `y0` must be a Tensor or a tuple of them, got {type(y0).__name__}."
-        )
-        shapes = [part.shape for part in y0]
-        x0 = join(y0)
-        term = TensorField(func, shapes)
+    t = _check_times(t, operator)
+    x0, shapes = joined(y0, operator)
     if not x0.is_floating_point():
-        raise TypeError(f"odeint: `y0` must be floating, got {x0.dtype}. Try .float().")
+        raise TypeError(f"{operator}: `y0` must be floating, got {x0.dtype}. Try .float().")
+    term: AbstractTerm
+    if isinstance(func, AbstractTerm) and shapes is None:
+        term = GivenTerm(func, operator)
+    else:
+        term = TensorField(func, shapes, operator)
     falls = len(t) > 1 and bool(t[0] > t[1])
     if falls:
         t, term = -t, ReversedTerm(term)
-    return Problem(func, term, x0, t, -1 if falls else 1, shapes)
+    return Problem(func, term, x0, t, -1 if falls else 1, shapes, operator)
 
 
-def _check_times(t: Tensor) -> Tensor:
-    assert isinstance(t, Tensor), f"odeint: `t` must be a Tensor, got {type(t).__name__}."
+def joined(y0: State, operator: str) -> tuple[Tensor, list[Size] | None]:
+    """The state as one tensor, and the shapes of its parts if it is a tuple."""
+    if isinstance(y0, Tensor):
+        return y0, None
+    is_tuple = isinstance(y0, tuple) and all(isinstance(part, Tensor) for part in y0)
+    assert is_tuple, (
+        f"{operator}: `y0` must be a Tensor or a tuple of them, got {type(y0).__name__}."
+    )
+    return join(y0), [part.shape for part in y0]
+
+
+def _check_times(t: Tensor, operator: str) -> Tensor:
+    assert isinstance(t, Tensor), f"{operator}: `t` must be a Tensor, got {type(t).__name__}."
     if not t.is_floating_point():
-        raise TypeError(f"odeint: `t` must be floating, got {t.dtype}. Try .float().")
+        raise TypeError(f"{operator}: `t` must be floating, got {t.dtype}. Try .float().")
     assert t.ndim == 1 and len(t) > 0, (
-        f"odeint: `t` must have shape [times], one at least, got {list(t.shape)}."
+        f"{operator}: `t` must have shape [times], one at least, got {list(t.shape)}."
     )
     t = t.detach().cpu()
     steps = t.diff()
     assert bool((steps > 0).all() or (steps < 0).all()), (
-        "odeint: `t` must be strictly increasing or decreasing."
+        f"{operator}: `t` must be strictly increasing or decreasing."
     )
     return t
+
+
+class GivenTerm(AbstractTerm):
+    """A term of the caller's."""
+
+    def __init__(self, term: AbstractTerm, operator: str) -> None:
+        self.term, self.operator = term, operator
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f(t, x)`."""
+        return check_field(self.term.vf(t, x), x, f"{self.operator}: `func`")
+
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+        """`base + tau · f(t, x)`, fused where the term does that."""
+        if type(self.term).axpy is AbstractTerm.axpy:
+            return super().axpy(t, x, base, tau)
+        return self.term.axpy(t, x, base, tau)
 
 
 class TensorField(AbstractTerm):
     """A function of a scalar tensor `t` and the caller's state, as torchdiffeq calls it."""
 
-    def __init__(self, func: Func, shapes: list[Size] | None) -> None:
-        self.func, self.shapes = func, shapes
+    def __init__(self, func: Func, shapes: list[Size] | None, operator: str) -> None:
+        self.func, self.shapes, self.operator = func, shapes, operator
 
     def vf(self, t: float, x: Tensor) -> Tensor:
-        """`f(t, x)`, of the type and shape of `x` whatever the function returns."""
-        time = torch.full((), t, dtype=x.dtype, device=x.device)
-        if self.shapes is not None:
-            return join(self.func(time, split(x, self.shapes))).to(x.dtype)
-        f = self.func(time, x)
+        """`f(t, x)`."""
+        return self.at(torch.full((), t, dtype=x.dtype, device=x.device), x)
+
+    def at(self, t: Tensor, x: Tensor) -> Tensor:
+        """`f(t, x)`, of the type and shape of `x` where what the function returns can have them.
+
+        Raises:
+            TypeError, ValueError: it cannot.
+        """
+        if self.shapes is None:
+            return self._like(self.func(t, x), x)
+        parts = split(x, self.shapes)
+        found = self.func(t, parts)
+        is_several = isinstance(found, Iterable) and not (
+            isinstance(found, Tensor) and not found.ndim
+        )
+        found = tuple(found) if is_several else found
+        if not is_several or len(found) != len(parts):
+            got = str(len(found)) if is_several else type(found).__name__
+            raise TypeError(
+                f"{self.operator}: `func` must return as many Tensors as `y0` has, {len(parts)}, "
+                f"got {got}."
+            )
+        return join(self._like(f, part) for f, part in zip(found, parts, strict=True))
+
+    def _like(self, f: Any, x: Tensor) -> Tensor:
         if not isinstance(f, Tensor):
-            raise TypeError(f"odeint: `func` must return a Tensor, got {type(f).__name__}.")
-        return f.to(x.dtype).expand_as(x)
+            got = type(f).__name__
+            raise TypeError(f"{self.operator}: `func` must return a Tensor, got {got}.")
+        if f.is_complex():
+            raise TypeError(
+                f"{self.operator}: `func` must return f like `y0`, {x.dtype}, got {f.dtype}."
+            )
+        if f.device != x.device:
+            raise ValueError(
+                f"{self.operator}: `func` must return f where `y0` is, on {x.device}, got "
+                f"{f.device}. Move it with .to(y.device)."
+            )
+        if f.shape == x.shape:
+            return f.to(x.dtype)
+        # Parts of a tuple count by their elements, as in torchdiffeq, which joins them
+        if self.shapes is not None and f.numel() == x.numel():
+            return f.to(x.dtype).reshape(x.shape)
+        try:
+            return f.to(x.dtype).expand_as(x)
+        except RuntimeError:
+            raise ValueError(
+                f"{self.operator}: `func` must return f of the shape of `y0`, {list(x.shape)}, "
+                f"got {list(f.shape)}."
+            ) from None
 
 
 class ReversedTerm(AbstractTerm):

@@ -16,8 +16,8 @@ from grand_fast.solvers._solver import AbstractSolver, Carry
 from grand_fast.solvers._step_control import (
     AbstractStepControl,
     AdaptiveSteps,
+    EvenGrid,
     FixedSteps,
-    fixed_grid,
 )
 from grand_fast.solvers._term import CountedTerm
 
@@ -80,10 +80,13 @@ class Problem:
         """What proposes the steps."""
         start = self.stops[0]
         if not isinstance(self.solver, EmbeddedRungeKutta):
-            grid = [start + t for t in fixed_grid(self.stops[-1] - start, self.step_size)]
-            if self.solver.is_exact:
-                grid = sorted({*grid, *self.stops})
-            return FixedSteps(grid, max_steps=self.max_steps)
+            takes_steps = len(self.stops) > 1
+            return FixedSteps(
+                EvenGrid(start, self.stops[-1], self.step_size),
+                ends=self.solver.is_exact,
+                longest=self.solver.longest_step(self.term) if takes_steps else 0.0,
+                max_steps=self.max_steps,
+            )
         tau = self.first_step
         if tau is None:
             tau = first_step(

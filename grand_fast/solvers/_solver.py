@@ -1,5 +1,6 @@
 """One step of a method over `[t, t + tau]`."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -44,6 +45,10 @@ class AbstractSolver(ABC):
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """What the first step needs beside the state."""
         return ()
+
+    def longest_step(self, term: AbstractTerm) -> float:
+        """What a step of a grid is cut to."""
+        return math.inf
 
     @abstractmethod
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:

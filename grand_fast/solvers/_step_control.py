@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from typing import Protocol
 
 from grand_fast.solvers._solution import Status
 
@@ -14,15 +14,29 @@ _LEAST_STEP = 1e-290
 _HOPELESS = 1e-12
 
 
-def fixed_grid(T: float, step_size: float | None) -> list[float]:
-    """The ends of the steps from 0 to exactly `T`; the last step may be shorter.
+class Grid(Protocol):
+    """The ends of the steps, the start first; not less than the last wanted time in the end."""
 
-    `step_size=None` means one step over the whole interval, as in torchdiffeq.
+    def __getitem__(self, i: int, /) -> float:
+        """End number `i`."""
+
+
+class EvenGrid:
+    """Steps of one length from `start` to exactly `end`; the last may be shorter.
+
+    `step_size=None` means one step over the whole interval, as in torchdiffeq. The ends are
+    computed when they are asked for: there may be more than there is memory.
     """
-    if T == 0.0:
-        return [0.0]
-    n = 1 if step_size is None else max(1, math.ceil(T / step_size - _ROUNDING))
-    return [*(step * (step_size or 0.0) for step in range(n)), T]
+
+    def __init__(self, start: float, end: float, step_size: float | None) -> None:
+        self._start, self._length = start, end - start
+        self._step_size = step_size or 0.0
+        self._steps: float = 1
+        if step_size is not None:
+            self._steps = max(1, self._length / step_size - _ROUNDING)  # rounded up
+
+    def __getitem__(self, i: int) -> float:
+        return self._start + (i * self._step_size if i < self._steps else self._length)
 
 
 class AbstractStepControl(ABC):
@@ -49,21 +63,45 @@ class AbstractStepControl(ABC):
 
 
 class FixedSteps(AbstractStepControl):
-    """Steps between the points of a grid."""
+    """Steps between the points of a grid.
 
-    def __init__(self, grid: Sequence[float], *, max_steps: int | None = None) -> None:
+    Args:
+        ends: a step ends at each output time as well.
+        longest: no step is longer.
+        max_steps: steps before `MAX_STEPS`.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        ends: bool = False,
+        longest: float = math.inf,
+        max_steps: int | None = None,
+    ) -> None:
         self.t, self._grid, self.max_steps = grid[0], grid, max_steps
+        self._ends, self._longest = ends, longest
+        self._point, self._next = 0, self.t
 
     def propose(self, stop: float) -> float | None:
         """To the next point."""
         if self._is_spent():
             return None
-        return self._grid[self.accepted + 1] - self.t
+        self._next = self._grid[self._point + 1]
+        if self._ends:
+            self._next = min(self._next, stop)
+        if self._next - self.t > self._longest:
+            self._next = self.t + self._longest
+            if not self._next > self.t:
+                self.status = Status.STEP_TOO_SMALL
+                return None
+        return self._next - self.t
 
     def judge(self, tau: float, ratio: float) -> bool:
         """Always."""
         self.accepted += 1
-        self.t = self._grid[self.accepted]
+        self.t = self._next
+        self._point += self.t == self._grid[self._point + 1]
         return True
 
 

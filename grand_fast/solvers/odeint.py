@@ -1,19 +1,20 @@
 """`odeint`: torchdiffeq's front door to the solvers."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from grand_fast.solvers import _torchdiffeq
 from grand_fast.solvers._adjoint import ADJOINTS
 from grand_fast.solvers._embedded import EmbeddedRungeKutta
 from grand_fast.solvers._first_step import first_step as choose_first_step
 from grand_fast.solvers._first_step import rms_norm
 from grand_fast.solvers._loop import march
 from grand_fast.solvers._methods import METHODS
+from grand_fast.solvers._odeint_grid import grid_of
 from grand_fast.solvers._odeint_problem import CALLBACKS, Problem, State, pose, split
 from grand_fast.solvers._solution import Status
 from grand_fast.solvers._solver import AbstractSolver, combine
@@ -28,21 +29,21 @@ _PAIRS = {
     "adaptive_heun": HEUN,
 }
 _RUNGE_KUTTA = ("euler", "midpoint", "rk4")
-_ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
-_ON_A_GRID = {"step_size", "grid_constructor", "interp", "norm"}
-_BY_ERROR = {"first_step", "min_step", "max_step", "safety", "ifactor", "dfactor",
-             "max_num_steps", "norm", "dtype"}  # fmt: skip
-# Options that our solvers know, by method; whatever else is asked for is torchdiffeq's to answer.
-_OPTIONS = {
-    **dict.fromkeys(_RUNGE_KUTTA, _ON_A_GRID),
-    **dict.fromkeys(_ADAMS, _ON_A_GRID | {"max_order", "max_iters"}),
-    **dict.fromkeys(_PAIRS, _BY_ERROR),
-}
-# How torchdiffeq's messages begin, by which its users tell failures apart
+# How torchdiffeq's messages begin, by which its users tell failures apart; what it was and to try
 _FAILURES = {
-    Status.STEP_TOO_SMALL: "underflow in dt",
-    Status.NON_FINITE: "non-finite values in state `y`",
-    Status.MAX_STEPS: "max_num_steps exceeded",
+    Status.STEP_TOO_SMALL: (
+        "underflow in dt",
+        "the step fell below the resolution of t: try larger rtol and atol, float64, or a smaller "
+        "learning rate; func may have a discontinuity there",
+    ),
+    Status.NON_FINITE: (
+        "non-finite values in state `y`",
+        "the state is not finite: try a smaller learning rate, and inputs without NaN",
+    ),
+    Status.MAX_STEPS: (
+        "max_num_steps exceeded",
+        "try a larger max_num_steps in options, or larger rtol and atol",
+    ),
 }
 
 
@@ -70,9 +71,10 @@ def odeint(
         method: `"dopri5"` (None), `"bosh3"`, `"adaptive_heun"`, `"euler"`, `"midpoint"`, `"rk4"`,
             `"explicit_adams"` or `"implicit_adams"` (also `"fixed_adams"`) run on our solvers;
             any other that torchdiffeq has, on its own.
-        options: as torchdiffeq's, by name. Those that our solvers do not know (`step_t`, `jump_t`,
-            `perturb`, a narrow `dtype`) hand the call to torchdiffeq, as do `event_fn`, a complex
-            `y0` and a `t` that requires a gradient.
+        options: as torchdiffeq's, by name; what the method does not know is named in a warning, as
+            there. What our solvers do not do (`step_t`, `jump_t`, `perturb`, a narrow `dtype`)
+            hands the call to torchdiffeq, as do `event_fn`, a complex `y0` and a `t` that requires
+            a gradient.
         event_fn: the solve ends where it is zero; `t` holds its start and a later time.
 
     Returns:
@@ -85,17 +87,37 @@ def odeint(
 
     Differentiable by `y0` and whatever `func` holds, through every stage.
     """
+    return odeint_as(
+        "odeint", func, y0, t, rtol=rtol, atol=atol, method=method, options=options,
+        event_fn=event_fn,
+    )  # fmt: skip
+
+
+def odeint_as(
+    operator: str,
+    func: Callable[..., State],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: float | Tensor | tuple[float, ...],
+    atol: float | Tensor | tuple[float, ...],
+    method: str | None,
+    options: Mapping[str, object] | None,
+    event_fn: Callable[..., Tensor] | None = None,
+) -> State | tuple[Tensor, State]:
+    """`odeint`, under the name of the operator that the caller called."""
     chosen = "dopri5" if method is None else method
     given: dict[str, Any] = dict(options or {})
     if event_fn is not None or not _is_ours(y0, t, chosen, given):
-        # Imported here: it takes scipy along, and most calls need neither.
-        from torchdiffeq import odeint as theirs
-
+        theirs = _torchdiffeq.solvers()[0]
         answer: State | tuple[Tensor, State] = theirs(
             func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
         )
         return answer
-    problem = pose(func, y0, t)
+    given = _torchdiffeq.known_options(operator, chosen, given)
+    if not given.pop("implicit", True):
+        chosen = "explicit_adams"
+    problem = pose(func, y0, t, operator)
     tolerances = problem.tolerance("rtol", rtol), problem.tolerance("atol", atol)
     solve = _by_error if chosen in _PAIRS else _on_a_grid
     xs = torch.stack(solve(problem, chosen, given, *tolerances))
@@ -112,12 +134,17 @@ def needs_torchdiffeq(y0: State, t: Tensor) -> bool:
 def _is_ours(y0: State, t: Tensor, method: str, options: dict[str, Any]) -> bool:
     return (
         not needs_torchdiffeq(y0, t)
-        and method in _OPTIONS
-        and options.keys() <= _OPTIONS[method]
-        and options.get("dtype", torch.float64) == torch.float64
-        and 4 <= options.get("max_order", 12) <= 12
+        and _torchdiffeq.is_known(method)
+        and (method not in _PAIRS or _is_plain_control(options))
+        and (method in _PAIRS or not options.get("perturb", False))
+        and ("adams" not in method or 4 <= options.get("max_order", 12) <= 12)
         and not any(isinstance(v, Tensor) and v.requires_grad for v in options.values())
     )
+
+
+def _is_plain_control(options: dict[str, Any]) -> bool:
+    has_times = any(options.get(name) is not None for name in ("step_t", "jump_t"))
+    return not has_times and options.get("dtype", torch.float64) == torch.float64
 
 
 def _by_error(
@@ -156,8 +183,9 @@ def _by_error(
     )  # fmt: skip
     status = control.status
     if status is not Status.SUCCESS:
+        begins, remedy = _FAILURES[status]
         at = problem.sign * control.t
-        raise AssertionError(f"{_FAILURES[status]} at t = {at:g}, in odeint: {status.value}.")
+        raise AssertionError(f"{begins} at t = {at:g}, in {problem.operator}: {remedy}.")
     return found
 
 
@@ -184,12 +212,12 @@ def _on_a_grid(
 ) -> list[Tensor]:
     interp = options.get("interp", "linear")
     if interp not in ("linear", "cubic"):
-        raise ValueError(f"odeint: `interp` must be linear or cubic, got {interp!r}.")
-    solver = _solver(method, options, rtol, atol)
-    grid = _grid(problem, options.get("step_size"), options.get("grid_constructor"))
+        raise ValueError(f"{problem.operator}: `interp` must be linear or cubic, got {interp!r}.")
+    solver = _solver(problem.operator, method, options, rtol, atol)
+    grid = grid_of(problem, options.get("step_size"), options.get("grid_constructor"))
     times, term = problem.t.tolist(), CountedTerm(problem.term)
     # The step that reaches each time
-    last = [bisect_left(grid, t) for t in times[1:]]
+    last = [grid.reaching(t) for t in times[1:]]
     steps = [(grid[i - 1], grid[i]) for i in last]
     is_between = [interp == "cubic" and t != b for t, (_, b) in zip(times[1:], steps, strict=True)]
     pairs = list(zip(times[1:], steps, is_between, strict=True))
@@ -207,7 +235,11 @@ def _on_a_grid(
 
 
 def _solver(
-    method: str, options: dict[str, Any], rtol: float | Tensor, atol: float | Tensor
+    operator: str,
+    method: str,
+    options: dict[str, Any],
+    rtol: float | Tensor,
+    atol: float | Tensor,
 ) -> AbstractSolver:
     if method in _RUNGE_KUTTA:
         return METHODS[method](0.0, 0.0)
@@ -215,31 +247,9 @@ def _solver(
     if method == "explicit_adams":
         return ExplicitAdams(max_order=order)
     iters = int(options.get("max_iters", 4))
+    if iters < 1:
+        raise ValueError(f"{operator}: `max_iters` must be at least 1, got {iters}.")
     return ImplicitAdams(max_order=order, max_iters=iters, rtol=rtol, atol=atol)
-
-
-def _grid(problem: Problem, step_size: Any, constructor: Any) -> list[float]:
-    """The ends of the steps, in the type of `t`, as torchdiffeq rounds them."""
-    if step_size is not None and constructor is not None:
-        raise ValueError("odeint: `step_size` and `grid_constructor` exclude each other.")
-    t = problem.t
-    start, end = t[0], t[-1]
-    if step_size is not None:
-        count = int(torch.ceil((end - start) / float(step_size) + 1))
-        grid = torch.arange(count, dtype=t.dtype) * float(step_size) + start
-        grid[-1] = end
-    elif constructor is not None:
-        there, sign = t.to(problem.x0.device), problem.sign
-        grid = (sign * constructor(problem.term, problem.x0, sign * there)).cpu()
-        assert grid[0] == start and grid[-1] == end, (
-            "odeint: the grid of `grid_constructor` must begin at t[0] and end at t[-1]."
-        )
-    else:
-        grid = t
-    # Rounding may put the last point but one at the end, or past it.
-    values: list[float] = grid.tolist()
-    before = next((i for i, value in enumerate(values[1:], 1) if value >= values[-1]), 0)
-    return values[: before + 1]
 
 
 def _hermite(
