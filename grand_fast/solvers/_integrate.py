@@ -129,6 +129,10 @@ def integrate(
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         got = str(x0.dtype) if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"integrate: `x0` must be a floating tensor, got {got}.")
+    if x0.layout is not torch.strided:
+        raise TypeError(f"integrate: `x0` must be dense, got {x0.layout}. Try .to_dense().")
+    if x0.is_meta:
+        raise ValueError("integrate: `x0` must hold values, got a tensor on meta.")
     T = float(T)
     wanted = check_times(times, T)
     rtol, atol = tolerances(x0.dtype, rtol, atol, tol_scale, tol_convention)
