@@ -45,10 +45,12 @@ def _is_new(f: Tensor) -> bool:
     """Whether nothing but `f` and what made it has a hold on its memory."""
     if type(f) is not Tensor or f.layout is not torch.strided or transforms_active():
         return False  # whose memory cannot be asked for
-    is_view = f._is_view()
-    if is_view and _references(f._base) > _ALONE_AS_BASE:
-        return False
-    node = f._base.grad_fn if is_view else f.grad_fn
+    is_view, node = f._is_view(), f.grad_fn
+    if is_view:
+        if _references(f._base) > _ALONE_AS_BASE:
+            return False
+        assert f._base is not None
+        node = f._base.grad_fn
     if hasattr(node, _SAVED) and f._version == 0:  # in place, it could have gone into a buffer
         return True
     storage = f.untyped_storage()
