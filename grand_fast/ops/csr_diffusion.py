@@ -64,11 +64,7 @@ def csr_diffusion(
     Reference: GRAND (Chamberlain et al. 2021), equation 2 with constant `A`.
     """
     check_graph(_OP, graph)
-    remedy = ""
-    if getattr(x, "ndim", 2) == 3:
-        remedy = "Of a batch on one graph, pass x.movedim(0, 1).flatten(1)."
-    sizes = (graph.num_nodes, None)
-    check_tensor(_OP, "x", x, letters="[N, d]", sizes=sizes, graph=graph, remedy=remedy)
+    check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
     remedy = "Did you mean its mean over heads, a.mean(1)?" if getattr(a, "ndim", 1) == 2 else ""
     check_tensor(_OP, "a", a, letters="[E]", sizes=(graph.num_edges,), like=x, remedy=remedy)
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)

@@ -206,15 +206,10 @@ def test_promotion_in_a_compiled_program(call):
         assert_close("gradient", a, b.double())
 
 
-def test_a_state_of_the_wrong_rank():
-    p = nodes(given_weights) | weights(given_weights)
-    remedy = r"\[N, d\] = \[12, ≥1\], got \[3, 12, 4\]. .*pass x.movedim\(0, 1\).flatten\(1\)"
-    batch = torch.stack([p["x"], 2 * p["x"], -p["x"]])
-    with pytest.raises(ValueError, match=f"^csr_diffusion: `x` must have shape {remedy}"):
-        csr_diffusion(batch, p["a"], GRAPH)
-    f = csr_diffusion(batch.movedim(0, 1).flatten(1), p["a"], GRAPH)
-    assert_close("f", f.view(N, 3, D)[:, 1], 2 * csr_diffusion(p["x"], p["a"], GRAPH))
-    with pytest.raises(
-        ValueError, match=r"`x` must have shape \[N, d\] = \[12, ≥1\], got \[12\].$"
-    ):
-        csr_diffusion(p["x"][:, 0], p["a"], GRAPH)
+@fields
+@pytest.mark.parametrize("shape", [(3, N, D), (N,), (N, D, 1), (N + 1, D), (N, 0), ()], ids=str)
+def test_a_state_of_another_shape_is_told_its_own(call, shape):
+    given = nodes(call) | weights(call) | {"x": torch.ones(shape, dtype=torch.float64)}
+    got = re.escape(str([*shape]))
+    with pytest.raises(ValueError, match=rf"`x` must have shape \[N, d\] = \[12, ≥1\], got {got}"):
+        call(**given)
