@@ -28,12 +28,13 @@ def until_closed(run: Callable[[], int]) -> int:
     """The exit code of `run`; `CLOSED_PIPE`, and nothing said, if the reader of its lines goes."""
     try:
         code = run()
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # as where a program is started without one
-                say("", stream, end="")
+        say("", end="")  # flushes what was printed otherwise
     except BrokenPipeError:
         for stream in (sys.stdout, sys.stderr):
-            _discard(stream)
+            try:
+                say("", stream, end="")
+            except BrokenPipeError:
+                _discard(stream)
         return CLOSED_PIPE
     return code
 
@@ -56,8 +57,9 @@ def say(line: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
 
 def _discard(stream: TextIO) -> None:
     """Let go of what is in the buffer, which would fail once more when Python ends."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no file, or closed, or None
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    # Where it is no file, or closed, or None, there is nothing to let go of
+    with contextlib.suppress(OSError, ValueError, AttributeError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
