@@ -75,9 +75,9 @@ class AttentionDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         attention_channels = channels if attention_channels is None else attention_channels
-        sizes = {"channels": channels, "attention_channels": attention_channels, "heads": heads}
-        check_sizes(_NAME, low=1, **sizes)
-        if attention_channels % heads:
+        check_sizes(_NAME, low=1, channels=channels, attention_channels=attention_channels)
+        check_sizes(_NAME, heads=heads)
+        if heads < 1 or attention_channels % heads:
             raise ValueError(
                 f"AttentionDiffusion: `heads` must divide attention_channels="
                 f"{attention_channels}, got {heads}."
