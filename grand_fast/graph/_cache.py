@@ -30,7 +30,7 @@ def cached_graph(given: Any, num_nodes: int) -> Graph:
     """
     if isinstance(given, Graph):
         return given
-    if not isinstance(given, Tensor):
+    if not isinstance(given, Tensor) or given.is_meta:
         return Graph.from_edge_index(given, num_nodes)
     ids, weight = stored(given)
     known: _Known | None = _graphs.get(given)  # type: ignore[no-untyped-call]

@@ -16,8 +16,12 @@ from grand_fast.ops._dispatch import (
 )
 
 
-def check_state(module: str, x: Any, letters: str, channels: int | None = None) -> None:
-    """`x` is a tensor of two axes; of `channels` columns if that is known.
+def check_state(
+    module: str, x: Any, letters: str, channels: int | None = None, like: Tensor | None = None
+) -> None:
+    """`x` is a floating tensor of two axes; of `channels` columns if that is known.
+
+    like: a weight it is dense and of one type with, unless autocast brings them to one.
 
     Raises:
         NotImplementedError: a pair for the two sides of a bipartite graph. TypeError, ValueError.
@@ -30,11 +34,27 @@ def check_state(module: str, x: Any, letters: str, channels: int | None = None) 
         )
     if not isinstance(x, Tensor):
         raise TypeError(f"{module}: `x` must be a Tensor {letters}, got {type(x).__name__}.")
+    if not x.is_floating_point():
+        raise TypeError(f"{module}: `x` must be floating, got {x.dtype}. Try .float().")
     if x.dim() != 2 or (channels is not None and x.shape[1] != channels):
         sizes = "" if channels is None else f" = [N, {channels}]"
         remedy = f" {BATCH_REMEDY}" if x.dim() > 2 else ""
         raise ValueError(
             f"{module}: `x` must have shape {letters}{sizes}, got {list(x.shape)}.{remedy}"
+        )
+    if like is None or not like.is_floating_point():
+        return
+    if x.layout is not torch.strided:
+        raise TypeError(f"{module}: `x` must be dense, got {x.layout}. Try .to_dense().")
+    if x.device != like.device:
+        raise ValueError(
+            f"{module}: `x` must be on {like.device} as the layer is, got {x.device}. "
+            f"Move it with .to('{like.device}')."
+        )
+    if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{module}: `x` must be {like.dtype} as the layer is, got {x.dtype}. Convert it with "
+            f".to({like.dtype}), or the layer with .to({x.dtype})."
         )
 
 

@@ -125,7 +125,7 @@ class GRANDConv(AbstractDiffusion):
             edge_weight: `[E]`; multiplies the scores before they are normalised, in place of the
                 weights that a sparse adjacency or a `Graph` carries.
         """
-        check_state("GRANDConv", x, "[N, channels]")
+        check_state("GRANDConv", x, "[N, channels]", like=next(self.parameters(), None))
         graph = graph_of("GRANDConv", edge_index, x.shape[0])
         if edge_weight is not None:
             graph = graph.with_edge_weight(edge_weight)
