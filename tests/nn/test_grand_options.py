@@ -207,6 +207,33 @@ def test_degree_scaling_of_equal_attention_is_the_symmetric_laplacian():
     assert_close("logits", model(x, graph), twin(x, graph))
 
 
+@pytest.mark.parametrize("variant", ["l", "nl", "laplacian"])
+def test_degree_scaling_where_a_node_has_no_edges(variant):
+    """It is divided by 1, and decays as it does without: `1 − alpha` an Euler step of length 1."""
+    graph, x = random_graph("empty_rows"), torch.randn(N, C, dtype=torch.float64)
+    model = model_of({"degree_scaling": True}, variant=variant, method="euler")
+    alone = graph.rowptr.diff() == 0
+    assert 0 < alone.sum() < N
+    alpha = model.field.alpha if variant == "laplacian" else model.field.scale.alpha
+    logits = model(x, graph)
+    want = model.decoder(torch.relu((1 - alpha) ** 2 * model.encoder(x)))
+    assert_close("alone", logits[alone], want[alone])
+    h = model.encoder(x) / roots(graph)
+    term = model._term(h, graph)
+    for _ in range(2):
+        h = h + term.vf(0.0, h)
+    assert_close("logits", logits, logits_of(model, h * roots(graph)))
+    for g in torch.autograd.grad(logits.square().sum(), list(model.parameters())):
+        assert g.isfinite().all()
+
+
+def test_gamma_starts_again_from_0():
+    model = build({}, variant="mixed")
+    torch.nn.init.constant_(model.gamma, 1.5)
+    model.reset_parameters()
+    assert model.gamma.item() == 0.0
+
+
 def test_without_a_decoder_the_state_is_the_prediction():
     graph, x = random_graph("random"), torch.randn(N, C)
     model = GRAND(C, CLASSES, CLASSES, decoder=False, T=0.0)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import grand_fast as gf
+from grand_fast.features import compact
 from grand_fast.nn import GRAND, _sparse_linear
 from grand_fast.nn._sparse_linear import sparse_linear
 from grand_fast.testing import assert_close, random_graph
@@ -223,6 +224,30 @@ def test_bad_features(name):
     x = change(features("random", torch.float32))
     with pytest.raises(error, match=f"^GRAND: `x` .*{text}"):
         sparse_linear(x, nn.Linear(F, 3), dropout=0.0, training=True)
+
+
+def test_features_are_sparse_up_to_a_fifth_of_nonzeros():
+    """As the encoder is then no slower; a denser table is read as it is."""
+    for nonzeros, is_sparse in ((0, True), (199, True), (200, True), (201, False), (1000, False)):
+        x = torch.zeros(1000)
+        x[:nonzeros] = 1.0
+        x = x.view(100, 10)
+        got = compact(x)
+        assert (got.layout is torch.sparse_csr) is is_sparse, nonzeros
+        assert torch.equal(got.to_dense(), x)
+
+
+def test_indices_are_of_32_bits_while_they_fit(monkeypatch):
+    layer = nn.Linear(F, 3, dtype=torch.float64)
+    for limit, index in ((2**31 - 1, torch.int32), (F, torch.int64)):
+        monkeypatch.setattr(_sparse_linear, "_INT32_MAX", limit)
+        x = features("random")
+        pair = _sparse_linear.csr_pair(x)
+        assert {t.dtype for csr in pair for t in csr if t is not None} == {index}
+        y = sparse_linear(x, layer, dropout=0.0, training=True)
+        assert_close("y", y, layer(x.to_dense()))
+        want = gradients(layer(x.to_dense()), layer)[0]
+        assert_close("dw", gradients(y, layer)[0], want)
 
 
 def test_the_model_checks_its_features():
