@@ -11,6 +11,7 @@ from torch_geometric import EdgeIndex
 from grand_fast import Graph, nn
 from grand_fast.graph import _cache, cached_graph
 from grand_fast.graph._fingerprint import fingerprint
+from grand_fast.nn._sparse_linear import sparse_linear
 from grand_fast.testing import assert_close, random_edge_index
 
 
@@ -219,6 +220,25 @@ def test_a_layer_follows_edges_and_weights_that_numpy_changes():
     for got, w in ((of_edges, weight.flip(0)), (layer(x, edges, weight), weight)):
         assert torch.equal(got, layer(x, Graph.from_edge_index(edges.clone(), n, w.clone())))
         assert not torch.equal(got, before)
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+def test_the_transpose_of_sparse_features_follows_them_too(index):
+    dense = (torch.rand(30, 8) < 0.4) * torch.randn(30, 8)
+    kept = dense.to_sparse_csr()
+    x = torch.sparse_csr_tensor(
+        kept.crow_indices().to(index), kept.col_indices().to(index), kept.values(), dense.shape
+    )
+    layer = torch.nn.Linear(8, 3)
+    for _ in range(3):
+        y = sparse_linear(x, layer, dropout=0.0, training=True)
+        want = layer(x.to_dense())
+        assert_close("y", y, want.double())
+        found = [torch.autograd.grad(out.square().sum(), layer.weight)[0] for out in (y, want)]
+        assert_close("dW", found[0], found[1].double())
+        columns, rows = x.col_indices().numpy(), x.crow_indices().numpy()
+        columns[...] = (columns + 1) % 8
+        rows[1] += 1
 
 
 @pytest.mark.parametrize("e", [1, 4095, 4096, 4097, 3 * 4096 + 5])

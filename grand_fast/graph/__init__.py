@@ -6,6 +6,7 @@ is the only place where the user's `edge_index` is turned into that layout.
 
 from grand_fast.graph import _registration  # noqa: F401  # tells torch of the class
 from grand_fast.graph._cache import cached_graph
+from grand_fast.graph._fingerprint import fingerprint
 from grand_fast.graph._graph import Graph
 
-__all__ = ["Graph", "cached_graph"]
+__all__ = ["Graph", "cached_graph", "fingerprint"]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from grand_fast.graph import fingerprint
 from grand_fast.nn._given import check_state
 from grand_fast.nn._linear import is_plain
 from grand_fast.ops._dispatch import is_batched, outside_transforms, transforms_active
@@ -60,10 +61,12 @@ def csr_pair(x: Tensor) -> tuple[_Csr, _Csr]:
     """The CSR of `x` and of `xᵀ`, kept with `x`."""
     if x.is_inference():  # it has no version counter: a change would go unseen
         return _csr_pair(x)
-    known: tuple[int, tuple[_Csr, _Csr]] | None
+    ids = x.crow_indices(), x.col_indices()
+    held = *(t.numel() for t in ids), int(fingerprint(*ids))  # as `cached_graph` knows its edges
+    known: tuple[tuple[int, ...], tuple[_Csr, _Csr]] | None
     known = _known.get(x)  # type: ignore[no-untyped-call]
-    if known is None or known[0] != x._version:
-        known = _known[x] = (x._version, _csr_pair(x))
+    if known is None or known[0] != held:
+        known = _known[x] = (held, _csr_pair(x))
     return known[1]
 
 

@@ -213,9 +213,10 @@ class GRAND(AbstractDiffusion):
         with dense features.
 
         A `Graph` is used as it is. An `edge_index` (source to target) is sorted once and kept as
-        long as that tensor lives unchanged; it gets no self-loops. `labels [N, label_channels]`
-        holds the classes that may be known, one-hot, and zeros in the rows of all other nodes: a
-        model that is given the labels it is trained on learns to read them off.
+        long as that tensor lives and holds the same edges, as in `GRANDConv`; it gets no
+        self-loops. `labels [N, label_channels]` holds the classes that may be known, one-hot, and
+        zeros in the rows of all other nodes: a model that is given the labels it is trained on
+        learns to read them off.
         """
         x, graph, scale = self._start(x, graph_or_edge_index, labels)
         return self._decode(self._diffuse(x, graph), scale)

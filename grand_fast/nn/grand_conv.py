@@ -120,8 +120,9 @@ class GRANDConv(AbstractDiffusion):
         Args:
             x: node features.
             edge_index: `[2, E]`, source to target; or a sparse adjacency, transposed as PyG's
-                `adj_t`; or a `Graph`. It is sorted once and kept as long as that tensor lives
-                unchanged.
+                `adj_t`; or a `Graph`. It is sorted once and kept as long as that tensor lives and
+                holds the same edges. Each call looks whether it does, in a pass over the ids, for
+                which the host waits on a GPU; pass a `Graph` where that counts.
             edge_weight: `[E]`; multiplies the scores before they are normalised, in place of the
                 weights that a sparse adjacency or a `Graph` carries.
         """
