@@ -1,6 +1,7 @@
 """`AbstractDiffusion`: what modules that diffuse a state share: the term and its solve."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from grand_fast.graph import Graph
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.ops._dispatch import transforms_active, unwrapped
 from grand_fast.solvers import (
     AbstractTerm,
     Adjoint,
@@ -27,6 +29,13 @@ from grand_fast.solvers._tolerances import Convention
 from grand_fast.solvers.regularizers import Regularizer
 
 Observe = Callable[[float, Tensor], None]  # of t and the state
+
+
+def _plain(outcome: Outcome) -> Outcome:
+    """Without what ends with a transform of torch.func."""
+    if not transforms_active():
+        return outcome
+    return replace(outcome, _checksum=unwrapped(outcome._checksum).sum())
 
 
 class AbstractDiffusion(nn.Module):
@@ -70,7 +79,7 @@ class AbstractDiffusion(nn.Module):
             self._term(x, graph), x, self.T, regularizers=self.regularizers if self.training else ()
         )
         if not torch.compiler.is_exporting():  # a program keeps nothing between calls
-            self._outcome, self.penalties = solution.outcome, solution.penalties
+            self._outcome, self.penalties = _plain(solution.outcome), solution.penalties
         return solution.x
 
     def _observe(self, x: Tensor, graph: Graph, T: float, observe: Observe) -> None:

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from grand_fast.ops import stage_update
-from grand_fast.ops._dispatch import result_like, transforms_active
+from grand_fast.ops._dispatch import is_batched, result_like, transforms_active
 
 
 def relu_dropout(x: Tensor, p: float, *, training: bool) -> Tensor:
@@ -38,4 +38,6 @@ class _ReluDropoutFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
+        if is_batched(dy):
+            return (dy / (1.0 - ctx.p)).masked_fill(y <= 0.0, 0.0), None
         return stage_update([(1.0 / (1.0 - ctx.p), dy)]).masked_fill_(y <= 0.0, 0.0), None

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from grand_fast.nn._given import check_state
 from grand_fast.nn._linear import is_plain
+from grand_fast.ops._dispatch import is_batched, outside_transforms, transforms_active
+from grand_fast.ops._one_by_one import one_by_one
 
 _INT32_MAX = 2**31 - 1
 
@@ -37,12 +40,20 @@ def sparse_linear(x: Tensor, layer: nn.Module, *, dropout: float, training: bool
         dense: Tensor = layer(functional.dropout(x.to_dense(), dropout, training))
         return dense
     _check_fit(x, layer)
-    # Detached: torch.compile cannot take a view of a sparse tensor
-    values = functional.dropout(x.values().detach(), dropout, training)
-    y: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-        layer.weight.t(), values, *csr_pair(x)
-    )
-    return y if layer.bias is None else y.add_(layer.bias)
+    if transforms_active():
+        with outside_transforms():  # which torch's views of a sparse tensor do not know
+            values, csr = _values(x), csr_pair(x)
+    else:
+        values, csr = _values(x), csr_pair(x)
+    values = functional.dropout(values, dropout, training)
+    y: Tensor = _Product.apply(layer.weight.t(), values, *csr)  # type: ignore[no-untyped-call]
+    if layer.bias is None:
+        return y
+    return y + layer.bias if transforms_active() else y.add_(layer.bias)
+
+
+def _values(x: Tensor) -> Tensor:
+    return x.values().detach()  # torch.compile cannot take a view of a sparse tensor
 
 
 def csr_pair(x: Tensor) -> tuple[_Csr, _Csr]:
@@ -78,14 +89,34 @@ class _Product(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, values, ctx.own, ctx.transposed = inputs
         ctx.save_for_backward(values)
+        ctx.save_for_forward(values)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None]:
         (values,) = ctx.saved_tensors
-        db = _Product.apply(  # type: ignore[no-untyped-call]
-            dy, values, ctx.transposed, ctx.own
-        )
+
+        def gradient(dy: Tensor) -> tuple[Tensor | None]:
+            return (_Product.apply(dy, values, ctx.transposed, ctx.own),)  # type: ignore[no-untyped-call]
+
+        (db,) = one_by_one(gradient, dy) if is_batched(dy) else gradient(dy)
         return db, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, b: Tensor, *_: Any) -> Tensor:
+        (values,) = ctx.saved_tensors
+        return _Product.apply(b, values, ctx.own, ctx.transposed)  # type: ignore[no-untyped-call,no-any-return]
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, b: Tensor, values: Tensor, own: _Csr, transposed: _Csr
+    ) -> tuple[Tensor, int]:
+        mapped = zip((b, values), in_dims[:2], strict=True)
+        rows = [[t] * info.batch_size if d is None else t.unbind(d) for t, d in mapped]
+        found = [
+            _Product.apply(*row, own, transposed)  # type: ignore[no-untyped-call]
+            for row in zip(*rows, strict=True)
+        ]
+        return torch.stack(found), 0
 
 
 def _csr_pair(x: Tensor) -> tuple[_Csr, _Csr]:
@@ -114,11 +145,7 @@ def _check(x: Tensor) -> None:
 
 
 def _check_fit(x: Tensor, layer: nn.Linear) -> None:
-    if x.dim() != 2 or x.shape[1] != layer.in_features:
-        raise ValueError(
-            f"GRAND: `x` must have shape [N, in_channels] = [N, {layer.in_features}], got "
-            f"{list(x.shape)}."
-        )
+    check_state("GRAND", x, "[N, in_channels]", layer.in_features)
     weight = layer.weight
     if x.dtype != weight.dtype:
         raise TypeError(

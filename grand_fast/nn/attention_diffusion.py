@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from grand_fast import ops
 from grand_fast.graph import Graph
+from grand_fast.nn._ends import check_sizes
 from grand_fast.nn._linear import is_plain, joined, reset
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.ops._checks import check_graph, check_tensor
@@ -74,6 +75,8 @@ class AttentionDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         attention_channels = channels if attention_channels is None else attention_channels
+        check_sizes(_NAME, low=1, channels=channels, attention_channels=attention_channels)
+        check_sizes(_NAME, heads=heads)
         if heads < 1 or attention_channels % heads:
             raise ValueError(
                 f"AttentionDiffusion: `heads` must divide attention_channels="

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grand_fast.graph import Graph, cached_graph
+from grand_fast.graph import Graph
 from grand_fast.nn._diffusion import AbstractDiffusion
 from grand_fast.nn._ends import MLP, check_labels, check_no_decoder, check_sizes
-from grand_fast.nn._linear import reset
+from grand_fast.nn._given import check_state, graph_of
+from grand_fast.nn._linear import is_plain, reset
 from grand_fast.nn._relu_dropout import relu_dropout
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._sparse_linear import sparse_linear
@@ -246,7 +247,10 @@ class GRAND(AbstractDiffusion):
         self, x: Tensor, graph_or_edge_index: Graph | Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Graph, Tensor | None]:
         """`x(0) [N, d]`, the graph it diffuses over, and what it was divided by, `[N, 1]`."""
-        graph = cached_graph(graph_or_edge_index, x.shape[0])
+        channels = self.encoder.in_features if is_plain(self.encoder) else None
+        is_linear = isinstance(self.encoder, nn.Linear)  # or any module, which takes what it takes
+        check_state("GRAND", x, "[N, in_channels]", channels, any_shape=not is_linear)
+        graph = graph_of("GRAND", graph_or_edge_index, x.shape[0])
         check_labels("GRAND", labels, x, self.label_channels)
         if x.layout is torch.strided:
             x = self.encoder(functional.dropout(x, self.input_dropout, self.training))

@@ -5,8 +5,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from grand_fast.graph import Graph, cached_graph
+from grand_fast.graph import Graph
 from grand_fast.nn._diffusion import AbstractDiffusion
+from grand_fast.nn._ends import check_sizes
+from grand_fast.nn._given import check_state, graph_of
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.ops._scores import AbstractScore
 from grand_fast.solvers import Adjoint, Method
@@ -23,7 +25,7 @@ class GRANDConv(AbstractDiffusion):
     `x(0) = x`, `dx/dt = alpha (A(x) x − x) + beta x(0)`, and x(T) comes out
 
     Args:
-        channels: `d`, of the input and of the output.
+        channels: `d`, of the input and of the output; all else goes by keyword.
         heads, attention_channels: `H` and `H · d_k` (by default `channels`).
         variant: `"nl"` attention from each `x(t)`, `"l"` attention from `x(0)`, constant in time.
         score, normalizer, normalize, mix_features, constant_init, alpha, source, per_channel: as in
@@ -46,9 +48,9 @@ class GRANDConv(AbstractDiffusion):
     def __init__(
         self,
         channels: int,
+        *further: object,
         heads: int = 1,
         attention_channels: int | None = None,
-        *,
         variant: str = "nl",
         score: str | AbstractScore = "scaled_dot",
         normalizer: str = "softmax",
@@ -73,6 +75,13 @@ class GRANDConv(AbstractDiffusion):
         regularizers: Sequence[Regularizer] = (),
     ) -> None:
         super().__init__()
+        if further:
+            raise TypeError(
+                f"GRANDConv: `channels` must be the only positional argument, got "
+                f"{1 + len(further)}. Its output has the channels of its input: write "
+                "GRANDConv(channels, heads=…, attention_channels=…)."
+            )
+        check_sizes("GRANDConv", low=1, channels=channels)
         if variant not in VARIANTS:
             known = ", ".join(VARIANTS)
             raise ValueError(f"GRANDConv: `variant` must be one of {known}, got {variant!r}.")
@@ -111,12 +120,16 @@ class GRANDConv(AbstractDiffusion):
         Args:
             x: node features.
             edge_index: `[2, E]`, source to target; or a sparse adjacency, transposed as PyG's
-                `adj_t`; or a `Graph`. It is sorted once and kept as long as that tensor lives
-                unchanged.
+                `adj_t`; or a `Graph`, as exported programs need one. It is sorted once and kept as
+                long as that tensor lives unchanged.
             edge_weight: `[E]`; multiplies the scores before they are normalised, in place of the
-                weights that a sparse adjacency or a `Graph` carries.
+                weights that a sparse adjacency or a `Graph` carries, which have a gradient as well.
+
+        One state has no two types of nodes: for those, `HeteroConv` with a layer for each relation
+        within a type.
         """
-        graph = cached_graph(edge_index, x.shape[0])
+        check_state("GRANDConv", x, "[N, channels]")
+        graph = graph_of("GRANDConv", edge_index, x.shape[0])
         if edge_weight is not None:
             graph = graph.with_edge_weight(edge_weight)
         return self._diffuse(x, graph)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 
+BATCH_REMEDY = (
+    "Call it for each x of a batch, or join its graphs as torch_geometric.data.Batch does."
+)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -48,6 +51,8 @@ def check_tensor(
         if got != want and (want is not None or got < 1):
             fits = False
     if not fits:
+        if name == "x" and value.dim() > len(sizes):
+            remedy = BATCH_REMEDY
         want_shape = f"[{', '.join('≥1' if s is None else str(s) for s in sizes)}]"
         expected = f"must have shape {letters} = {want_shape}"
         raise ValueError(message(op, name, expected, str(list(shape)), remedy))

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Backend = Literal["auto", "gpu", "cpu", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "gpu", "cpu", "reference")
@@ -57,10 +58,12 @@ def choose(op: str, name: str, x: Tensor) -> str:
 
     Raises:
         ValueError: unknown name. RuntimeError: the one asked for cannot run; all its reasons.
+        NotImplementedError: torch.jit.trace, which would keep the results as constants.
     """
     _check_name(op, name)
     if torch.compiler.is_compiling():
         return name
+    check_untraced(op)
     if name == "auto":
         name = _block.get() or os.environ.get("GRAND_FAST_BACKEND") or "auto"
         _check_name("GRAND_FAST_BACKEND", name)
@@ -78,10 +81,73 @@ def choose(op: str, name: str, x: Tensor) -> str:
     return "reference"
 
 
+def check_untraced(op: str) -> None:
+    """No torch.jit.trace is at work.
+
+    Raises:
+        NotImplementedError: it is, and would keep what kernels return as constants.
+    """
+    if torch._C._is_tracing():
+        raise NotImplementedError(
+            f"{op}: must be called outside torch.jit.trace, which cannot follow kernels. Use "
+            "torch.compile, or torch.export.export with a Graph as the argument."
+        )
+
+
 def transforms_active() -> bool:
-    """Whether a transform of torch.func is at work, which kernels cannot follow."""
+    """Whether a transform of torch.func, or forward mode, is at work: kernels follow neither."""
     active: bool = torch._C._are_functorch_transforms_active()
-    return active
+    return active or forward_ad._current_level >= 0
+
+
+@contextmanager
+def outside_transforms() -> Iterator[None]:
+    """A block of plain tensors, as if no transform of torch.func nor any batch were at work.
+
+    For what runs again while a batch of gradients is mapped, and must do what it did before.
+    """
+    if not transforms_active() and batch_level() == 0:
+        yield
+        return
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    level = batch_level()
+    for _ in range(level):
+        torch._C._vmapmode_decrement_nesting()
+    try:
+        with temporarily_clear_interpreter_stack():
+            yield
+    finally:
+        for _ in range(level):
+            torch._C._vmapmode_increment_nesting()
+
+
+def batch_level() -> int:
+    """How many batches of gradients are nested, of the kind that `is_grads_batched` makes."""
+    torch._C._vmapmode_increment_nesting()
+    return torch._C._vmapmode_decrement_nesting()
+
+
+def is_batched(t: Tensor) -> bool:
+    """Whether it stands for a batch of gradients, or may do so: kernels take plain ones."""
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(t)
+    return batched or transforms_active()
+
+
+def unwrapped(t: Tensor) -> Tensor:
+    """The plain tensor that transforms of torch.func have wrapped."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
+
+
+def is_mapped(t: Tensor) -> bool:
+    """Whether torch.func.vmap maps over it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        if torch._C._functorch.is_batchedtensor(t):
+            return True
+        t = torch._C._functorch.get_unwrapped(t)
+    return False
 
 
 def is_reference(op: str, name: str) -> bool:

@@ -15,7 +15,8 @@ from torch.autograd import Function
 from grand_fast.ops._add import gradients
 from grand_fast.ops._call import PLAIN, Call
 from grand_fast.ops._checks import inner_contiguous
-from grand_fast.ops._dispatch import choose, is_reference
+from grand_fast.ops._dispatch import choose, is_batched, is_reference
+from grand_fast.ops._one_by_one import one_by_one
 from grand_fast.ops._source import source_gradients
 
 Gradients = Sequence[Tensor | None]
@@ -180,7 +181,9 @@ class Operator:
                 return _spread(self._backward(grad, *flat), needs)
 
             needs: Any = self._tensors(ctx.needs_input_grad)[0]
-            found: list[Any] = _gradients(ctx, grad, needs, run, scales=self._scales(ctx.rest))
+            found: list[Any] = _gradients(
+                self, ctx.saved_tensors, grad, needs, run, scales=self._scales(ctx.rest)
+            )
             if self.has_source:
                 found = [*found[: self.count + 2], found[self.count + 2 :]]
             # None for a value, a list of None for a list of tensors, which an empty list may be
@@ -206,19 +209,25 @@ class _OperatorFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         op, call = ctx.op, ctx.call
-        grad = inner_contiguous(grad)
 
-        def run(needs: Sequence[bool], inputs: Any, saved: Any) -> Gradients:
-            if torch.is_grad_enabled():
-                return op.differentiate(call, grad, needs, inputs)  # type: ignore[no-any-return]
-            first, ctx.first = ctx.first, False
-            return op.backward(call, grad, needs, inputs, saved, first=first)  # type: ignore[no-any-return]
+        needs, tensors = ctx.needs_input_grad[2:], ctx.saved_tensors
+
+        def gradients_by(grad: Tensor) -> Gradients:
+            grad, by_kernel = inner_contiguous(grad), not torch.is_grad_enabled()
+
+            def run(needs: Sequence[bool], inputs: Any, saved: Any) -> Gradients:
+                if not by_kernel:
+                    return op.differentiate(call, grad, needs, inputs)  # type: ignore[no-any-return]
+                first, ctx.first = ctx.first, False
+                return op.backward(call, grad, needs, inputs, saved, first=first)  # type: ignore[no-any-return]
+
+            of_cpu = by_kernel and call.backend == "cpu"
+            return _gradients(op, tensors, grad, needs, run, scales=call.scales, by_kernel=of_cpu)
 
         with torch.autocast(grad.device.type, enabled=False):
-            needs = ctx.needs_input_grad[2:]
-            by_kernel = call.backend == "cpu" and not torch.is_grad_enabled()
-            found = _gradients(ctx, grad, needs, run, scales=call.scales, by_kernel=by_kernel)
-            return None, None, *found
+            if is_batched(grad) and not torch.is_grad_enabled():
+                return None, None, *one_by_one(gradients_by, grad)
+            return None, None, *gradients_by(grad)
 
 
 def _save(
@@ -237,7 +246,8 @@ def _save(
 
 
 def _gradients(
-    ctx: Any,
+    op: Operator,
+    tensors: Sequence[Any],
     grad: Tensor,
     needs: Sequence[bool],
     run: Callable[[Sequence[bool], Any, Any], Gradients],
@@ -245,8 +255,7 @@ def _gradients(
     scales: tuple[float, ...],
     by_kernel: bool = False,
 ) -> list[Tensor | None]:
-    """By the inputs with `run`, and by `beta`, `x0` and the others."""
-    op, tensors = ctx.op, ctx.saved_tensors
+    """By the inputs with `run`, and by `beta`, `x0` and the others, of what was saved."""
     inputs, tensors = tensors[: op.count], tensors[op.count :]
     beta, x0 = tensors[:2] if op.has_source else (None, None)
     found: list[Tensor | None] = [None] * op.count

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from grand_fast.ops._dispatch import choose, launchers, transforms_active
+from grand_fast.ops._dispatch import choose, is_batched, launchers, transforms_active
 from grand_fast.ops.stage_update import check_terms, stage_update
 
 _OP = "stage_update"
@@ -106,7 +106,8 @@ class _StepUpdateFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, of_token: Any) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():  # gradients that are differentiated themselves: one by one
+        # Gradients that are differentiated themselves, or batches of them: by plain products
+        if torch.is_grad_enabled() or (dy is not None and is_batched(dy)):
             grads = [
                 dy * c if n and dy is not None else None
                 for c, n in zip(ctx.scales, needed, strict=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from grand_fast.ops._autocast import widest_terms
 from grand_fast.ops._checks import check_tensor, message
-from grand_fast.ops._dispatch import Backend, choose, launchers
+from grand_fast.ops._dispatch import Backend, choose, launchers, transforms_active
 from grand_fast.ops.stage_update import check_terms
 
 _OP = "error_ratio"
@@ -50,8 +50,10 @@ def error_ratio(
         raise ValueError(message(_OP, "rtol, atol", "must be at least 0 and not both 0", got))
     if x.numel() == 0:
         return x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
-    # A compiler merges plain operations; there is no operator for it to call
-    name = "reference" if torch.compiler.is_compiling() else choose(_OP, backend, x)
+    # A compiler merges plain operations; there is no operator for it to call, or torch.func to map
+    name = choose(_OP, backend, x)
+    if torch.compiler.is_compiling() or transforms_active():
+        name = "reference"
     ratio: Tensor = launchers(_OP, name).error_ratio_fwd(
         [t.detach().contiguous() for t in tensors],
         scales,

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from grand_fast.ops._add import gradients
 from grand_fast.ops._autocast import widest_terms
 from grand_fast.ops._checks import check_tensor, message
-from grand_fast.ops._dispatch import Backend, choose, launchers, transforms_active
+from grand_fast.ops._dispatch import Backend, choose, is_batched, launchers, transforms_active
 
 _OP = "stage_update"
 
@@ -60,6 +60,8 @@ class _StageUpdateFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[2:]
+        if is_batched(dy):
+            return None, None, *gradients(dy, ctx.scales, needed)
         # A gradient that is dy itself is not copied: autograd knows how to share it.
         scaled = [c for c, n in zip(ctx.scales, needed, strict=True) if n and c != 1.0]
         parts = iter(_SpreadFunction.apply(ctx.name, tuple(scaled), dy) if scaled else ())

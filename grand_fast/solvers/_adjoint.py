@@ -1,6 +1,7 @@
 """How a solve is differentiated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
+from grand_fast.ops._dispatch import is_mapped, outside_transforms, transforms_active
 from grand_fast.ops._lean import lean
-from grand_fast.solvers._solver import Carry
+from grand_fast.solvers._solver import AbstractSolver, Carry
+from grand_fast.solvers._term import AbstractTerm
 
 Adjoint = Literal["direct", "checkpoint", "continuous"]
 Take = Callable[[Tensor, Carry], Any]  # a step, or tensors and numbers that hold one
@@ -34,7 +37,9 @@ def run_again(function: Callable[..., Any], *given: Any) -> Any:
     """
     if torch.compiler.is_compiling():  # which keeps little anyway
         return checkpoint(function, *given, use_reentrant=False)
-    return checkpoint(_leanly, function, *given, use_reentrant=False)
+    if transforms_active():  # under which nothing can be had again
+        return _leanly(function, *given)
+    return checkpoint(_plainly, function, *given, use_reentrant=False)
 
 
 def _leanly(function: Callable[..., Any], *given: Any) -> Any:
@@ -42,10 +47,54 @@ def _leanly(function: Callable[..., Any], *given: Any) -> Any:
         return function(*given)
 
 
+def _plainly(function: Callable[..., Any], *given: Any) -> Any:
+    with lean(), outside_transforms():
+        return function(*given)
+
+
 ADJOINTS: dict[str, Differentiate] = {
     "direct": _direct,
     "checkpoint": run_again,
 }
+
+
+def check_transformable(
+    term: AbstractTerm,
+    x0: Tensor,
+    solver: AbstractSolver,
+    *,
+    method: object,
+    adjoint: Adjoint,
+    memory_limit: int | None,
+    regularizers: Sequence[str],
+) -> None:
+    """torch.func can transform the solve; it then keeps what every stage saves.
+
+    Raises:
+        NotImplementedError: it reads values, or computes gradients within itself.
+    """
+    where = "under torch.func and forward mode"
+    name, got = "method", method if isinstance(method, str) else type(method).__name__
+    if adjoint == "continuous":
+        name, expected, got = "adjoint", f"be 'direct' or 'checkpoint' {where}", adjoint
+    elif memory_limit is not None:
+        name, expected, got = "memory_limit", f"be None {where}", str(memory_limit)
+    elif any(penalty != "kinetic" for penalty in regularizers):
+        name, expected, got = "regularizers", f"be kinetic alone {where}", ", ".join(regularizers)
+    elif solver.wants_matrix:
+        expected = f"take any f, as rk4 and dopri5 do, {where}"
+    elif solver.is_adaptive and _is_mapped(term, x0):
+        expected = "have fixed steps, as rk4 has, where torch.func.vmap maps over the solve"
+    else:
+        return
+    raise NotImplementedError(f"integrate: `{name}` must {expected}, got {got}.")
+
+
+def _is_mapped(term: AbstractTerm, x0: Tensor) -> bool:
+    tensors: tuple[Tensor, ...] = ()
+    with suppress(NotImplementedError):  # a term that does not name its tensors
+        tensors = term.tensors()
+    return any(is_mapped(t) for t in (x0, *tensors))
 
 
 def autocast_of(x: Tensor) -> torch.autocast:
@@ -95,7 +144,10 @@ class _Saved:
 
         cpu, devices, states = self.random
         x, *carry = self.state
-        with torch.random.fork_rng(devices), torch.enable_grad(), self.autocast:
+        with (
+            outside_transforms(), torch.random.fork_rng(devices), torch.enable_grad(),
+            self.autocast,
+        ):  # fmt: skip
             torch.set_rng_state(cpu)
             set_device_states(devices, states)
             with saved_tensors_hooks(pack, lambda t: t):

@@ -11,6 +11,7 @@ from torch._compile import _disable_dynamo
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from grand_fast.ops._dispatch import outside_transforms
 from grand_fast.ops._lean import lean
 from grand_fast.solvers._adjoint import autocast_of
 from grand_fast.solvers._embedded import EmbeddedRungeKutta
@@ -84,8 +85,8 @@ class _Region:
             return t.detach()
 
         with (
-            suppress(_EnoughError), torch.enable_grad(), self.autocast, lean(_SHARE_KEPT),
-            saved_tensors_hooks(pack, lambda t: t),
+            suppress(_EnoughError), outside_transforms(), torch.enable_grad(), self.autocast,
+            lean(_SHARE_KEPT), saved_tensors_hooks(pack, lambda t: t),
         ):  # fmt: skip
             before: list[Any] = []  # which a part empties as it uses it
             for part in self.parts:

@@ -9,6 +9,7 @@ Reference: GRAND (Chamberlain et al. 2021), section 4; Chen et al. 2018, appendi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from grand_fast.ops._dispatch import is_batched
+from grand_fast.ops._one_by_one import one_by_one
 from grand_fast.solvers._adjoint import ADJOINTS, autocast_of
 from grand_fast.solvers._checks import check_choice, check_number
 from grand_fast.solvers._embedded import EmbeddedRungeKutta
@@ -81,10 +84,12 @@ class ContinuousAdjoint(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if any(is_batched(g) for g in grads):
+            return tuple(one_by_one(partial(ContinuousAdjoint.backward, ctx), *grads))
         times = ctx.times
         states = ctx.saved_tensors[: len(times)]
-        given = [(i, g) for i, g in zip(ctx.wanted, grads, strict=True) if g is not None]
+        given = list(zip(ctx.wanted, grads, strict=True))
         # Only what wants a gradient is integrated beside the state.
         needed = ctx.needs_input_grad[5:]
         wanted = [t for t, n in zip(ctx.leaves, needed, strict=True) if n]

@@ -8,7 +8,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from grand_fast.solvers._adjoint import ADJOINTS, Adjoint, checkpoint_differentiating
+from grand_fast.ops._dispatch import transforms_active
+from grand_fast.solvers._adjoint import (
+    ADJOINTS,
+    Adjoint,
+    check_transformable,
+    checkpoint_differentiating,
+)
 from grand_fast.solvers._binomial import limited
 from grand_fast.solvers._checkpointed_pair import CheckpointedPair
 from grand_fast.solvers._checks import (
@@ -107,6 +113,8 @@ def integrate(
 
     `torch.compile` and `torch.export` make one program of a solve by the explicit methods with
     fixed steps, with `"direct"` or `"checkpoint"`; others choose what to do by values they read.
+    `torch.func` and forward mode take methods for any f, `vmap` those with fixed steps; a solve
+    within a transform keeps what every stage saves, as `"direct"` does.
     Differentiable by `x0` and by whatever the term holds.
     Reference: GRAND (Chamberlain et al. 2021), section 3.3 and appendix F.
     """
@@ -141,9 +149,20 @@ def integrate(
         )
     if torch.compiler.is_compiling():
         check_traceable(method, adjoint, memory_limit)
+    term = term if isinstance(term, AbstractTerm) else FunctionTerm(term)
+    if transforms_active():
+        check_transformable(
+            term,
+            x0,
+            method if isinstance(method, AbstractSolver) else METHODS[method](rtol, atol),
+            method=method,
+            adjoint=adjoint,
+            memory_limit=memory_limit,
+            regularizers=regularizers,
+        )
+        adjoint = "direct"
     solver = solver_of(method, rtol, atol, x0)
 
-    term = term if isinstance(term, AbstractTerm) else FunctionTerm(term)
     beside = regularized(term, x0, solver, regularizers, generator) if regularizers else None
     if beside is not None and beside.needs_derivatives and memory_limit is not None:
         raise NotImplementedError(

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from grand_fast.ops._dispatch import is_batched
+from grand_fast.ops._one_by_one import one_by_one
 from grand_fast.solvers._linear import (
     LINEAR_SOLVERS,
     LinearSolver,
@@ -140,9 +142,14 @@ class _SolutionFunction(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         a, s = ctx.saved_tensors
         s = ctx.s if s is None else s
-        c = (1.0, (dy / (1 + s)).to(dy.dtype)) if isinstance(s, Tensor) else (1 / (1 + s), dy)
-        system = LinearSystem(_transposed(ctx.matrix, a, dy), s, c)
-        dz = solve(system, dy, tol=ctx.solver.tol, linear_solver=ctx.solver.linear_solver)
+
+        def solved(dy: Tensor) -> tuple[Tensor]:
+            c = (1.0, (dy / (1 + s)).to(dy.dtype)) if isinstance(s, Tensor) else (1 / (1 + s), dy)
+            system = LinearSystem(_transposed(ctx.matrix, a, dy), s, c)
+            tol, linear_solver = ctx.solver.tol, ctx.solver.linear_solver
+            return (solve(system, dy, tol=tol, linear_solver=linear_solver),)
+
+        (dz,) = one_by_one(solved, dy) if is_batched(dy) else solved(dy)
         return dz, None, None, None, None, None
 
 

@@ -50,7 +50,7 @@ def test_against_dense(backend, options, weighted):
     edges, n = random_edge_index("repeated")
     weights = 0.5 + torch.rand(n, n, dtype=torch.float64)
     weight = weights[edges[1], edges[0]] if weighted else None
-    conv = GRANDConv(6, 2, 8, T=2.0, method="euler", **options).double()
+    conv = GRANDConv(6, heads=2, attention_channels=8, T=2.0, method="euler", **options).double()
     if conv.field.scale.beta is not None:
         torch.nn.init.constant_(conv.field.scale.beta, 0.4)
     x = torch.randn(n, 6, dtype=torch.float64, requires_grad=True)
