@@ -17,9 +17,15 @@ from grand_fast.ops._dispatch import (
 
 
 def check_state(
-    module: str, x: Any, letters: str, channels: int | None = None, like: Tensor | None = None
+    module: str,
+    x: Any,
+    letters: str,
+    channels: int | None = None,
+    *,
+    any_shape: bool = False,
+    like: Tensor | None = None,
 ) -> None:
-    """`x` is a floating tensor of two axes; of `channels` columns if that is known.
+    """`x` is floating and of two axes unless `any_shape`; of `channels` columns if that is known.
 
     like: a weight it is dense and of one type with, unless autocast brings them to one.
 
@@ -34,6 +40,8 @@ def check_state(
         )
     if not isinstance(x, Tensor):
         raise TypeError(f"{module}: `x` must be a Tensor {letters}, got {type(x).__name__}.")
+    if any_shape:
+        return
     if not x.is_floating_point():
         raise TypeError(f"{module}: `x` must be floating, got {x.dtype}. Try .float().")
     if x.dim() != 2 or (channels is not None and x.shape[1] != channels):

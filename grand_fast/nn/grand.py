@@ -248,9 +248,9 @@ class GRAND(AbstractDiffusion):
         self, x: Tensor, graph_or_edge_index: Graph | Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Graph, Tensor | None]:
         """`x(0) [N, d]`, the graph it diffuses over, and what it was divided by, `[N, 1]`."""
-        if isinstance(self.encoder, nn.Linear):  # which may be any module
-            channels = self.encoder.in_features if is_plain(self.encoder) else None
-            check_state("GRAND", x, "[N, in_channels]", channels)
+        channels = self.encoder.in_features if is_plain(self.encoder) else None
+        is_linear = isinstance(self.encoder, nn.Linear)  # or any module, which takes what it takes
+        check_state("GRAND", x, "[N, in_channels]", channels, any_shape=not is_linear)
         graph = graph_of("GRAND", graph_or_edge_index, x.shape[0])
         check_labels("GRAND", labels, x, self.label_channels)
         if x.layout is torch.strided:

@@ -25,7 +25,7 @@ class GRANDConv(AbstractDiffusion):
     `x(0) = x`, `dx/dt = alpha (A(x) x − x) + beta x(0)`, and x(T) comes out
 
     Args:
-        channels: `d`, of the input and of the output.
+        channels: `d`, of the input and of the output; all else goes by keyword.
         heads, attention_channels: `H` and `H · d_k` (by default `channels`).
         variant: `"nl"` attention from each `x(t)`, `"l"` attention from `x(0)`, constant in time.
         score, normalizer, normalize, mix_features, constant_init, alpha, source, per_channel: as in
@@ -120,11 +120,15 @@ class GRANDConv(AbstractDiffusion):
         Args:
             x: node features.
             edge_index: `[2, E]`, source to target; or a sparse adjacency, transposed as PyG's
-                `adj_t`; or a `Graph`. It is sorted once and kept as long as that tensor lives and
-                holds the same edges. Each call looks whether it does, in a pass over the ids, for
-                which the host waits on a GPU; pass a `Graph` where that counts.
+                `adj_t`; or a `Graph`, as exported programs need one. It is sorted once and kept as
+                long as that tensor lives and holds the same edges. Each call looks whether it
+                does, in a pass over the ids, for which the host waits on a GPU; pass a `Graph`
+                where that counts.
             edge_weight: `[E]`; multiplies the scores before they are normalised, in place of the
-                weights that a sparse adjacency or a `Graph` carries.
+                weights that a sparse adjacency or a `Graph` carries, which have a gradient as well.
+
+        One state has no two types of nodes: for those, `HeteroConv` with a layer for each relation
+        within a type.
         """
         check_state("GRANDConv", x, "[N, channels]", like=next(self.parameters(), None))
         graph = graph_of("GRANDConv", edge_index, x.shape[0])

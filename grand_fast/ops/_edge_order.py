@@ -44,4 +44,5 @@ class _Reorder(Function):
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
-        return _Reorder.apply(da, ctx.perm, not ctx.scatter), None, None
+        reorder = _reordered if transforms_active() else _Reorder.apply
+        return reorder(da, ctx.perm, not ctx.scatter), None, None

@@ -113,6 +113,8 @@ def integrate(
 
     `torch.compile` and `torch.export` make one program of a solve by the explicit methods with
     fixed steps, with `"direct"` or `"checkpoint"`; others choose what to do by values they read.
+    `torch.func` and forward mode take methods for any f, `vmap` those with fixed steps; a solve
+    within a transform keeps what every stage saves, as `"direct"` does.
     Differentiable by `x0` and by whatever the term holds.
     Reference: GRAND (Chamberlain et al. 2021), section 3.3 and appendix F.
     """

@@ -88,6 +88,8 @@ def test_an_encoder_may_take_a_state_of_its_own():
     model.encoder = nn.Embedding(10, D)
     ids = torch.arange(N) % 10
     assert model(ids, EDGES).shape == (N, 2)
+    with pytest.raises(NotImplementedError, match="^GRAND: `x` must be one Tensor"):
+        model((ids, ids), EDGES)
 
 
 @EITHER

@@ -10,6 +10,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 import grand_fast as gf
+from grand_fast.kernels.stage_update import cpu
 from grand_fast.nn import GRAND, GRANDConv
 from grand_fast.testing import assert_close, random_graph
 
@@ -32,6 +33,12 @@ OTHER_SOLVES = {
     "regularizers": {"regularizers": ["directional"]},
 }
 EACH = pytest.mark.parametrize("options", SOLVES.values(), ids=SOLVES)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_for_small_tensors(monkeypatch):
+    """Which are else combined by torch, whose operations batches pass through."""
+    monkeypatch.setattr(cpu, "_LARGE_BYTES", 0)
 
 
 def state(*more):
