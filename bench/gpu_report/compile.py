@@ -23,6 +23,8 @@ from triton.runtime import driver
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
+from grand_fast.kernels.attention_diffusion._triton_forward import REGISTERS_OF_BLACKWELL
+
 # The GPUs whose machine code is gated and modelled: A100 and H100.
 MODELLED = ("sm_80", "sm_90")
 TARGETS = {arch: GPUTarget("cuda", int(arch[3:]), 32) for arch in (*MODELLED, "sm_100", "sm_120")}
@@ -118,7 +120,9 @@ def compile_launch(launch: Launch, arch: str) -> CompiledKernel:
     driver.set_active(_AbsentDevice(TARGETS[arch]))
     options = dict(launch.kwargs)
     if arch not in MODELLED:
-        options.pop("maxnreg", None)  # which a launcher passes on NVIDIA's GPUs before sm_100 only
+        limit = options.pop("maxnreg", None)  # of NVIDIA's GPUs before sm_100
+        if limit is not None and TARGETS[arch].backend == "cuda":
+            options["maxnreg"] = REGISTERS_OF_BLACKWELL
     try:
         return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **options)
     finally:

@@ -37,7 +37,8 @@ _VALUES = 32  # of the gathered tiles, per lane
 _ACCUMULATORS = 40
 # For A100 and H100 NVIDIA's compiler starts the exchanges of many heads early, each in registers of
 # its own: 118 of them, or 96 if told so, which lets 20 warps be resident instead of 16.
-_MANY_HEADS, _REGISTERS = 8, 96
+# For Blackwell it would stay at 96 by itself, and spill.
+_MANY_HEADS, _REGISTERS, REGISTERS_OF_BLACKWELL = 8, 96, 112
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -168,16 +169,16 @@ def _sizes(
     options = {**sizes, **edges(sizes, lanes, _VALUES, scalars=scalars)}
     options |= {"IS_BY_SENDER": by_sender, "IS_ONE_SWEEP": is_one_sweep}
     options["IS_ABSORBED"] = one_table and chunks[:2] == chunks[2:]
-    if is_one_sweep and heads >= _MANY_HEADS and _is_limited(device):
-        options["maxnreg"] = _REGISTERS
+    if is_one_sweep and heads >= _MANY_HEADS and torch.version.hip is None:
+        options["maxnreg"] = _registers(device)
     return options
 
 
-def _is_limited(device: torch.device) -> bool:
-    """Whether the compiler is told how many registers to use: for Blackwell it then spills."""
-    if torch.version.hip is not None:
-        return False
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) < (10, 0)
+def _registers(device: torch.device) -> int:
+    """How many the compiler is told to use at most."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (10, 0):
+        return REGISTERS_OF_BLACKWELL
+    return _REGISTERS
 
 
 def _is_same(k: Tensor, x: Tensor) -> bool:

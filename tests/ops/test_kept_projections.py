@@ -1,5 +1,6 @@
 """Which projections the fused operator keeps for backward: by their size and the free memory."""
 
+import sys
 from types import SimpleNamespace
 
 import psutil
@@ -11,7 +12,8 @@ from grand_fast.ops._lean import lean
 from grand_fast.testing import random_graph
 
 MIB = 1 << 20
-OWN = projected_attention_diffusion.__wrapped__.__globals__
+# The function of that name hides the module in its package.
+OWN = vars(sys.modules["grand_fast.ops.projected_attention_diffusion"])
 
 
 def of_bytes(size, dtype=torch.float32):

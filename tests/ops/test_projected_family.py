@@ -1,5 +1,7 @@
 """`projected_attention_diffusion` with every score, as one operator."""
 
+import sys
+
 import pytest
 import torch
 
@@ -47,7 +49,9 @@ def call_of(graph, name, normalizer, normalize):
 def kept(request, monkeypatch):
     """Whether q and k are kept for backward."""
     monkeypatch.setitem(
-        projected_attention_diffusion.__globals__, "_is_kept", lambda *given: request.param
+        vars(sys.modules["grand_fast.ops.projected_attention_diffusion"]),
+        "_is_kept",
+        lambda *given: request.param,
     )
 
 
