@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -252,6 +253,10 @@ def test_arxiv(arxiv):
     compare(run(arxiv), problem(arxiv.num_nodes, 128, 4, 32), backend="cpu", dtype=torch.float32)
 
 
+# The function of that name hides the module in its package.
+PROJECTED = sys.modules["grand_fast.ops.projected_attention_diffusion"]
+
+
 def projection(n, d, heads, d_k):
     p = problem(n, d, heads, d_k)
     scale = d**-0.5
@@ -263,9 +268,7 @@ def projection(n, d, heads, d_k):
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("kind", ["hub", "empty_rows", "empty"])
 def test_projected(kind, kept, monkeypatch):
-    from grand_fast.ops import projected_attention_diffusion as module
-
-    monkeypatch.setitem(module.__globals__, "_is_kept", lambda *given: kept)
+    monkeypatch.setattr(PROJECTED, "_is_kept", lambda *given: kept)
     graph = random_graph(kind)
 
     def call(x, weight, bias, alpha, beta, x0, y, backend):
@@ -288,9 +291,7 @@ def test_projected(kind, kept, monkeypatch):
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
 def test_projected_backward_twice(kept, monkeypatch):
     """The first backward may use the memory of q and k; a retained graph must not notice."""
-    from grand_fast.ops import projected_attention_diffusion as module
-
-    monkeypatch.setitem(module.__globals__, "_is_kept", lambda *given: kept)
+    monkeypatch.setattr(PROJECTED, "_is_kept", lambda *given: kept)
     graph = random_graph("hub")
     inputs = projection(graph.num_nodes, 7, 3, 5)
     x, weight, bias = leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]
@@ -303,10 +304,8 @@ def test_projected_backward_twice(kept, monkeypatch):
 @pytest.mark.parametrize("first", [True, False], ids=["kept first", "recomputed first"])
 def test_projected_under_checkpoint_when_memory_runs_short(first, monkeypatch):
     """The recomputation may find more or less free memory than the forward did."""
-    from grand_fast.ops import projected_attention_diffusion as module
-
     answers = iter([first, not first])
-    monkeypatch.setitem(module.__globals__, "_is_kept", lambda *given: next(answers, first))
+    monkeypatch.setattr(PROJECTED, "_is_kept", lambda *given: next(answers, first))
     graph = random_graph("hub")
     inputs = projection(graph.num_nodes, 7, 3, 5)
     leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]
