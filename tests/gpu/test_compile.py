@@ -68,9 +68,10 @@ def test_compiles_without_spills_or_float_atomics(arch, shape, dtype):
         assert used.stack == 0, f"{launch.name} spills registers: {used}"
         assert used.float_atomics == 0, f"{launch.name} is not repeatable: {used}"
         tables = [launch.kwargs.get(f"stride_{t}_n", 0) for t in ("x", "q", "k", "df")]
-        # That which finds what normalises has the tiles of the forward that uses it, whichever.
-        is_diffusion = launch.name.startswith(("_attention_diffusion", "_edge_attention_fwd_norm"))
-        reads = LANE_COLUMNS if is_diffusion else 16
+        reads = LANE_COLUMNS if launch.name.startswith("_attention_diffusion") else 16
+        # It has the tiles of k of the forward that uses it, whose rows of x may begin anywhere.
+        if launch.name == "_edge_attention_fwd_norm_kernel" and shape.channels % LANE_COLUMNS:
+            continue
         # The sizes are for 32 lanes: AMD's 64 share some rows 8 bytes each, still 512 a load.
         is_wide = min(reads * dtype.itemsize, 16) == 16 and TARGETS[arch].warp_size == 32
         if is_wide and any(tables) and all(s * dtype.itemsize % 16 == 0 for s in tables):
