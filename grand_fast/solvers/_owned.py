@@ -21,15 +21,14 @@ def owned(f: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():  # which leaves out the copies that it need not make
         return f.clone()
-    return f if sys.getrefcount(f) <= _ALONE and _is_new(f) else f.clone()
+    # What a call itself holds: one more once torch.compile has run in this process
+    alone = _references(object())
+    return f if sys.getrefcount(f) <= alone and _is_new(f, alone) else f.clone()
 
 
 def _references(t: object) -> int:
+    """To what was given without a name."""
     return sys.getrefcount(t)
-
-
-# To a tensor, within a function that was given it without a name
-_ALONE = _references(object())
 
 
 def _references_to_base() -> int:
@@ -38,16 +37,16 @@ def _references_to_base() -> int:
     return _references(view._base)
 
 
-_ALONE_AS_BASE = _references_to_base()
+_OF_A_BASE = _references_to_base() - _references(object())
 
 
-def _is_new(f: Tensor) -> bool:
+def _is_new(f: Tensor, alone: int) -> bool:
     """Whether nothing but `f` and what made it has a hold on its memory."""
     if type(f) is not Tensor or f.layout is not torch.strided or transforms_active():
         return False  # whose memory cannot be asked for
     is_view, node = f._is_view(), f.grad_fn
     if is_view:
-        if _references(f._base) > _ALONE_AS_BASE:
+        if _references(f._base) > alone + _OF_A_BASE:
             return False
         assert f._base is not None
         node = f._base.grad_fn

@@ -38,7 +38,7 @@ _ACCUMULATORS = 40
 # For A100 and H100 NVIDIA's compiler starts the exchanges of many heads early, each in registers of
 # its own: 118 of them, or 96 if told so, which lets 20 warps be resident instead of 16.
 # For Blackwell it would stay at 96 by itself, and spill.
-_MANY_HEADS, _REGISTERS, REGISTERS_OF_BLACKWELL = 8, 96, 112
+_MANY_HEADS, _REGISTERS, REGISTERS_OF_BLACKWELL = 8, 96, 120
 
 
 @triton.jit(do_not_specialize=["n_split"])

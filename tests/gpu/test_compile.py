@@ -68,10 +68,12 @@ def test_compiles_without_spills_or_float_atomics(arch, shape, dtype):
         assert used.stack == 0, f"{launch.name} spills registers: {used}"
         assert used.float_atomics == 0, f"{launch.name} is not repeatable: {used}"
         tables = [launch.kwargs.get(f"stride_{t}_n", 0) for t in ("x", "q", "k", "df")]
-        reads = LANE_COLUMNS if launch.name.startswith("_attention_diffusion") else 16
-        # It has the tiles of k of the forward that uses it, whose rows of x may begin anywhere.
-        if launch.name == "_edge_attention_fwd_norm_kernel" and shape.channels % LANE_COLUMNS:
-            continue
+        # The pass that finds norm has the tiles of the forward that uses it.
+        is_forward = launch.name == "_edge_attention_fwd_norm_kernel"
+        is_diffusion = is_forward or launch.name.startswith("_attention_diffusion")
+        if is_forward and shape.channels % LANE_COLUMNS:
+            continue  # whose rows of x may begin anywhere
+        reads = LANE_COLUMNS if is_diffusion else 16
         # The sizes are for 32 lanes: AMD's 64 share some rows 8 bytes each, still 512 a load.
         is_wide = min(reads * dtype.itemsize, 16) == 16 and TARGETS[arch].warp_size == 32
         if is_wide and any(tables) and all(s * dtype.itemsize % 16 == 0 for s in tables):

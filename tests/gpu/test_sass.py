@@ -176,7 +176,7 @@ def test_traffic_is_that_of_the_docstrings():
     by_pass = passes(graph, SHAPE, torch.float32)
     moved = traffic(by_pass["attention_diffusion forward"][0])
     # col, the pieces, q, f, norm, alpha; k and x are gathered
-    assert moved.streamed == 4 * e + 12 * n + 4 * n * (128 + 128 + 4) + 4 * 128
+    assert moved.streamed == 4 * e + 12 * n + 4 * n * (128 + 128 + 2 * 4) + 4 * 128
     assert moved.gathered == moved.gathered_once == moved.gathered_l2 == 4 * (128 + 128)
     moved = traffic(by_pass["csr_diffusion backward"][0])
     assert moved.gathered == 4 * 128

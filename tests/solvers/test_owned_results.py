@@ -351,3 +351,21 @@ def test_a_function_that_keeps_what_it_made_is_copied(monkeypatch):
 
     got, want = copies(monkeypatch, lambda: gf.integrate(f, start(), 1.0, **options_of("dopri5")))
     assert got - want == len(kept) / 2
+
+
+def test_nor_once_torch_compile_has_failed(monkeypatch):
+    """It then leaves its own evaluation of frames behind, under which a call holds one more."""
+
+    def breaks(y):
+        torch._dynamo.graph_break()
+        return y
+
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(breaks, fullgraph=True, backend="eager")(start())
+    for kind, f in NEW.items():
+        with torch.no_grad():
+            got, want = copies(
+                monkeypatch, lambda: gf.integrate(lambda t, y: f(y), start(), 1.0, method="dopri5")
+            )
+        assert got == want, kind
