@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 import grand_fast as gf
 from grand_fast import ops
 from grand_fast.testing import GraphKind, random_edge_index
+from tests._pairwise import Values, pairwise
 from tests.ops import _dense
 from tests.ops._problems import normal
 
@@ -28,6 +30,20 @@ class Member(NamedTuple):
 
 FAMILY = [Member(*member) for member in _dense.FAMILY]
 EVERY = {"argvalues": FAMILY, "ids": str}
+
+
+def members(
+    strength: int = 2, *, where: Callable[[Member], bool] = lambda member: True, **options: Values
+) -> pytest.MarkDecorator:
+    """Parametrize by `member` and the `options`: every pair of score, normaliser, … (or triple)."""
+    chosen = list(filter(where, FAMILY))
+    fields = {f: list(dict.fromkeys(getattr(m, f) for m in chosen)) for f in Member._fields}
+    rows = pairwise(strength, **fields, **options)
+    return pytest.mark.parametrize(
+        ("member", *options),
+        [(Member(*row[:3]), *row[3:]) for row in rows.args[1]],
+        ids=rows.kwargs["ids"],
+    )
 
 
 def edges_of(kind: GraphKind, n: int = 40) -> tuple[Tensor, int]:

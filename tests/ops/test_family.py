@@ -6,14 +6,16 @@ import torch
 import grand_fast as gf
 from grand_fast.kernels import _cpu
 from grand_fast.testing import assert_close
+from tests._pairwise import pairwise
+from tests.conftest import BACKENDS
 from tests.ops._family import (
-    EVERY,
     FAMILY,
     attention,
     dense_attention,
     dense_diffusion,
     diffusion,
     edges_of,
+    members,
     problem,
     without_state,
 )
@@ -26,6 +28,8 @@ REFERENCE, F64, F32 = (
     ("cpu", torch.float64),
     ("cpu", torch.float32),
 )
+RUNS = {"reference": REFERENCE, "cpu-float64": F64, "cpu-float32": F32}
+YES_NO = [True, False]
 GRAPHS = ("random", "empty_rows", "repeated", "loops")
 # d, H, d_k: odd, prime, wider than a register, one of each, more heads than lanes
 SHAPES = [(1, 1, 2), (3, 1, 5), (7, 5, 3), (33, 2, 16), (16, 8, 4), (130, 1, 64), (20, 20, 2)]
@@ -35,35 +39,20 @@ SHAPES = [(1, 1, 2), (3, 1, 5), (7, 5, 3), (33, 2, 16), (16, 8, 4), (130, 1, 64)
 TOLERANCES = {torch.float64: 5e-12, torch.float32: 5e-5}
 
 
-@pytest.fixture(params=[REFERENCE, F64, F32], ids=["reference", "cpu-float64", "cpu-float32"])
-def run(request):
-    return request.param
-
-
-@pytest.mark.parametrize("source", [True, False], ids=["source", "no source"])
-@pytest.mark.parametrize("weights", [True, False], ids=["weights", "no weights"])
-@pytest.mark.parametrize("run", [REFERENCE, F64], ids=["reference", "cpu"])
-@pytest.mark.parametrize("member", **EVERY)
+@members(3, run=RUNS, weights=YES_NO, source=YES_NO)
 def test_diffusion(member, run, weights, source):
     edges, n = edges_of("hub")
     inputs = problem(member, edges, n, weights=weights, source=source)
     check_diffusion(member, edges, n, inputs, run)
 
 
-@pytest.mark.parametrize("member", **EVERY)
-def test_diffusion_in_float32(member):
-    edges, n = edges_of("hub")
-    check_diffusion(member, edges, n, problem(member, edges, n), F32)
-
-
-@pytest.mark.parametrize("kind", GRAPHS)
-@pytest.mark.parametrize("member", **EVERY)
+@members(run=RUNS, kind=GRAPHS)
 def test_diffusion_on_other_graphs(member, kind, run):
     edges, n = edges_of(kind)
     check_diffusion(member, edges, n, problem(member, edges, n), run)
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members()
 def test_long_rows_are_cut_and_joined(member, monkeypatch):
     monkeypatch.setattr(_cpu, "CUT_FROM", 64)
     edges, n = edges_of("hub")
@@ -84,9 +73,7 @@ def test_diffusion_of_other_shapes(member, shape, run):
     check_diffusion(member, edges, n, problem(member, edges, n, d=d, heads=heads, d_k=d_k), run)
 
 
-@pytest.mark.parametrize(
-    "member", [m for m in FAMILY if m.score in ("scaled_dot", "pearson")], ids=str
-)
+@members(where=lambda member: member.score in ("scaled_dot", "pearson"), run=RUNS)
 def test_non_contiguous_input(member, run):
     """Heads or channels apart, which some scores hand on as they are."""
     edges, n = edges_of("random")
@@ -111,16 +98,13 @@ def check_diffusion(member, edges, n, inputs, run):
     )
 
 
-@pytest.mark.parametrize("mean_heads", [True, False], ids=["mean", "heads"])
-@pytest.mark.parametrize("run", [REFERENCE, F64], ids=["reference", "cpu"])
-@pytest.mark.parametrize("member", **EVERY)
+@members(3, run={"reference": REFERENCE, "cpu": F64}, mean_heads=YES_NO)
 def test_attention(member, run, mean_heads):
     edges, n = edges_of("hub")
     check_attention(member, edges, n, run, mean_heads=mean_heads)
 
 
-@pytest.mark.parametrize("kind", ["empty_rows", "repeated"])
-@pytest.mark.parametrize("member", **EVERY)
+@members(run=RUNS, kind=["empty_rows", "repeated"])
 def test_attention_on_other_graphs(member, kind, run):
     edges, n = edges_of(kind)
     check_attention(member, edges, n, run, mean_heads=False)
@@ -137,8 +121,7 @@ def check_attention(member, edges, n, run, *, mean_heads):
     )
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.2, 1.5, -0.3])
-@pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
+@pairwise(normalizer=["softmax", "squareplus"], slope=[0.0, 0.2, 1.5, -0.3], backend=BACKENDS)
 def test_slope_of_gat(normalizer, slope, backend):
     edges, n = edges_of("random")
     graph = gf.Graph.from_edge_index(edges, n)
@@ -156,7 +139,7 @@ def test_slope_of_gat(normalizer, slope, backend):
     compare(call, inputs, backend=backend, dtype=torch.float64, specification=dense)
 
 
-@pytest.mark.parametrize("score", ["cosine", "pearson"])
+@pairwise(score=["cosine", "pearson"], run=RUNS)
 def test_short_vectors_keep_their_length(score, run):
     """Below eps = 1e-5 vectors are divided by eps, not by their length."""
     member = next(m for m in FAMILY if m.score == score)
@@ -167,7 +150,7 @@ def test_short_vectors_keep_their_length(score, run):
     check_diffusion(member, edges, n, inputs, run)
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members(backend=BACKENDS)
 def test_gradcheck(member, backend):
     edges, n = edges_of("empty_rows", 8)
     inputs = problem(member, edges, n)
@@ -180,7 +163,7 @@ def test_gradcheck(member, backend):
     assert torch.autograd.gradcheck(of_tensors, leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("member", [m for m in FAMILY if m.score == "exp_kernel"], ids=str)
+@members(where=lambda member: member.score == "exp_kernel", backend=BACKENDS)
 def test_one_gradient_alone(member, backend):
     """What a backward skips must not change what it computes."""
     edges, n = edges_of("random", 12)

@@ -1,7 +1,5 @@
 """The CPU kernels on the whole family of weights, against the float64 reference."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -9,17 +7,16 @@ import grand_fast as gf
 from grand_fast.kernels import _cpu
 from grand_fast.ops import GAT, ExpKernel, attention_diffusion, edge_attention
 from grand_fast.testing import assert_close, random_graph
+from tests._pairwise import pairwise
 from tests.ops._problems import compare, normal
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
 SCORES = ("scaled_dot", "exp_kernel", "gat")  # one of each function of the dot product
-FAMILY = list(itertools.product(SCORES, ("softmax", "squareplus"), ("receiver", "sender")))
-family = pytest.mark.parametrize(
-    ("score", "normalizer", "normalize"), FAMILY, ids=["-".join(f) for f in FAMILY]
-)
-weights = pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+SIDES = {"normalizer": ["softmax", "squareplus"], "normalize": ["receiver", "sender"]}
+FAMILY = {"score": SCORES, **SIDES}
+NO_YES = [False, True]
+DTYPES = [torch.float32, torch.float64]
 
 
 def problem(graph, score, *, weighted, d=5, heads=3, d_k=4, parameters=True):
@@ -68,26 +65,19 @@ def check(graph, case, dtype, *, options=None, tolerance=None, **sizes):
     compare(call, inputs, backend="cpu", dtype=dtype, tolerance=tolerance)
 
 
-@dtypes
-@weights
-@family
+@pairwise(3, **FAMILY, weighted=NO_YES, dtype=DTYPES)
 def test_diffusion(score, normalizer, normalize, weighted, dtype):
     check(random_graph("hub"), (score, normalizer, normalize), dtype, weighted=weighted)
 
 
-@dtypes
-@weights
-@family
-@pytest.mark.parametrize("mean_heads", [False, True], ids=["heads", "mean"])
+@pairwise(3, **FAMILY, mean_heads=NO_YES, weighted=NO_YES, dtype=DTYPES)
 def test_edge_attention(mean_heads, score, normalizer, normalize, weighted, dtype):
     graph, case = random_graph("empty_rows"), (score, normalizer, normalize)
     check(graph, case, dtype, weighted=weighted, d=0, options={"mean_heads": mean_heads})
 
 
 # Sums of more channels than fit the registers
-@dtypes
-@pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
-@pytest.mark.parametrize("normalize", ["receiver", "sender"])
+@pairwise(**SIDES, dtype=DTYPES)
 def test_wide_rows(normalizer, normalize, dtype):
     graph, case = random_graph("random"), ("exp_kernel", normalizer, normalize)
     for channels in (300, 0):
@@ -99,10 +89,9 @@ NARROW = [(1, 1), (3, 1), (4, 2), (3, 2), (9, 2), (20, 2), (2, 4), (8, 4), (17, 
           (16, 8), (3, 6), (2, 12)]  # fmt: skip
 
 
-@dtypes
-@pytest.mark.parametrize(("heads", "d_k"), NARROW, ids=["H{}-k{}".format(*s) for s in NARROW])
-@pytest.mark.parametrize("normalize", ["receiver", "sender"])
-def test_narrow_heads(normalize, heads, d_k, dtype):
+@pairwise(normalize=SIDES["normalize"], shape=NARROW, dtype=DTYPES)
+def test_narrow_heads(normalize, shape, dtype):
+    heads, d_k = shape
     graph, case = random_graph("hub"), ("scaled_dot", "squareplus", normalize)
     # Of so few channels, all terms of a sum may cancel
     tolerance = 1e-4 if dtype == torch.float32 else None
@@ -111,10 +100,7 @@ def test_narrow_heads(normalize, heads, d_k, dtype):
         check(graph, case, dtype, weighted=weighted, tolerance=tolerance, **sizes)
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
-@pytest.mark.parametrize("normalize", ["receiver", "sender"])
-@pytest.mark.parametrize("needed", ["x", "q", "k", "alpha", "edge_weight"])
+@pairwise(**FAMILY, needed=["x", "q", "k", "alpha", "edge_weight"])
 def test_one_gradient_alone(needed, score, normalizer, normalize):
     graph = random_graph("random")
     inputs = problem(graph, score, weighted=True)

@@ -6,10 +6,9 @@ import torch
 import grand_fast as gf
 from grand_fast.ops import edge_attention
 from grand_fast.testing import TOLERANCE, assert_close
+from tests.conftest import BACKENDS
 from tests.ops import _dense
 from tests.ops._family import (
-    EVERY,
-    FAMILY,
     PARAMETERS,
     Member,
     attention,
@@ -17,6 +16,7 @@ from tests.ops._family import (
     dense_diffusion,
     diffusion,
     edges_of,
+    members,
     problem,
     without_state,
 )
@@ -25,8 +25,10 @@ from tests.ops._problems import compare, normal
 pytestmark = pytest.mark.usefixtures("nan_filled", "one_thread")
 
 DTYPES = [torch.float32, torch.float64]
-SQUAREPLUS = [m for m in FAMILY if m.normalizer == "squareplus"]
-SQUAREPLUS_OF_DOTS = [m for m in SQUAREPLUS if m.score == "scaled_dot"]
+
+
+def is_squareplus_of_dots(member):
+    return member.normalizer == "squareplus" and member.score == "scaled_dot"
 
 
 def check(member, edges, n, inputs, backend, dtype, tolerance=None):
@@ -40,8 +42,7 @@ def check(member, edges, n, inputs, backend, dtype, tolerance=None):
     )
 
 
-@pytest.mark.parametrize("kind", ["no_edges", "empty", "single", "path"])
-@pytest.mark.parametrize("member", **EVERY)
+@members(kind=["no_edges", "empty", "single", "path"], backend=BACKENDS)
 def test_hardly_any_edges(member, kind, backend):
     edges, n = edges_of(kind)
     for dtype in DTYPES:
@@ -51,9 +52,12 @@ def test_hardly_any_edges(member, kind, backend):
     assert_close("a", a, dense_attention(member, edges)(**inputs))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("member", SQUAREPLUS_OF_DOTS, ids=str)
-@pytest.mark.parametrize("tie", ["edges", "heads", "rows", "repeated"])
+@members(
+    where=is_squareplus_of_dots,
+    dtype=DTYPES,
+    tie=["edges", "heads", "rows", "repeated"],
+    backend=BACKENDS,
+)
 def test_the_gradient_of_the_largest_score_is_shared_by_ties(tie, member, dtype, backend):
     """As `Tensor.max` shares it; the scores here are exact in any order of sums."""
     edges = torch.tensor([[1, 2, 3, 0, 2, 0], [0, 0, 0, 1, 1, 3]])
@@ -81,7 +85,7 @@ def test_the_gradient_of_the_largest_score_is_shared_by_ties(tie, member, dtype,
     )
 
 
-@pytest.mark.parametrize("member", SQUAREPLUS_OF_DOTS, ids=str)
+@members(where=is_squareplus_of_dots, backend=BACKENDS)
 def test_one_tie_by_hand(member, backend):
     """One group has an edge of the largest score, the other one of it and one below."""
     edges = torch.tensor([[0, 1, 2], [0, 1, 1]])
@@ -101,9 +105,7 @@ def test_one_tie_by_hand(member, backend):
     assert_close("dw", dw, torch.tensor([top / 2, other + top / 2, own], dtype=a.dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["hub", "repeated"])
-@pytest.mark.parametrize("member", **EVERY)
+@members(dtype=DTYPES, kind=["hub", "repeated"], backend=BACKENDS)
 def test_all_scores_equal(member, kind, dtype, backend):
     edges, n = edges_of(kind)
     inputs = problem(member, edges, n, weights=False)
@@ -120,9 +122,7 @@ def test_all_scores_equal(member, kind, dtype, backend):
     check(member, edges, n, inputs, backend, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("value", [0.0, -50.0])
-@pytest.mark.parametrize("member", **EVERY)
+@members(dtype=DTYPES, value=[0.0, -50.0], backend=BACKENDS)
 def test_weights_that_are_zero_or_negative(member, value, dtype, backend):
     edges, n = edges_of("random")
     inputs = problem(member, edges, n)
@@ -131,7 +131,7 @@ def test_weights_that_are_zero_or_negative(member, value, dtype, backend):
     check(member, edges, n, inputs, backend, dtype, 1e-4 if dtype == torch.float32 else 1e-11)
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members(backend=BACKENDS)
 def test_all_weights_zero(member, backend):
     """Then all scores are 0; for squareplus all tie."""
     edges, n = edges_of("random")
@@ -141,8 +141,7 @@ def test_all_weights_zero(member, backend):
         check(member, edges, n, inputs, backend, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("member", **EVERY)
+@members(3, dtype=DTYPES, backend=BACKENDS)
 def test_large_scores(member, dtype, backend):
     """±1000 and more: nothing overflows, and squareplus keeps its digits."""
     edges, n = edges_of("hub")
@@ -262,8 +261,7 @@ def test_exp_kernel_far_from_the_origin(backend):
     check(member, edges, n, inputs, backend, torch.float32, 2e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("member", **EVERY)
+@members(dtype=[torch.float16, torch.bfloat16])
 def test_half_types_through_the_reference(member, dtype):
     """`auto` on a CPU; sums are wide. Prepared q and k and their gradients are rounded too."""
     edges, n = edges_of("random")

@@ -6,12 +6,12 @@ import torch
 import grand_fast as gf
 from grand_fast.ops import edge_attention
 from grand_fast.testing import assert_close
+from tests.conftest import BACKENDS
 from tests.ops._family import (
-    EVERY,
-    FAMILY,
     attention,
     diffusion,
     edges_of,
+    members,
     problem,
     without_state,
 )
@@ -19,7 +19,7 @@ from tests.ops._family import (
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members(backend=BACKENDS)
 def test_weights_of_a_group_sum_to_one(member, backend):
     edges, n = edges_of("hub")
     graph = gf.Graph.from_edge_index(edges, n, self_loops=1.0)
@@ -36,7 +36,7 @@ def test_weights_of_a_group_sum_to_one(member, backend):
     assert (other - 1).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members(backend=BACKENDS)
 def test_constants_rest_where_rows_sum_to_one(member, backend):
     edges, n = edges_of("loops")
     inputs = problem(member, edges, n, source=False)
@@ -48,7 +48,7 @@ def test_constants_rest_where_rows_sum_to_one(member, backend):
         assert f.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members(backend=BACKENDS)
 def test_mass_is_kept_where_columns_sum_to_one(member, backend):
     edges, n = edges_of("loops")
     inputs = problem(member, edges, n, source=False)
@@ -57,7 +57,7 @@ def test_mass_is_kept_where_columns_sum_to_one(member, backend):
     assert mass < 1e-13 if member.normalize == "sender" else mass > 0.1
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members(backend=BACKENDS)
 def test_renumbering_permutes(member, backend):
     edges, n = edges_of("hub")
     inputs = problem(member, edges, n)
@@ -73,7 +73,7 @@ def test_renumbering_permutes(member, backend):
     assert_close("a", attention(member, renumbered)(backend, **moved), want)
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members(backend=BACKENDS)
 def test_the_order_of_the_edges_does_not_matter(member, backend):
     edges, n = edges_of("repeated")
     inputs = problem(member, edges, n)
@@ -84,7 +84,7 @@ def test_the_order_of_the_edges_does_not_matter(member, backend):
     assert_close("f", diffusion(member, shuffled)(backend, **moved), want)
 
 
-@pytest.mark.parametrize("member", [m for m in FAMILY if m.score == "scaled_dot"], ids=str)
+@members(where=lambda member: member.score == "scaled_dot", backend=BACKENDS)
 def test_scores_count_from_the_largest(member, backend):
     """All shifted alike, they give the same weights."""
     edges, n = edges_of("hub")
@@ -96,7 +96,7 @@ def test_scores_count_from_the_largest(member, backend):
     assert_close("a", a(backend, **shifted), a(backend, **inputs))
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members(backend=BACKENDS)
 def test_is_edge_attention_then_csr_diffusion(member, backend):
     edges, n = edges_of("hub")
     graph = gf.Graph.from_edge_index(edges, n)
@@ -107,7 +107,7 @@ def test_is_edge_attention_then_csr_diffusion(member, backend):
     assert_close("f", diffusion(member, graph)(backend, **inputs), want)
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members()
 def test_bitwise_repeatable_for_any_thread_count(member):
     edges, n = edges_of("hub", 200)
     graph = gf.Graph.from_edge_index(edges, n)
@@ -125,7 +125,7 @@ def test_bitwise_repeatable_for_any_thread_count(member):
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
-@pytest.mark.parametrize("member", **EVERY)
+@members()
 def test_saves_nothing_of_edge_size(member):
     edges, n = edges_of("random")
     graph = gf.Graph.from_edge_index(edges, n)
