@@ -27,7 +27,8 @@ from grand_fast.solvers._problem import Problem, Result
 from grand_fast.solvers._solution import SolveError, Status
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._term import AbstractTerm, CountedTerm
-from grand_fast.solvers._tolerances import Convention, tolerances
+from grand_fast.solvers._tolerances import Convention, is_narrow, tolerances
+from grand_fast.solvers._wide import WideTerm, is_widened
 
 
 class AdjointTerm(AbstractTerm):
@@ -132,8 +133,8 @@ class ContinuousOptions:
     params: Sequence[Tensor] | None = None
 
 
-def continuous(problem: Problem, options: ContinuousOptions) -> Result:
-    """The solve with its gradient by the continuous adjoint."""
+def continuous(problem: Problem, options: ContinuousOptions, dtype: torch.dtype) -> Result:
+    """The solve with its gradient by the continuous adjoint; `f` returns what is of `dtype`."""
     kept: list[Result] = []
 
     def solve(x0: Tensor) -> tuple[list[float], list[Tensor], list[int]]:
@@ -151,7 +152,7 @@ def continuous(problem: Problem, options: ContinuousOptions) -> Result:
     else:
         term, tensors = problem.term, tuple(options.params)
         leaves = tensors
-    backwards = _integrator(problem, options)
+    backwards = _integrator(problem, options, dtype)
     given = ContinuousAdjoint.apply(term, leaves, backwards, solve, problem.x0, *tensors)
     result = kept[0]
     at_times = {problem.stops[0]: problem.x0}
@@ -165,7 +166,7 @@ def _reached(problem: Problem, result: Result) -> list[float]:
     return sorted({*problem.stops[: len(result.found)], result.t} - {problem.stops[0]})
 
 
-def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
+def _integrator(problem: Problem, options: ContinuousOptions, dtype: torch.dtype) -> Backwards:
     forward, size = problem.solver, problem.x0.numel()
     method = options.method or ("dopri5" if forward.wants_matrix else forward)
     if not isinstance(method, AbstractSolver):
@@ -177,13 +178,18 @@ def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
     if options.tol_scale is None and isinstance(forward, EmbeddedRungeKutta):
         rtol = float(forward.rtol) if rtol is None else rtol
         atol = float(forward.atol) if atol is None else atol
-    rtol, atol = tolerances(problem.x0.dtype, rtol, atol, options.tol_scale, options.tol_convention)
+    rtol, atol = tolerances(dtype, rtol, atol, options.tol_scale, options.tol_convention)
 
     # The largest of the parts counts, as with torchdiffeq: each does whatever its size.
     parts = [slice(size), slice(size, 2 * size)]
+    has_begun = False
 
     def backwards(term: AdjointTerm, flat: Tensor, tau: float) -> Tensor:
-        solver = solver_of(method, rtol, atol, flat)
+        nonlocal has_begun
+        solver = solver_of(
+            method, rtol, atol, flat, dtype=dtype if is_narrow(dtype) else None, warns=not has_begun
+        )
+        has_begun = True
         if isinstance(solver, EmbeddedRungeKutta):
             further = (
                 [] if options.seminorm or flat.numel() == 2 * size else [slice(2 * size, None)]
@@ -191,8 +197,9 @@ def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
             solver = EmbeddedRungeKutta(
                 solver.pair, rtol=solver.rtol, atol=solver.atol, parts=[*parts, *further]
             )
+        whole, state = WideTerm.of(term, flat) if is_widened(solver) else (term, flat)
         result = Problem(
-            CountedTerm(term), flat, [0.0, tau], solver=solver, step_size=options.step_size,
+            CountedTerm(whole), state, [0.0, tau], solver=solver, step_size=options.step_size,
             first_step=tau,
         ).march(ADJOINTS["direct"])  # fmt: skip
         if result.status is not Status.SUCCESS:
@@ -201,6 +208,6 @@ def _integrator(problem: Problem, options: ContinuousOptions) -> Backwards:
                 f"{term.t1 - result.t:g}: {result.status.value}. "
                 "Or use adjoint='checkpoint', which is exact."
             )
-        return result.x
+        return result.x.to(flat.dtype)
 
     return backwards

@@ -32,6 +32,7 @@ from grand_fast.solvers._solution import Solution, Status
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._term import AbstractTerm, CountedTerm, FunctionTerm
 from grand_fast.solvers._tolerances import Convention, tolerances
+from grand_fast.solvers._wide import WideTerm, is_widened
 from grand_fast.solvers.regularizers import Regularizer, regularized, separated
 
 _ENDS = ("clamp", "interp")
@@ -75,8 +76,9 @@ def integrate(
             step. Of methods with fixed steps.
         rtol, atol: the error of an adaptive step in the root mean square of
             `error_i / (atol + rtol |x_i|)` is at most 1; where `"implicit_adams"` ends its
-            corrections. By default 1e-7 and 1e-9 in float64, 1e-5 and 1e-6 in narrower types. What
-            the type cannot attain is raised, with a warning. What `"semi_implicit_euler"` and
+            corrections. By default 1e-7 and 1e-9 in float64, 1e-5 and 1e-6 in float32, 1e-4
+            both in float16, 1e-3 both in bfloat16. What the type cannot attain is raised, with a
+            warning. What `"semi_implicit_euler"` and
             `"uniformisation"` leave out is their own `tol`, of the solver object.
         tol_scale, tol_convention: instead of both; `"released"`: atol = tol_scale · 1e-7, rtol =
             tol_scale · 1e-9, as GRAND's released code; `"paper"`: 1e-12 and 1e-6, as its text.
@@ -173,12 +175,15 @@ def integrate(
             "integrate: `memory_limit` must come with no regularizers but kinetic, got more. "
             "Leave it out: one state a step is kept."
         )
-    counted = CountedTerm(beside or term)
+    whole, state = beside or term, x0 if beside is None else beside.join(x0)
+    if is_widened(solver):
+        whole, state = WideTerm.of(whole, state)
+    counted = CountedTerm(whole)
     if isinstance(solver, EmbeddedRungeKutta) and adjoint != "continuous":
         solver = solver.of(counted)
     problem = Problem(
         counted,
-        x0 if beside is None else beside.join(x0),
+        state,
         sorted({0.0, T, *wanted}),
         solver=solver,
         step_size=step_size,
@@ -188,11 +193,12 @@ def integrate(
         max_nfe=max_nfe,
     )
     if observe is not None:
-        result = problem.observed(observe)
+        hears = observe
+        result = problem.observed(lambda t, x: hears(t, x.to(x0.dtype)))
     elif not torch.is_grad_enabled():
         result = problem.march(ADJOINTS["direct"])
     elif adjoint == "continuous":
-        result = continuous(problem, adjoint_options or ContinuousOptions())
+        result = continuous(problem, adjoint_options or ContinuousOptions(), x0.dtype)
     elif memory_limit is not None:
         result = limited(problem, memory_limit)
     elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
@@ -203,6 +209,7 @@ def integrate(
         )
     else:
         result = problem.march(ADJOINTS[adjoint])
+    result = result.to(x0.dtype)
     penalties: dict[str, Tensor] = {}
     if beside is not None:
         result, penalties = separated(result, beside)

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from grand_fast.solvers._embedded import EmbeddedPair, EmbeddedRungeKutta
 from grand_fast.solvers._runge_kutta import ButcherTableau, ExplicitRungeKutta
 from grand_fast.solvers._solver import AbstractSolver
-from grand_fast.solvers._tolerances import attainable
+from grand_fast.solvers._tolerances import attainable, attainable_by_slopes, is_narrow
 from grand_fast.solvers.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
 from grand_fast.solvers.euler import EULER
@@ -50,10 +51,26 @@ METHODS: dict[str, Make] = {
 ADAPTIVE = ("dopri5", "bosh3", "adaptive_heun")
 
 
-def solver_of(method: str | AbstractSolver, rtol: float, atol: float, x: Tensor) -> AbstractSolver:
-    """The solver that a name stands for, with tolerances that states like `x` can attain."""
+def solver_of(
+    method: str | AbstractSolver,
+    rtol: float,
+    atol: float,
+    x: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    warns: bool = True,
+) -> AbstractSolver:
+    """The solver that a name stands for, with tolerances that states like `x` can attain.
+
+    dtype: of what `f` returns, if not that of `x`; warns: of tolerances that are raised.
+    """
     if isinstance(method, AbstractSolver):
         return method
-    if method in ADAPTIVE:
-        atol = attainable(rtol, atol, x)
+    dtype = dtype or x.dtype
+    if is_narrow(dtype):
+        if method in ADAPTIVE or method == "implicit_adams":
+            both = attainable_by_slopes("integrate", rtol, atol, x, dtype, warns=warns)
+            rtol, atol = map(float, both)
+    elif method in ADAPTIVE:
+        atol = attainable(rtol, atol, x, warns=warns)
     return METHODS[method](rtol, atol)

@@ -22,7 +22,7 @@ from grand_fast.solvers._odeint_problem import (
     mixed_norm,
     split,
 )
-from grand_fast.solvers.odeint import needs_torchdiffeq, odeint_as
+from grand_fast.solvers.odeint import needs_torchdiffeq, odeint_as, with_defaults
 
 _NAME = "odeint_adjoint"
 Tolerance = float | Tensor | tuple[float, ...]
@@ -33,8 +33,8 @@ def odeint_adjoint(
     y0: State,
     t: Tensor,
     *,
-    rtol: Tolerance = 1e-7,
-    atol: Tolerance = 1e-9,
+    rtol: Tolerance | None = None,
+    atol: Tolerance | None = None,
     method: str | None = None,
     options: Mapping[str, object] | None = None,
     event_fn: Callable[..., Tensor] | None = None,
@@ -84,6 +84,7 @@ def odeint_adjoint(
             "odeint_adjoint: `adjoint_options` must be given beside `options` where "
             "`adjoint_method` is not `method`."
         )
+    rtol, atol = with_defaults(rtol, atol, y0)
     # A replica's parameters are plain attributes, which torchdiffeq knows how to find.
     if event_fn is not None or needs_torchdiffeq(y0, t) or getattr(func, "_is_replica", False):
         theirs = _torchdiffeq.solvers()[1]
@@ -179,7 +180,10 @@ class _AdjointFunction(Function):
         dt, a, grads = xs.new_zeros(()), dxs[-1], [torch.zeros_like(p) for p in params]
         for i in range(len(solve.t) - 1, 0, -1):
             back = solve.t[i - 1 : i + 1].flip(0)
-            found = odeint_as(_NAME, field, (dt, xs[i], a, *grads), back, **solve.backward)
+            found = odeint_as(
+                _NAME, field, (dt, xs[i], a, *grads), back, **solve.backward,
+                warns=i == len(solve.t) - 1,
+            )  # fmt: skip
             dt, _, a, *grads = (states[1] for states in found)
             a = a + dxs[i - 1]
         return None, a, *grads

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from grand_fast.solvers._first_step import Norm, rms_norm
 from grand_fast.solvers._loop import Callback, Callbacks
 from grand_fast.solvers._term import AbstractTerm, Combination, check_field
+from grand_fast.solvers._wide import WideTerm
 
 State = Tensor | tuple[Tensor, ...]
 Func = Callable[..., Any]
@@ -26,6 +27,7 @@ class Problem:
     sign:     −1 where the caller's times fall; the caller's time is `sign · t`.
     shapes:   of the caller's tuple of tensors; None where it is one tensor.
     operator: what the caller called, for messages.
+    dtype:    of the caller's state.
     """
 
     func: Func
@@ -35,6 +37,12 @@ class Problem:
     sign: int
     shapes: list[Size] | None
     operator: str
+    dtype: torch.dtype
+
+    def widened(self) -> "Problem":
+        """With a state that steps can be added up in: that of a half type is of float32."""
+        term, x0 = WideTerm.of(self.term, self.x0)
+        return replace(self, term=term, x0=x0)
 
     def tolerance(self, name: str, value: Any) -> float | Tensor:
         """A float, or a tensor that fits the state: of one value per tensor of a tuple, say."""
@@ -72,6 +80,7 @@ class Problem:
             return None
 
         def callback(t: float, x: Tensor, tau: float) -> None:
+            x = x.to(self.dtype)
             state = x if self.shapes is None else split(x, self.shapes)
             times = (torch.full((), v, dtype=dtype, device=x.device) for v in (self.sign * t, tau))
             start, length = times
@@ -94,7 +103,7 @@ def pose(func: Func, y0: State, t: Tensor, operator: str) -> Problem:
     falls = len(t) > 1 and bool(t[0] > t[1])
     if falls:
         t, term = -t, ReversedTerm(term)
-    return Problem(func, term, x0, t, -1 if falls else 1, shapes, operator)
+    return Problem(func, term, x0, t, -1 if falls else 1, shapes, operator, x0.dtype)
 
 
 def joined(y0: State, operator: str) -> tuple[Tensor, list[Size] | None]:

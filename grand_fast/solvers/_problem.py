@@ -35,6 +35,10 @@ class Result(NamedTuple):
     stats: Stats
     status: Status
 
+    def to(self, dtype: torch.dtype) -> "Result":
+        """With states of a type; as it is where they have it."""
+        return self._replace(found=[x.to(dtype) for x in self.found], x=self.x.to(dtype))
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from grand_fast.solvers._solution import Status
 from grand_fast.solvers._solver import AbstractSolver, combine
 from grand_fast.solvers._step_control import AbstractStepControl, AdaptiveSteps, FixedSteps
 from grand_fast.solvers._term import CountedTerm
+from grand_fast.solvers._tolerances import attainable_by_slopes, default_tolerances, is_narrow
 from grand_fast.solvers.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.dopri5 import BOGACKI_SHAMPINE_OF_TORCHDIFFEQ, DORMAND_PRINCE, HEUN
 
@@ -29,6 +31,7 @@ _PAIRS = {
     "adaptive_heun": HEUN,
 }
 _RUNGE_KUTTA = ("euler", "midpoint", "rk4")
+_IMPLICIT = ("implicit_adams", "fixed_adams")
 # How torchdiffeq's messages begin, by which its users tell failures apart; what it was and to try
 _FAILURES = {
     Status.STEP_TOO_SMALL: (
@@ -52,8 +55,8 @@ def odeint(
     y0: State,
     t: Tensor,
     *,
-    rtol: float | Tensor | tuple[float, ...] = 1e-7,
-    atol: float | Tensor | tuple[float, ...] = 1e-9,
+    rtol: float | Tensor | tuple[float, ...] | None = None,
+    atol: float | Tensor | tuple[float, ...] | None = None,
     method: str | None = None,
     options: Mapping[str, object] | None = None,
     event_fn: Callable[..., Tensor] | None = None,
@@ -67,7 +70,9 @@ def odeint(
         y0: a tensor of any shape, or a tuple of them.
         t: `[times]`, strictly increasing or decreasing.
         rtol, atol: of the adaptive methods and of the corrections of `implicit_adams`: floats, or
-            one per tensor of a tuple, or tensors like the state.
+            one per tensor of a tuple, or tensors like the state. By default torchdiffeq's 1e-7 and
+            1e-9; for a state of half precision 1e-4 both (float16) or 1e-3 both (bfloat16),
+            and what such a type cannot attain is raised, with a warning.
         method: `"dopri5"` (None), `"bosh3"`, `"adaptive_heun"`, `"euler"`, `"midpoint"`, `"rk4"`,
             `"explicit_adams"` or `"implicit_adams"` (also `"fixed_adams"`) run on our solvers;
             any other that torchdiffeq has, on its own.
@@ -99,13 +104,18 @@ def odeint_as(
     y0: State,
     t: Tensor,
     *,
-    rtol: float | Tensor | tuple[float, ...],
-    atol: float | Tensor | tuple[float, ...],
+    rtol: float | Tensor | tuple[float, ...] | None,
+    atol: float | Tensor | tuple[float, ...] | None,
     method: str | None,
     options: Mapping[str, object] | None,
     event_fn: Callable[..., Tensor] | None = None,
+    warns: bool = True,
 ) -> State | tuple[Tensor, State]:
-    """`odeint`, under the name of the operator that the caller called."""
+    """`odeint`, under the name of the operator that the caller called.
+
+    warns: of tolerances that are raised.
+    """
+    rtol, atol = with_defaults(rtol, atol, y0)
     chosen = "dopri5" if method is None else method
     given: dict[str, Any] = dict(options or {})
     if event_fn is not None or not _is_ours(y0, t, chosen, given):
@@ -118,10 +128,29 @@ def odeint_as(
     if not given.pop("implicit", True):
         chosen = "explicit_adams"
     problem = pose(func, y0, t, operator)
+    dtype = problem.x0.dtype
+    if chosen not in _RUNGE_KUTTA:
+        problem = problem.widened()
     tolerances = problem.tolerance("rtol", rtol), problem.tolerance("atol", atol)
+    if is_narrow(dtype) and (chosen in _PAIRS or chosen in _IMPLICIT):
+        tolerances = attainable_by_slopes(operator, *tolerances, problem.x0, dtype, warns=warns)
     solve = _by_error if chosen in _PAIRS else _on_a_grid
-    xs = torch.stack(solve(problem, chosen, given, *tolerances))
+    xs = torch.stack(solve(problem, chosen, given, *tolerances)).to(dtype)
     return xs if problem.shapes is None else split(xs, problem.shapes)
+
+
+def with_defaults(
+    rtol: float | Tensor | tuple[float, ...] | None,
+    atol: float | Tensor | tuple[float, ...] | None,
+    y0: State,
+) -> tuple[float | Tensor | tuple[float, ...], float | Tensor | tuple[float, ...]]:
+    """torchdiffeq's tolerances for None, or those of half types where the state has one."""
+    defaults = default_tolerances(torch.float64)
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    types = [part.dtype for part in parts if isinstance(part, Tensor)]
+    if types and is_narrow(joint := reduce(torch.promote_types, types)):
+        defaults = default_tolerances(joint)
+    return defaults[0] if rtol is None else rtol, defaults[1] if atol is None else atol
 
 
 def needs_torchdiffeq(y0: State, t: Tensor) -> bool:

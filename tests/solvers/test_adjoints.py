@@ -7,6 +7,8 @@ from math import comb
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
@@ -129,6 +131,61 @@ def test_the_history_counts_within_the_limit(make):
     least = least_limit(solve)
     for limit in (least, 2 * least):
         assert kept_bytes(lambda limit=limit: solve(limit)) <= limit
+
+
+# Of x' = −sin x, in states: what travels between steps, and what a step saves beside it
+WORKING_SETS = {
+    "euler": (1, 0),  # its own state is all that the sine saves
+    "rk4": (1, 3),
+    "dopri5": (2, 6),  # with the slope; the state after the step has the last one
+    "bosh3": (2, 3),
+    "adaptive_heun": (2, 1),
+    "explicit_adams": (4, 3),  # three slopes; a step from where the history was as long starts it
+    "implicit_adams": (4, 3),
+}
+# Beside what a step saves: its result, gradients, what operators work with
+BESIDE = 13
+
+
+@pytest.mark.parametrize("method", WORKING_SETS)
+def test_the_working_set_of_a_step_counts_within_the_limit(method):
+    x0 = torch.randn(50, 40, dtype=torch.float64, requires_grad=True)
+
+    def solve(limit):
+        return gf.integrate(
+            lambda t, x: -x.sin(), x0, 1.0, method=method, step_size=0.1, rtol=1e-2, atol=1e-2,
+            memory_limit=limit,
+        )  # fmt: skip
+
+    state = x0.numel() * x0.element_size()
+    travels, saved = WORKING_SETS[method]
+    spacing = 8 if "adams" in method else 0  # of its history, which travels as well
+    least = least_limit(solve)
+    # One state beside the first is kept of so few steps
+    assert least == (BESIDE + 1) * (travels * state + spacing) + saved * state
+    solve(least).x.sum().backward()
+    with Live(x0) as live:
+        solve(least).x.sum().backward()
+    assert (travels + saved) * state < live.most <= least
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that were alive at a time of what was made in here."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.most, self.live = 0, {}
+        self.known = {t.untyped_storage().data_ptr() for t in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for t in tree_leaves(found):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.known:
+                storage = t.untyped_storage()
+                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.live = {k: held for k, held in self.live.items() if not held[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.live.values()))
+        return found
 
 
 @pytest.mark.parametrize("method", ["dopri5", "explicit_adams"])
