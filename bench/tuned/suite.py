@@ -30,8 +30,8 @@ SMALLEST_RATED = 10_000  # nodes, below which a call is mostly overhead
 MEMORY_RUNS = 3  # fresh processes
 SHORT_REPEATS = 5  # calls in a row on such a graph, in each round
 
-# These are sums over all edges and heads, or over all nodes, whose terms cancel: the released code's
-# own float32 is 2e-5 and 3e-6 off there.
+# These are sums over all edges and heads, or over all nodes, whose terms cancel: the released
+# code's own float32 is 2e-5 and 3e-6 off there.
 CANCELLING = {"dsigma": 1e-4, "dlengthscale": 1e-4} | dict.fromkeys(("dW_q", "dW_k", "db"), 1e-5)
 
 
