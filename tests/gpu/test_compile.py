@@ -19,25 +19,16 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
-from bench.gpu_report.compile import MODELLED, TARGETS, compile_launch, record, resources
+from bench.gpu_report.compile import TARGETS, compile_launch, record, resources
 from bench.gpu_report.launches import every_launch
 from bench.problem import PAPER_SHAPES
 from grand_fast.kernels.attention_diffusion._triton_backward import LANE_COLUMNS
 from grand_fast.testing import random_graph
 
+from ._cases import CASES
+
 pytestmark = pytest.mark.slow
 
-# Each type in half of the cases: neighbours have the other one.
-TYPES = (torch.float32, torch.bfloat16)
-OTHERS = [arch for arch in TARGETS if arch not in MODELLED]
-# Elsewhere those whose registers or tiles differ most: one head, many, an odd width
-DIFFERENT = [s for s in PAPER_SHAPES if s.heads in (1, 8) or s.channels == 162]
-CASES = [
-    (arch, shape, TYPES[(i + j) % 2])
-    for archs, shapes in ((MODELLED, PAPER_SHAPES), (OTHERS, DIFFERENT))
-    for i, arch in enumerate(archs)
-    for j, shape in enumerate(shapes)
-] + [("sm_90", PAPER_SHAPES[0], torch.float16)]  # differs from bfloat16 by one conversion
 IDS = [f"{arch}-{shape}-{str(dtype)[6:]}" for arch, shape, dtype in CASES]
 SIZES = (16, 17)  # Triton compiles apart for sizes that 16 divides, where it is told to
 # Every kernel of the modules that the launchers have imported

@@ -33,8 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nan_filled")]
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 TYPES = [  # of the state, and of q and k, which a score may bring in float32
-    ("sm_80", F32, F32), ("sm_90", F32, F32), ("sm_100", F16, F16), ("sm_120", BF16, F32),
-    ("gfx942", F32, F32),
+    ("sm_80", F32, F32), ("sm_100", F16, F16), ("sm_120", BF16, F32), ("gfx942", F32, F32),
 ]  # fmt: skip
 
 
