@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.problem import Differentiated, Function, Problem, gradients
 from grand_fast import Graph
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.csr import Csr
 from grand_fast.testing import assert_close
 
 # Edges checked at a time: their float64 intermediates then fit the cache and the allocator's heap.

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from bench.harness import timed
 from grand_fast import Graph
-from grand_fast.kernels._cpu import Compiled, Work
-from grand_fast.kernels._simd import FORMATS, Kernel
-from grand_fast.kernels._simd_math import fma
+from grand_fast.kernels.cpu.language import FORMATS, Kernel
+from grand_fast.kernels.cpu.math import fma
+from grand_fast.kernels.cpu.rows import Compiled, Work
 from grand_fast.ops._dispatch import plan
 
 COPY_BYTES = 256 * 2**20  # several times the last-level cache, read once and written once

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grand_fast import Graph
-from grand_fast.kernels._csr import Cost, Csr
+from grand_fast.kernels.csr import Cost, Csr
 
 Mode = Literal["forward", "forward+backward"]
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")

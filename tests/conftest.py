@@ -19,7 +19,7 @@ install_import_hook(
 
 import torch  # noqa: E402
 
-from grand_fast.kernels import _memory  # noqa: E402
+from grand_fast.kernels.cpu import memory  # noqa: E402
 
 BACKENDS = ("reference", "cpu")
 
@@ -60,7 +60,7 @@ def nan_filled(monkeypatch):
         (torch.Tensor, "new_empty"),
     ):
         monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
-    monkeypatch.setattr(_memory, "_LARGE", float("inf"))  # all memory comes from torch.empty
+    monkeypatch.setattr(memory, "_LARGE", float("inf"))  # all memory comes from torch.empty
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from grand_fast import Graph
-from grand_fast.kernels import _cpu
-from grand_fast.kernels._simd import Kernel
+from grand_fast.kernels.cpu import rows
+from grand_fast.kernels.cpu.language import Kernel
 from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
@@ -46,8 +46,8 @@ def case(request, monkeypatch):
     """A graph, the edges of its longest row that is whole, and how many more some rows have."""
     of_limit, of_hubs = request.param
     cut_from, e, limit = LIMITS[of_limit]
-    monkeypatch.setattr(_cpu, "CUT_FROM", cut_from)
-    assert _cpu.longest_whole_row(e) == limit
+    monkeypatch.setattr(rows, "CUT_FROM", cut_from)
+    assert rows.longest_whole_row(e) == limit
     more = HUBS[of_hubs]
     graph = Graph.from_edge_index(*edges_at(limit, more, e))
     for rowptr in (graph.rowptr, graph.rowptr_t):
@@ -62,14 +62,14 @@ def test_every_row_is_visited_once(case, transposed, ordered):
     graph, limit, _ = case
     if ordered:
         graph = visited(graph, torch.randperm(graph.num_nodes))
-    view = graph.csr(_cpu.plan, transposed=transposed)
+    view = graph.csr(rows.plan, transposed=transposed)
     work, degree = view.work, (graph.rowptr_t if transposed else graph.rowptr).diff().long()
     k = Kernel("count_rows", torch.float32, view.rowptr.dtype)
-    with _cpu.each_row(k, pieces=False) as row:
+    with rows.each_row(k, pieces=False) as row:
         place = k.matrix("count").row(row.out)
         place.store(place.load(1) + k.splat(1.0), 1)
     count = torch.zeros(graph.num_nodes, 1)
-    _cpu.Compiled(k)(work, pieces=False, count=count, rowptr=view.rowptr)
+    rows.Compiled(k)(work, pieces=False, count=count, rowptr=view.rowptr)
     assert torch.equal(count.flatten(), (degree <= limit).float())
     assert torch.equal(work.hub_rows.sort().values, (degree > limit).nonzero().flatten())
     # and the pieces of the others are all of their edges, in order
@@ -79,7 +79,7 @@ def test_every_row_is_visited_once(case, transposed, ordered):
         start = int(view.rowptr[work.piece_position[first]])
         assert begins.tolist() == [start, *ends[:-1].tolist()]
         assert int(ends[-1]) == start + int(degree[row]) and bool((begins < ends).all())
-        assert int((ends - begins).max()) <= _cpu.CUT_FROM
+        assert int((ends - begins).max()) <= rows.CUT_FROM
 
 
 def visited(graph, order):
@@ -149,7 +149,7 @@ def test_rows_that_are_whole_are_summed_as_where_none_is_cut(case, d, monkeypatc
     upstream = normal(graph.num_nodes, d, seed=9).float()
     found = []
     for longest in (limit, 1 << 30):
-        monkeypatch.setattr(_cpu, "longest_whole_row", lambda e, longest=longest: longest)
+        monkeypatch.setattr(rows, "longest_whole_row", lambda e, longest=longest: longest)
         f = csr_diffusion(x, a, visited(graph, None), backend="cpu")
         found.append((f, torch.autograd.grad(f, x, upstream)[0]))
     for got, want, rowptr in zip(*found, (graph.rowptr, graph.rowptr_t), strict=True):

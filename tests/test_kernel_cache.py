@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grand_fast.kernels import _compile
+from grand_fast.kernels.cpu import machine_code
 
 pwd, resource = pytest.importorskip("pwd"), pytest.importorskip("resource")  # not on Windows
 
@@ -30,7 +30,7 @@ def no_home(monkeypatch, tmp_path):
 
 
 def compiles():
-    _compile.compile_kernel("probe", SOURCE)(0, 0)
+    machine_code.compile_kernel("probe", SOURCE)(0, 0)
 
 
 def files(folder):
@@ -41,7 +41,7 @@ def test_a_kernel_is_compiled_once(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiles()
     assert [name[:6] for name in files(tmp_path / "grand_fast" / "kernels")] == ["probe-"]
-    monkeypatch.setattr(_compile, "_compile", None)
+    monkeypatch.setattr(machine_code, "_compile", None)
     compiles()
 
 
@@ -50,7 +50,7 @@ def test_without_a_home_it_is_a_temporary_folder_of_the_user_alone(no_home, monk
     (folder,) = no_home.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [name[:6] for name in files(folder)] == ["probe-"]
-    monkeypatch.setattr(_compile, "_compile", None)
+    monkeypatch.setattr(machine_code, "_compile", None)
     compiles()
 
 
@@ -63,8 +63,8 @@ def test_a_temporary_folder_that_others_may_write_is_not_used(no_home, monkeypat
     if planted == "open":
         folder.chmod(0o777)
     elif planted == "another's":
-        uid = _compile.os.getuid()
-        monkeypatch.setattr(_compile.os, "getuid", lambda: uid + 1)
+        uid = machine_code.os.getuid()
+        monkeypatch.setattr(machine_code.os, "getuid", lambda: uid + 1)
         folder.rename(folder.with_name(f"grand_fast-{uid + 1}"))
     else:
         folder.rename(no_home / "elsewhere")
@@ -74,7 +74,7 @@ def test_a_temporary_folder_that_others_may_write_is_not_used(no_home, monkeypat
             folder.touch()
     before = files(no_home)
     read = []
-    monkeypatch.setattr(_compile, "_read", read.append)
+    monkeypatch.setattr(machine_code, "_read", read.append)
     compiles()
     assert read == [] and files(no_home) == before and kept.name in before
 
@@ -84,7 +84,7 @@ def test_no_place_at_all(no_home, monkeypatch):
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
-    assert _compile._cache_folder() is None
+    assert machine_code._cache_folder() is None
     compiles()
     assert files(no_home) == []
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grand_fast import Graph, backend
-from grand_fast.kernels import _cpu, _locality
+from grand_fast.kernels.cpu import row_order, rows
 from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
@@ -21,7 +21,7 @@ N = 1 << 15  # the smallest graph for which an order is sought
 def awkward() -> Graph:
     """Rows without edges, and hubs in `A` and in `Aᵀ`, long enough to be cut; not symmetric."""
     edges, n = random_edge_index("empty_rows", 300)
-    others = torch.randint(8, n - 2, (4, 2 * _cpu.CUT_FROM + 9))
+    others = torch.randint(8, n - 2, (4, 2 * rows.CUT_FROM + 9))
     receive = torch.stack([others[:2], torch.tensor([[20], [21]]).expand_as(others[:2])], 1)
     send = torch.stack([torch.tensor([[30], [31]]).expand_as(others[2:]), others[2:]], 1)
     edges = torch.cat([edges, *receive, *send], dim=1)
@@ -73,8 +73,8 @@ def results(call, graph, d=37, heads=3, d_k=5, dtype=torch.float32):
 @OPERATORS
 def test_cut_rows_agree_with_the_reference(call):
     graph = awkward()
-    assert graph.csr(_cpu.plan).work.hub_rows.numel() == 2
-    assert graph.csr(_cpu.plan, transposed=True).work.hub_rows.numel() == 2
+    assert graph.csr(rows.plan).work.hub_rows.numel() == 2
+    assert graph.csr(rows.plan, transposed=True).work.hub_rows.numel() == 2
     with backend("reference"):
         want = results(call, graph, dtype=torch.float64)
     for name, got in results(call, graph).items():
@@ -97,11 +97,11 @@ def test_a_hub_of_very_many_neighbours_is_not_searched(monkeypatch):
     def search(*views):
         raise AssertionError("would take seconds")
 
-    monkeypatch.setattr(_locality, "reverse_cuthill_mckee", search)
-    monkeypatch.setattr(_locality, "_LARGEST_HUBS", (N - 1) ** 2 - 1)
+    monkeypatch.setattr(row_order, "reverse_cuthill_mckee", search)
+    monkeypatch.setattr(row_order, "_LARGEST_HUBS", (N - 1) ** 2 - 1)
     others = torch.arange(1, N)
     graph = Graph.from_edge_index(torch.stack([others, torch.zeros_like(others)]), N)
-    assert _locality.visiting_order(graph.csr(), graph.csr(transposed=True)) is None
+    assert row_order.visiting_order(graph.csr(), graph.csr(transposed=True)) is None
 
 
 @OPERATORS
@@ -137,7 +137,7 @@ def test_a_planned_view_holds_the_rows_in_visiting_order(transposed):
     graph = awkward()
     order = torch.randperm(graph.num_nodes)
     plain = graph.csr(transposed=transposed)
-    view = visited(graph, order).csr(_cpu.plan, transposed=transposed)
+    view = visited(graph, order).csr(rows.plan, transposed=transposed)
     degree = plain.rowptr.diff()
     assert torch.equal(view.rowptr.diff(), degree[order])
     assert torch.equal(view.work.order, order)
@@ -153,7 +153,7 @@ def test_a_planned_view_holds_the_rows_in_visiting_order(transposed):
 def test_by_number_nothing_is_copied():
     graph = visited(awkward(), None)
     for transposed in (False, True):
-        view, plain = graph.csr(_cpu.plan, transposed=transposed), graph.csr(transposed=transposed)
+        view, plain = graph.csr(rows.plan, transposed=transposed), graph.csr(transposed=transposed)
         assert view.rowptr.data_ptr() == plain.rowptr.data_ptr()
         assert view.col.data_ptr() == plain.col.data_ptr()
         assert not transposed or view.slot.data_ptr() == plain.slot.data_ptr()
@@ -168,8 +168,8 @@ def test_the_order_is_sought_once_and_for_the_cpu_alone(monkeypatch):
     graph.csr()
     graph.csr(transposed=True)
     assert not calls
-    graph.csr(_cpu.plan)
-    graph.csr(_cpu.plan, transposed=True)
+    graph.csr(rows.plan)
+    graph.csr(rows.plan, transposed=True)
     assert len(calls) == 1
 
 
@@ -182,7 +182,7 @@ def near(n: int = N, *, reach: int = 300, symmetric: bool) -> torch.Tensor:
 
 
 def share(graph: Graph, order: torch.Tensor) -> float:
-    return _locality._distinct_share(graph.csr(), graph.csr(transposed=True), order)
+    return row_order._distinct_share(graph.csr(), graph.csr(transposed=True), order)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "directed"])
@@ -204,7 +204,7 @@ def test_random_small_and_huge_graphs_keep_their_order(monkeypatch):
     assert random._visiting_order is None
     small = Graph.from_edge_index(torch.randperm(N - 1)[near(N - 1, symmetric=True)], N - 1)
     assert small._visiting_order is None
-    monkeypatch.setattr(_locality, "_LARGEST", 9 * N)
+    monkeypatch.setattr(row_order, "_LARGEST", 9 * N)
     huge = Graph.from_edge_index(torch.randperm(N)[near(symmetric=True)], N)
     assert huge._visiting_order is None
 
@@ -215,4 +215,4 @@ def test_the_share_counts_different_senders():
     edges = torch.stack([torch.tensor([0, 1]).repeat(n), torch.arange(n).repeat_interleave(2)])
     graph = Graph.from_edge_index(edges, n)
     view = graph.csr()
-    assert _locality._distinct_share(view, view, torch.arange(n)) == 2 / (2 * n)
+    assert row_order._distinct_share(view, view, torch.arange(n)) == 2 / (2 * n)

@@ -6,50 +6,50 @@ import threading
 import pytest
 import torch
 
-from grand_fast.kernels import _memory
+from grand_fast.kernels.cpu import memory
 
 SHAPE = (1 << 20, 3)  # 12 MiB of float32
 
 
 @pytest.fixture(autouse=True)
 def _no_idle_memory():
-    if not _memory._has_huge_pages:
+    if not memory._has_huge_pages:
         pytest.skip("the system has no huge pages to ask for: torch allocates")
-    _memory._idle.clear()
+    memory._idle.clear()
     yield
-    _memory._idle.clear()
+    memory._idle.clear()
 
 
 def test_freed_memory_is_used_again():
-    first = _memory.empty(*SHAPE, dtype=torch.float32)
+    first = memory.empty(*SHAPE, dtype=torch.float32)
     address = first.data_ptr()
     assert first.shape == SHAPE and first.is_contiguous()
     del first
-    again = _memory.empty(SHAPE[0] * 3, dtype=torch.float32)
+    again = memory.empty(SHAPE[0] * 3, dtype=torch.float32)
     assert again.data_ptr() == address
 
 
 def test_memory_in_use_is_not_handed_out():
-    whole = _memory.empty(*SHAPE, dtype=torch.float32)
+    whole = memory.empty(*SHAPE, dtype=torch.float32)
     part = whole.fill_(7.0)[5:]
     storage = whole.untyped_storage()
     del whole
-    other = _memory.empty(*SHAPE, dtype=torch.float32).fill_(1.0)
+    other = memory.empty(*SHAPE, dtype=torch.float32).fill_(1.0)
     assert other.data_ptr() != storage.data_ptr()
     del storage
-    assert bool((part == 7.0).all()) and len(_memory._idle) == 0
+    assert bool((part == 7.0).all()) and len(memory._idle) == 0
     del part, other
-    assert len(_memory._idle) == 2
+    assert len(memory._idle) == 2
 
 
 def test_idle_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(_memory, "_idle_limit", lambda: 30 << 20)
-    tensors = [_memory.empty(*SHAPE, dtype=torch.float32) for _ in range(5)]
+    monkeypatch.setattr(memory, "_idle_limit", lambda: 30 << 20)
+    tensors = [memory.empty(*SHAPE, dtype=torch.float32) for _ in range(5)]
     latest = tensors[-1].data_ptr()
     while tensors:
         del tensors[0]
-    assert len(_memory._idle) == 2
-    assert _memory.empty(*SHAPE, dtype=torch.float32).data_ptr() == latest
+    assert len(memory._idle) == 2
+    assert memory.empty(*SHAPE, dtype=torch.float32).data_ptr() == latest
 
 
 def test_results_survive_in_other_threads_and_garbage_cycles():
@@ -57,7 +57,7 @@ def test_results_survive_in_other_threads_and_garbage_cycles():
 
     def work(value):
         for _ in range(20):
-            t = _memory.empty(*SHAPE, dtype=torch.float32).fill_(value)
+            t = memory.empty(*SHAPE, dtype=torch.float32).fill_(value)
             cycle = [t]
             cycle.append(cycle)
             results.append(bool((t == value).all()))
@@ -72,13 +72,13 @@ def test_results_survive_in_other_threads_and_garbage_cycles():
 
 
 def test_small_and_empty_results():
-    assert _memory.empty(0, 5, dtype=torch.float64).shape == (0, 5)
-    assert _memory.empty(3, 5, dtype=torch.float64).dtype == torch.float64
-    assert len(_memory._idle) == 0
+    assert memory.empty(0, 5, dtype=torch.float64).shape == (0, 5)
+    assert memory.empty(3, 5, dtype=torch.float64).dtype == torch.float64
+    assert len(memory._idle) == 0
 
 
 def test_autograd_adds_to_results_in_place():
-    results = [_memory.empty(*SHAPE, dtype=torch.float32).fill_(v) for v in (1.0, 2.0)]
+    results = [memory.empty(*SHAPE, dtype=torch.float32).fill_(v) for v in (1.0, 2.0)]
     addresses = {t.data_ptr() for t in results}
 
     class Give(torch.autograd.Function):
@@ -99,6 +99,6 @@ def test_autograd_adds_to_results_in_place():
 
 
 def test_pages_of_a_result_are_filled_but_for_the_last():
-    t = _memory.empty(5 << 17, dtype=torch.float32)  # 2.5 MiB: half of a second huge page
+    t = memory.empty(5 << 17, dtype=torch.float32)  # 2.5 MiB: half of a second huge page
     del t
-    assert [len(pages) for pages in _memory._idle] == [5 << 19]
+    assert [len(pages) for pages in memory._idle] == [5 << 19]

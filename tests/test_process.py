@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.kernels import _compile, _memory
+from grand_fast.kernels.cpu import machine_code, memory
 from grand_fast.testing import random_graph
 
 SETUP = """
@@ -77,7 +77,7 @@ def test_a_thread_may_go_on_when_the_main_thread_has_ended():
 def test_a_child_forked_while_a_lock_was_held_can_compute():
     graph = random_graph("hub")
     x = torch.randn(graph.num_nodes, 3)
-    with _compile._lock, _memory._lock:
+    with machine_code._lock, memory._lock:
         child = os.fork()
         if child == 0:
             gf.ops.csr_diffusion(x, torch.randn(graph.num_edges), graph, backend="cpu")

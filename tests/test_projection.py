@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grand_fast.kernels import _projection
+from grand_fast.kernels.cpu import dense
 from grand_fast.testing import assert_close
 
 SIZES = [(0, 5, 4), (1, 3, 2), (7, 128, 256), (200, 162, 64), (1000, 33, 130), (300, 1, 1)]
@@ -12,16 +12,14 @@ SIZES = [(0, 5, 4), (1, 3, 2), (7, 128, 256), (200, 162, 64), (1000, 33, 130), (
 @pytest.fixture(params=["wide registers", "narrow registers"])
 def registers(request, monkeypatch):
     """Tiles for machines with and without registers of 512 bits."""
-    monkeypatch.setattr(
-        _projection, "has_wide_registers", lambda: request.param == "wide registers"
-    )
+    monkeypatch.setattr(dense, "has_wide_registers", lambda: request.param == "wide registers")
     yield
     _clear()
 
 
 def _clear():
-    _projection._product_kernel.cache_clear()
-    _projection._gradient_kernel.cache_clear()
+    dense._product_kernel.cache_clear()
+    dense._gradient_kernel.cache_clear()
 
 
 def _problem(n, c, m, dtype):
@@ -35,10 +33,10 @@ def test_against_float64(n, c, m, dtype, registers, nan_filled):
     x, weight, bias, dy, dx = _problem(n, c, m, dtype)
     x64, weight64, dy64 = x.double(), weight.double(), dy.double()
     want = dx.double() + dy64 @ weight64
-    assert_close("y", _projection.project(x, weight, bias), x64 @ weight64.t() + bias.double())
-    _projection.add_input_gradient(dx, dy, weight)
+    assert_close("y", dense.project(x, weight, bias), x64 @ weight64.t() + bias.double())
+    dense.add_input_gradient(dx, dy, weight)
     assert_close("dx", dx, want)
-    dweight, dbias = _projection.parameter_gradients(dy, x)
+    dweight, dbias = dense.parameter_gradients(dy, x)
     assert_close("dweight", dweight, dy64.t() @ x64)
     assert_close("dbias", dbias, dy64.sum(0))
 
@@ -48,9 +46,9 @@ def test_strided_rows_and_weights():
     wide = torch.randn(50, 64, dtype=torch.float64)
     wide[:, :20] = x
     turned = weight.t().contiguous().t()
-    y = _projection.project(wide[:, :20], turned, bias)
+    y = dense.project(wide[:, :20], turned, bias)
     assert_close("y", y, x @ weight.t() + bias)
-    dweight, _ = _projection.parameter_gradients(dy, wide[:, :20])
+    dweight, _ = dense.parameter_gradients(dy, wide[:, :20])
     assert_close("dweight", dweight, dy.t() @ x)
 
 
@@ -62,9 +60,9 @@ def test_bitwise_equal_for_any_number_of_threads():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             dx_out = dx.clone()
-            _projection.add_input_gradient(dx_out, dy, weight)
-            gradients = _projection.parameter_gradients(dy, x)
-            results.append((_projection.project(x, weight, bias), dx_out, *gradients))
+            dense.add_input_gradient(dx_out, dy, weight)
+            gradients = dense.parameter_gradients(dy, x)
+            results.append((dense.project(x, weight, bias), dx_out, *gradients))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from grand_fast.kernels import _cpu
-from grand_fast.kernels._compile import compile_kernel
-from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._simd import REGISTER_BYTES, Kernel, chunks
-from grand_fast.kernels._simd_math import add, butterfly, exp, transposed_sum
+from grand_fast.kernels.cpu import rows as cpu_rows
+from grand_fast.kernels.cpu.language import REGISTER_BYTES, Kernel, chunks
+from grand_fast.kernels.cpu.machine_code import compile_kernel
+from grand_fast.kernels.cpu.math import add, butterfly, exp, transposed_sum
+from grand_fast.kernels.csr import Csr
 from grand_fast.testing import assert_close
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -23,9 +23,9 @@ def lanes_of(dtype: torch.dtype) -> int:
     return REGISTER_BYTES // torch.empty(0, dtype=dtype).element_size()
 
 
-def in_order(rowptr: torch.Tensor) -> _cpu.Work:
+def in_order(rowptr: torch.Tensor) -> cpu_rows.Work:
     """The work of a graph whose rows are visited by number."""
-    return _cpu.plan(Csr(rowptr, torch.empty(0), None, None), lambda: None).work
+    return cpu_rows.plan(Csr(rowptr, torch.empty(0), None, None), lambda: None).work
 
 
 def run(kernel: Kernel, **values: torch.Tensor | int) -> None:
@@ -135,7 +135,7 @@ def test_chunks_cover_the_row():
 def test_every_task_runs_once(threads):
     k = Kernel("count", torch.float32, torch.int64)
     count = k.matrix("count")
-    with _cpu.each_row(k, pieces=False) as row:
+    with cpu_rows.each_row(k, pieces=False) as row:
         place = count.row(row.out)
         place.store(place.load(1) + k.splat(1.0), 1)
     rowptr = torch.arange(50_001) * 7
@@ -143,24 +143,24 @@ def test_every_task_runs_once(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        _cpu.Compiled(k)(in_order(rowptr), pieces=False, count=count, rowptr=rowptr)
+        cpu_rows.Compiled(k)(in_order(rowptr), pieces=False, count=count, rowptr=rowptr)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(count, torch.ones_like(count))
 
 
 def test_plan_cuts_hubs_into_even_pieces_and_covers_every_row():
-    degree = torch.tensor([3, 0, 3 * _cpu.CUT_FROM + 1, 5, _cpu.CUT_FROM])
+    degree = torch.tensor([3, 0, 3 * cpu_rows.CUT_FROM + 1, 5, cpu_rows.CUT_FROM])
     rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), degree.cumsum(0)])
     work = in_order(rowptr)
     assert work.bounds[0] == 0
     assert work.bounds[-1] == 5
     assert bool((work.bounds.diff() >= 0).all())
-    assert work.longest == _cpu.CUT_FROM
+    assert work.longest == cpu_rows.CUT_FROM
     assert work.hub_rows.tolist() == [2]
     lengths = work.piece_end - work.piece_begin
     assert int(lengths.sum()) == int(degree[2])
-    assert int(lengths.max()) <= _cpu.CUT_FROM
+    assert int(lengths.max()) <= cpu_rows.CUT_FROM
     assert int(lengths.max() - lengths.min()) <= 1
     assert work.piece_begin[0] == rowptr[2]
     assert torch.equal(work.piece_begin[1:], work.piece_end[:-1])
@@ -168,11 +168,11 @@ def test_plan_cuts_hubs_into_even_pieces_and_covers_every_row():
 
 def test_a_row_that_is_short_beside_the_graph_is_not_cut_and_comes_first():
     degree = torch.ones(800_000, dtype=torch.int64)
-    degree[500_000] = _cpu.CUT_FROM + 1000
+    degree[500_000] = cpu_rows.CUT_FROM + 1000
     rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), degree.cumsum(0)])
     work = in_order(rowptr)
     assert work.hub_rows.numel() == 0
-    assert work.longest == _cpu.CUT_FROM + 1000
+    assert work.longest == cpu_rows.CUT_FROM + 1000
     first = int(work.turn[0])
     assert work.bounds[first] <= 500_000 < work.bounds[first + 1]
     assert torch.equal(work.turn.sort().values, torch.arange(work.bounds.numel() - 1))
@@ -187,8 +187,8 @@ def test_plan_of_no_rows_has_one_empty_part():
 
 def test_cached_code_is_used_and_damage_is_mended(tmp_path):
     program = (
-        "import torch, grand_fast.kernels._compile as c\n"
-        "from grand_fast.kernels._simd import Kernel\n"
+        "import torch, grand_fast.kernels.cpu.machine_code as c\n"
+        "from grand_fast.kernels.cpu.language import Kernel\n"
         "k = Kernel('empty', torch.float32, torch.int32)\n"
         "c._compile, real = (lambda *a: print('compiles') or real(*a)), c._compile\n"
         "c.compile_kernel(k.name, k.source())\n"
@@ -214,9 +214,9 @@ def test_cached_code_is_used_and_damage_is_mended(tmp_path):
 def test_a_forked_child_computes():
     rowptr = torch.arange(20_001)
     k = Kernel("rows", torch.float32, torch.int64)
-    with _cpu.each_row(k, pieces=False) as row:
+    with cpu_rows.each_row(k, pieces=False) as row:
         k.matrix("y").row(row.out).store(k.splat(1.0), 1)
-    kernel, work = _cpu.Compiled(k), in_order(rowptr)
+    kernel, work = cpu_rows.Compiled(k), in_order(rowptr)
     kernel(work, pieces=False, y=torch.empty(20_000, 1), rowptr=rowptr)
     child = os.fork()
     if child == 0:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from grand_fast.kernels._unit_rows import unit_rows_bwd, unit_rows_fwd
+from grand_fast.kernels.cpu.unit_rows import unit_rows_bwd, unit_rows_fwd
 from grand_fast.testing import assert_close
 
 EPS = 1e-5

@@ -16,7 +16,7 @@ from bench.problem import PAPER_SHAPES, Shape
 from bench.progress import Progress
 from bench.report import Report
 from grand_fast import Graph
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.csr import Csr
 from grand_fast.ops._dispatch import launchers, plan, unsupported_reasons
 
 EPILOG = """\

@@ -23,7 +23,7 @@ from triton.runtime import driver
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from grand_fast.kernels.attention_diffusion._triton_forward import REGISTERS_OF_BLACKWELL
+from grand_fast.kernels.gpu.attention.diffusion_forward import REGISTERS_OF_BLACKWELL
 
 # The GPUs whose machine code is gated and modelled: A100 and H100.
 MODELLED = ("sm_80", "sm_90")

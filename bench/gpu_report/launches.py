@@ -12,14 +12,14 @@ from torch import Tensor
 from bench.gpu_report.compile import Launch, record
 from bench.problem import Shape
 from grand_fast import Graph
-from grand_fast.kernels import _triton
-from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
+from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.error_ratio import gpu as error_ratio
+from grand_fast.kernels.gpu import pieces
 from grand_fast.kernels.stage_update import gpu as stage_update
+from grand_fast.kernels.weighting import Weighting
 
 # Of the family of attentions, those whose kernels have every switch between them
 _FAMILY = (
@@ -171,4 +171,4 @@ def _view(graph: Graph, index: torch.dtype, *, transposed: bool) -> Csr:
     view = graph.csr(transposed=transposed)
     rowptr, col = view.rowptr.to(index), view.col.to(index)
     slot = None if view.slot is None else view.slot.to(index)
-    return view._replace(rowptr=rowptr, col=col, slot=slot, work=_triton.cut(rowptr))
+    return view._replace(rowptr=rowptr, col=col, slot=slot, work=pieces.cut(rowptr))

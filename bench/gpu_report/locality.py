@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from bench.gpu_report.compile import Launch
 from grand_fast import Graph
-from grand_fast.kernels._locality import reverse_cuthill_mckee
+from grand_fast.kernels.cpu.row_order import reverse_cuthill_mckee
 
 
 class Reuse:

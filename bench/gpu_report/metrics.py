@@ -6,7 +6,7 @@ from functools import cached_property
 from bench.gpu_report import sass
 from bench.gpu_report.compile import Launch, Resources, compile_launch, disassembly, resources
 from bench.gpu_report.hardware import GPUS, resident_programs
-from grand_fast.kernels._triton_weighting import KernelWeighting
+from grand_fast.kernels.gpu.attention.weighting import KernelWeighting
 
 FP = r"[FH]FMA|[FH]MUL|[FH]ADD"
 _WIDE = 16  # bytes: 128 bits a lane

@@ -20,8 +20,8 @@ from bench.peers.unfused import (
 )
 from bench.problem import Competitor, Function, Mode, Problem, Shape
 from bench.pytest_form import run_benchmark
-from grand_fast.kernels._csr import Csr
 from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd, cost
+from grand_fast.kernels.csr import Csr
 from grand_fast.ops._dispatch import plan
 
 

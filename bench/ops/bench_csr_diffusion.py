@@ -14,7 +14,7 @@ from bench.peers.sparse import csr_product, mkl, native
 from bench.peers.unfused import compiled_csr_diffusion, index_add_diffusion
 from bench.problem import Competitor, Function, Mode, Problem, Shape
 from bench.pytest_form import run_benchmark
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion.reference import cost, csr_diffusion_fwd
 
 

@@ -16,7 +16,7 @@ from bench.peers.unfused import (
 )
 from bench.problem import Competitor, Function, Mode, Problem, Shape
 from bench.pytest_form import run_benchmark
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.edge_attention.reference import cost, edge_attention_fwd
 
 

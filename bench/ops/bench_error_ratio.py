@@ -10,7 +10,7 @@ from torch import Tensor
 import grand_fast as gf
 from bench.problem import Competitor, Function, Problem, Shape
 from bench.pytest_form import run_benchmark
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.error_ratio.reference import cost, error_ratio_fwd
 
 SCALES = (0.0012, -0.0042, 0.034, -0.05, 0.026, -0.025)

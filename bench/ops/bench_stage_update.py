@@ -10,7 +10,7 @@ from torch import Tensor
 import grand_fast as gf
 from bench.problem import Competitor, Function, Mode, Problem, Shape
 from bench.pytest_form import run_benchmark
-from grand_fast.kernels._csr import Csr
+from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.stage_update.reference import cost, stage_update_fwd
 
 SCALES = (1.0, 0.125, 0.375, -0.5)

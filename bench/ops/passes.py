@@ -15,7 +15,7 @@ from bench.peers.sparse import mkl
 from bench.problem import Function, Shape
 from bench.progress import Progress
 from bench.report import Report, milliseconds, print_table
-from grand_fast.kernels._cpu import longest_whole_row, plan
+from grand_fast.kernels.cpu.rows import longest_whole_row, plan
 
 Call = Callable[[], object]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.graph._input import INT32_MAX, message
-from grand_fast.kernels._memory import _container_limit
+from grand_fast.kernels.cpu.memory import _container_limit
 
 _BYTES_PER_NODE = 28  # a rowptr, and what the other one is counted in: three arrays of int64
 _ALWAYS_FITS = 64 << 20  # bytes, of which no machine is asked whether it has them

@@ -12,8 +12,8 @@ from grand_fast.graph._checks import check_ids, check_weight, num_nodes_of
 from grand_fast.graph._input import FLOWS, Flow, append_loops, edges_of, index_dtype, message
 from grand_fast.graph._kept import Arrays, check_mask, kept_arrays
 from grand_fast.graph._views import alias, views_of
-from grand_fast.kernels._csr import Csr, Plan
-from grand_fast.kernels._locality import reverse_cuthill_mckee, visiting_order
+from grand_fast.kernels.cpu.row_order import reverse_cuthill_mckee, visiting_order
+from grand_fast.kernels.csr import Csr, Plan
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grand_fast.kernels._csr import Add
+from grand_fast.kernels.csr import Add
 from grand_fast.ops._checks import check_tensor, inner_contiguous, message
 
 

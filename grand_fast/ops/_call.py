@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from grand_fast.graph import Graph
-from grand_fast.kernels._weighting import Weighting
+from grand_fast.kernels.weighting import Weighting
 
 # Fields of a `Call` as plain arguments of a registered operator; those of a Weighting in its order.
 PLAIN = {

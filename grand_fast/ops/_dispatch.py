@@ -177,7 +177,7 @@ def plan(name: str) -> Any:
     """The function that prepares a graph's work list for backend `name`; None for the reference."""
     if name == "reference":
         return None
-    module = "_cpu" if name == "cpu" else "_triton"
+    module = "cpu.rows" if name == "cpu" else "gpu.pieces"
     return _import(f"grand_fast.kernels.{module}").plan
 
 
@@ -185,23 +185,23 @@ def result_like(x: Tensor) -> Tensor:
     """Memory of the CPU backend for a result like `x`, which its next results use again."""
     if cannot_run("cpu", x.device, x.dtype):
         return torch.empty_like(x)
-    empty: Tensor = _import("grand_fast.kernels._memory").empty(*x.shape, dtype=x.dtype)
+    empty: Tensor = _import("grand_fast.kernels.cpu.memory").empty(*x.shape, dtype=x.dtype)
     return empty
 
 
 def column_dots() -> Any:
     """The CPU backend's sums of the columns of a product."""
-    return _import("grand_fast.kernels._column_dots").column_dots
+    return _import("grand_fast.kernels.cpu.column_dots").column_dots
 
 
 def unit_rows() -> ModuleType:
     """The CPU backend's vectors of length 1; elsewhere torch's passes are as fast."""
-    return _import("grand_fast.kernels._unit_rows")
+    return _import("grand_fast.kernels.cpu.unit_rows")
 
 
 def projection() -> ModuleType:
     """The CPU backend's products with few channels; elsewhere torch's are as fast."""
-    return _import("grand_fast.kernels._projection")
+    return _import("grand_fast.kernels.cpu.dense")
 
 
 @lru_cache(maxsize=64)

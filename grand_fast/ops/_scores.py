@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grand_fast.kernels._weighting import Weighting
+from grand_fast.kernels.weighting import Weighting
 from grand_fast.ops._checks import check_choice, message
 
 NORMALIZERS = ("softmax", "squareplus")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from grand_fast.graph import Graph
-from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.edge_attention.reference import edge_scores
+from grand_fast.kernels.weighting import Weighting
 from grand_fast.ops._call import Call
 from grand_fast.ops._checks import inner_contiguous
 from grand_fast.ops._dispatch import launchers, plan
@@ -55,7 +55,7 @@ def find_top(
 
 
 def _largest(scores: Tensor) -> Tensor:
-    if scores.is_cpu:  # in NumPy, as `Shares` in kernels/_cpu.py
+    if scores.is_cpu:  # in NumPy, as `Shares` in kernels/cpu/rows.py
         return torch.from_numpy(np.asarray(scores.numpy().max()))
     return scores.max()
 

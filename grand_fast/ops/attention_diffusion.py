@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.graph import Graph
-from grand_fast.kernels._csr import Add
-from grand_fast.kernels._weighting import AttentionGradients, Weighting
+from grand_fast.kernels.csr import Add
+from grand_fast.kernels.weighting import AttentionGradients, Weighting
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._call import Call

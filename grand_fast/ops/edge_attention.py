@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.graph import Graph
-from grand_fast.kernels._weighting import AttentionGradients, Weighting
+from grand_fast.kernels.weighting import AttentionGradients, Weighting
 from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._call import Call
 from grand_fast.ops._checks import (

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from grand_fast.graph import Graph
-from grand_fast.kernels._csr import Add
-from grand_fast.kernels._weighting import AttentionGradients
+from grand_fast.kernels.csr import Add
+from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._call import Call

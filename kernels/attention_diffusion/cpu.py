@@ -7,7 +7,7 @@ Work:     one task per 4096 edges; a row is swept twice: its scores, as many edg
 Bytes:    4(N+1) + 4E + 8NH + b(2Nd + 2N·d_att), b bytes per element, if each row of x and k is
           read once; 4(N+1) + 4E + 8NH + b(N(d + d_att) + E(d + d_att)) if none is reused.
           bE more with edge weights.
-Backward: two passes that recompute the weights (`_attention_backward.py`); nothing of size E.
+Backward: two passes that recompute the weights (`cpu/attention/backward.py`); nothing of size E.
           Saves x, q, k and norm.
 Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
           piece: bitwise repeatable for any number of threads.
@@ -20,10 +20,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._attention_backward import attention_bwd
-from grand_fast.kernels._cpu import Compiled, each_row
-from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._diffusion import (
+from grand_fast.kernels.cpu.attention.backward import attention_bwd
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
+from grand_fast.kernels.cpu.attention.normalizer import (
+    find_hub_norm,
+    find_norm,
+    forward_rows,
+    row_weights,
+)
+from grand_fast.kernels.cpu.attention.scores import RowBuffer, buffer_size
+from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
+from grand_fast.kernels.cpu.gathered_sums import (
     Term,
     add_arguments,
     ahead,
@@ -36,13 +43,11 @@ from grand_fast.kernels._diffusion import (
     store_partial,
     weighted_sum,
 )
-from grand_fast.kernels._edge_scores import RowBuffer, buffer_size
-from grand_fast.kernels._edge_view import EdgeInputs, EdgeView
-from grand_fast.kernels._memory import empty
-from grand_fast.kernels._normalizer import find_hub_norm, find_norm, forward_rows, row_weights
-from grand_fast.kernels._simd import Chunk, Int, Kernel
-from grand_fast.kernels._weight_gradient import Upstream
-from grand_fast.kernels._weighting import AttentionGradients, Weighting, scaled_dot
+from grand_fast.kernels.cpu.language import Chunk, Int, Kernel
+from grand_fast.kernels.cpu.memory import empty
+from grand_fast.kernels.cpu.rows import Compiled, each_row
+from grand_fast.kernels.csr import Add, Csr
+from grand_fast.kernels.weighting import AttentionGradients, Weighting, scaled_dot
 
 
 @lru_cache(maxsize=256)

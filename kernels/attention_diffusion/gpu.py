@@ -1,7 +1,7 @@
 """attention_diffusion: f[i,:] = alpha · (Σ_{e in row i} w[e] · x[col[e],:] − x[i,:])
                                 + beta · x0[i,:],
     w[e] = mean_h softmax over row i of s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
-    or whatever else a `Weighting` says (`_triton_weighting.py`).
+    or whatever else a `Weighting` says (`gpu/attention/weighting.py`).
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k and x a
           turn. In one sweep by online softmax where an accumulator for each head fits in the
@@ -36,15 +36,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_diffusion import finish_field_gradient
-from grand_fast.kernels._triton_norm import write_norm
-from grand_fast.kernels._triton_weighting import kernel_weighting
-from grand_fast.kernels._weighting import AttentionGradients, Weighting
-from grand_fast.kernels.attention_diffusion._triton_column_pass import bwd_dk
-from grand_fast.kernels.attention_diffusion._triton_forward import key_sizes, write_field
-from grand_fast.kernels.attention_diffusion._triton_row_pass import bwd_dq
+from grand_fast.kernels.csr import Add, Csr
+from grand_fast.kernels.gpu.attention.diffusion_column_pass import bwd_dk
+from grand_fast.kernels.gpu.attention.diffusion_forward import key_sizes, write_field
+from grand_fast.kernels.gpu.attention.diffusion_row_pass import bwd_dq
+from grand_fast.kernels.gpu.attention.normalizer import write_norm
+from grand_fast.kernels.gpu.attention.weighting import kernel_weighting
+from grand_fast.kernels.gpu.diffusion import finish_field_gradient
+from grand_fast.kernels.gpu.pieces import launcher
+from grand_fast.kernels.weighting import AttentionGradients, Weighting
 
 
 @launcher

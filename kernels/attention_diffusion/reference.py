@@ -7,10 +7,10 @@ The paper's equations 2 and 10. Plain PyTorch: `edge_attention`, then `csr_diffu
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Add, Cost, Csr
-from grand_fast.kernels._weighting import Weighting
+from grand_fast.kernels.csr import Add, Cost, Csr
 from grand_fast.kernels.csr_diffusion.reference import csr_diffusion_fwd
 from grand_fast.kernels.edge_attention.reference import edge_attention_fwd
+from grand_fast.kernels.weighting import Weighting
 
 
 def attention_diffusion_fwd(

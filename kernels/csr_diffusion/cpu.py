@@ -17,9 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, Row, Shares, each_row
-from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._diffusion import (
+from grand_fast.kernels.cpu.gathered_sums import (
     BLOCK_EDGES,
     Term,
     add_arguments,
@@ -35,9 +33,11 @@ from grand_fast.kernels._diffusion import (
     store_partial,
     weighted_sum,
 )
-from grand_fast.kernels._memory import empty
-from grand_fast.kernels._simd import Chunk, Int, Kernel, Vec, chunks
-from grand_fast.kernels._simd_math import fma, transposed_sum
+from grand_fast.kernels.cpu.language import Chunk, Int, Kernel, Vec, chunks
+from grand_fast.kernels.cpu.math import fma, transposed_sum
+from grand_fast.kernels.cpu.memory import empty
+from grand_fast.kernels.cpu.rows import Compiled, Row, Shares, each_row
+from grand_fast.kernels.csr import Add, Csr
 
 
 @lru_cache(maxsize=256)

@@ -21,18 +21,18 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Add, Csr
-from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_diffusion import (
+from grand_fast.kernels.csr import Add, Csr
+from grand_fast.kernels.gpu.diffusion import (
     dense,
     finish_field_gradient,
     join_diffusion,
     store_diffusion,
     store_values,
 )
-from grand_fast.kernels._triton_sizes import edges, load_columns, value_lanes, value_sizes
-from grand_fast.kernels._triton_sums import add_weighted, edge_dot, join_lanes, products, zeros
-from grand_fast.kernels._triton_tiles import edge_offsets, gather_values, load_piece, load_values
+from grand_fast.kernels.gpu.pieces import launcher
+from grand_fast.kernels.gpu.sizes import edges, load_columns, value_lanes, value_sizes
+from grand_fast.kernels.gpu.sums import add_weighted, edge_dot, join_lanes, products, zeros
+from grand_fast.kernels.gpu.tiles import edge_offsets, gather_values, load_piece, load_values
 
 # Of a gathered tile, per lane: bytes in flight against registers. Next to it there is one row, the
 # accumulators or df.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Add, Cost, Csr, edge_rows
+from grand_fast.kernels.csr import Add, Cost, Csr, edge_rows
 
 
 def csr_diffusion_fwd(

@@ -6,7 +6,7 @@ Work:     one task per 4096 edges; scores of as many edges at a time as fill a r
 Bytes:    4(N+1) + 4E + 8NH + b(EH + 2N·d_att), b bytes per element, if each k row is read once;
           4(N+1) + 4E + 8NH + b(EH + (N + E)·d_att) if none is reused. EH is E for the mean; bE more
           with edge weights; squareplus reads q and k once more before, for the largest score.
-Backward: two passes that recompute the weights (`_attention_backward.py`). Saves q, k and norm.
+Backward: two passes that recompute the weights (`cpu/attention/backward.py`). Saves q, k and norm.
 Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
           piece: bitwise repeatable for any number of threads.
 """
@@ -18,22 +18,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._attention_backward import attention_bwd
-from grand_fast.kernels._cpu import Compiled, Row, each_row
-from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._edge_scores import HeadGroup, RowBuffer, buffer_size
-from grand_fast.kernels._edge_view import EdgeInputs, EdgeView
-from grand_fast.kernels._memory import empty
-from grand_fast.kernels._normalizer import (
+from grand_fast.kernels.cpu.attention.backward import attention_bwd
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
+from grand_fast.kernels.cpu.attention.normalizer import (
     find_hub_norm,
     find_norm,
     find_top,
     forward_rows,
     row_weights,
 )
-from grand_fast.kernels._simd import Int, Kernel, Vec
-from grand_fast.kernels._weight_gradient import Upstream
-from grand_fast.kernels._weighting import AttentionGradients, Weighting, scaled_dot
+from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer, buffer_size
+from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
+from grand_fast.kernels.cpu.language import Int, Kernel, Vec
+from grand_fast.kernels.cpu.memory import empty
+from grand_fast.kernels.cpu.rows import Compiled, Row, each_row
+from grand_fast.kernels.csr import Csr
+from grand_fast.kernels.weighting import AttentionGradients, Weighting, scaled_dot
 
 
 @lru_cache(maxsize=256)

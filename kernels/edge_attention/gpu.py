@@ -1,5 +1,5 @@
 """edge_attention: a[e,:] = softmax over row i of s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
-    or whatever else a `Weighting` says (`_triton_weighting.py`).
+    or whatever else a `Weighting` says (`gpu/attention/weighting.py`).
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k a turn,
           in two sweeps: norm by online softmax, then the weights. A hub's needs all its pieces:
@@ -28,26 +28,18 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Csr
-from grand_fast.kernels._triton import launcher
-from grand_fast.kernels._triton_edge_scores import (
+from grand_fast.kernels.csr import Csr
+from grand_fast.kernels.gpu.attention.edge_column_pass import bwd_dk
+from grand_fast.kernels.gpu.attention.edge_row_pass import bwd_dq
+from grand_fast.kernels.gpu.attention.normalizer import SWEEP_VALUES, write_norm
+from grand_fast.kernels.gpu.attention.scores import (
     gather_norm,
     load_norm,
     norm_of,
     store_norm,
     sweep_scores,
 )
-from grand_fast.kernels._triton_norm import SWEEP_VALUES, write_norm
-from grand_fast.kernels._triton_sizes import score_sizes
-from grand_fast.kernels._triton_sums import head_dot
-from grand_fast.kernels._triton_tiles import (
-    edge_offsets,
-    gather_heads,
-    heads_of,
-    load_heads,
-    load_piece,
-)
-from grand_fast.kernels._triton_weighting import (
+from grand_fast.kernels.gpu.attention.weighting import (
     kernel_weighting,
     load_edge_weight,
     load_slots,
@@ -55,9 +47,17 @@ from grand_fast.kernels._triton_weighting import (
     scores,
     weight,
 )
-from grand_fast.kernels._weighting import AttentionGradients, Weighting
-from grand_fast.kernels.edge_attention._triton_column_pass import bwd_dk
-from grand_fast.kernels.edge_attention._triton_row_pass import bwd_dq
+from grand_fast.kernels.gpu.pieces import launcher
+from grand_fast.kernels.gpu.sizes import score_sizes
+from grand_fast.kernels.gpu.sums import head_dot
+from grand_fast.kernels.gpu.tiles import (
+    edge_offsets,
+    gather_heads,
+    heads_of,
+    load_heads,
+    load_piece,
+)
+from grand_fast.kernels.weighting import AttentionGradients, Weighting
 
 
 @triton.jit(do_not_specialize=["n_split"])

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from grand_fast.kernels._csr import Cost, Csr, edge_rows
-from grand_fast.kernels._weighting import Weighting, scaled_dot
+from grand_fast.kernels.csr import Cost, Csr, edge_rows
+from grand_fast.kernels.weighting import Weighting, scaled_dot
 
 
 def edge_scores(

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, slabs
-from grand_fast.kernels._simd import Int, Kernel, Vec
-from grand_fast.kernels._simd_math import absolute, fma, maximum
+from grand_fast.kernels.cpu.language import Int, Kernel, Vec
+from grand_fast.kernels.cpu.math import absolute, fma, maximum
+from grand_fast.kernels.cpu.rows import Compiled, slabs
 from grand_fast.kernels.error_ratio.reference import error_ratio_fwd as reference
 
 _TASK_ELEMENTS = 1 << 16

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._csr import Cost
+from grand_fast.kernels.csr import Cost
 
 
 def error_ratio_fwd(

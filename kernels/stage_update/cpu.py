@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._cpu import Compiled, slabs
-from grand_fast.kernels._memory import empty
-from grand_fast.kernels._simd import Int, Kernel, Vec
-from grand_fast.kernels._simd_math import fma
+from grand_fast.kernels.cpu.language import Int, Kernel, Vec
+from grand_fast.kernels.cpu.math import fma
+from grand_fast.kernels.cpu.memory import empty
+from grand_fast.kernels.cpu.rows import Compiled, slabs
 
 _TASK_ELEMENTS = 1 << 16  # some 0.05 ms; whole registers of any type
 # A result that no cache holds is written past them: a store would first read what it overwrites.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grand_fast.kernels._csr import Cost
+from grand_fast.kernels.csr import Cost
 
 
 def stage_update_fwd(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:

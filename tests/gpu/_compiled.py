@@ -3,7 +3,7 @@
 import torch
 
 from grand_fast import Graph
-from grand_fast.kernels import _triton
+from grand_fast.kernels.gpu import pieces
 
 PIECE_EDGES = 16  # instead of 256: rows of several pieces stay cheap
 # No edges, one, less than a turn of 4 or 8 edges, a turn, several, a piece, two and three pieces.
@@ -26,7 +26,7 @@ def cut_views(graph):
     """The CSR of A and of Aᵀ, rows of both cut into pieces."""
     views = [graph.csr(transposed=transposed) for transposed in (False, True)]
     assert all(int(view.rowptr.diff().max()) > 2 * PIECE_EDGES for view in views)
-    return [v._replace(work=_triton.cut(v.rowptr, piece_edges=PIECE_EDGES)) for v in views]
+    return [v._replace(work=pieces.cut(v.rowptr, piece_edges=PIECE_EDGES)) for v in views]
 
 
 def make_inputs(shape, dtype, graph):

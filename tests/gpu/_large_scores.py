@@ -7,12 +7,12 @@ import torch
 from torch.autograd import grad
 
 from grand_fast import Graph
-from grand_fast.kernels import _triton
-from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.edge_attention import reference as edge_attention_reference
+from grand_fast.kernels.gpu import pieces
+from grand_fast.kernels.weighting import Weighting
 from grand_fast.testing import TOLERANCE
 
 PIECE_EDGES = 4  # instead of 256: rows of several pieces stay cheap
@@ -47,7 +47,7 @@ class Case:
     def __init__(self, weighting, has_weight, heads, largest, *, d=6, dtype=torch.float32):
         self.graph = Graph.from_edge_index(torch.tensor([SENDER, RECEIVER]), NODES)
         self.csr, self.csr_t = (
-            view._replace(work=_triton.cut(view.rowptr, piece_edges=PIECE_EDGES))
+            view._replace(work=pieces.cut(view.rowptr, piece_edges=PIECE_EDGES))
             for view in (self.graph.csr(), self.graph.csr(transposed=True))
         )
         e = self.graph.num_edges

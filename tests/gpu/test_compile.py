@@ -22,7 +22,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from bench.gpu_report.compile import TARGETS, compile_launch, record, resources
 from bench.gpu_report.launches import every_launch
 from bench.problem import PAPER_SHAPES
-from grand_fast.kernels.attention_diffusion._triton_backward import LANE_COLUMNS
+from grand_fast.kernels.gpu.attention.diffusion_backward import LANE_COLUMNS
 from grand_fast.testing import random_graph
 
 from ._cases import CASES

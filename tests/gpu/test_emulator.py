@@ -20,7 +20,6 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from bench.gpu_report.emulator import emulated
 from grand_fast import Graph
-from grand_fast.kernels import _triton
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
@@ -29,6 +28,7 @@ from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.edge_attention import reference as edge_attention_reference
 from grand_fast.kernels.error_ratio import gpu as error_ratio
 from grand_fast.kernels.error_ratio import reference as error_ratio_reference
+from grand_fast.kernels.gpu import pieces
 from grand_fast.kernels.stage_update import gpu as stage_update
 from grand_fast.kernels.stage_update.reference import stage_update_fwd
 from grand_fast.testing import assert_close
@@ -230,7 +230,7 @@ def test_pieces_of_the_real_length():
     edges[1, :degree] = 1
     graph = Graph.from_edge_index(edges, n)
     csr = graph.csr()
-    csr = csr._replace(work=_triton.cut(csr.rowptr))
+    csr = csr._replace(work=pieces.cut(csr.rowptr))
     assert csr.work.n_split == 3
     t, scales = make_inputs(shape, torch.float32, graph), make_scales(shape[0])
     x, q, k, x0 = t["x"], t["q"], t["k"], t["x0"]
@@ -249,7 +249,7 @@ def test_strided_rows_at_odd_addresses_and_long_indices(dtype):
     graph, (d, h, d_k) = make_graph(), (64, 4, 16)
     csr = graph.csr()
     rowptr, col = csr.rowptr.long(), csr.col.long()
-    csr = csr._replace(rowptr=rowptr, col=col, work=_triton.cut(rowptr, piece_edges=PIECE_EDGES))
+    csr = csr._replace(rowptr=rowptr, col=col, work=pieces.cut(rowptr, piece_edges=PIECE_EDGES))
     n, scales = graph.num_nodes, make_scales(d)
     x = torch.randn(n * (d + 3) + 1).to(dtype)[1:].view(n, d + 3)[:, :d]
     q, k = torch.randn(n, 2, h, d_k).to(dtype).unbind(1)
@@ -267,7 +267,7 @@ def test_bytes_requested_are_those_of_cost():
     n, degree, d = 40, 16, 128
     graph = Graph.from_edge_index(torch.randint(0, n, (2, n * degree)), n)
     csr = graph.csr()
-    csr = csr._replace(work=_triton.cut(csr.rowptr))
+    csr = csr._replace(work=pieces.cut(csr.rowptr))
     x, a, alpha = torch.randn(n, d), torch.rand(graph.num_edges), torch.ones(d)
     with emulated("sm_80") as launches:
         csr_diffusion.csr_diffusion_fwd(x, a, alpha=alpha, beta=None, x0=None, csr=csr)
@@ -287,7 +287,7 @@ def test_nine_tenths_of_the_bytes_come_in_loads_of_128_bits(shape):
     n, degree = 12, 100
     graph = Graph.from_edge_index(torch.randint(0, n, (2, n * degree)), n)
     csr, csr_t = (
-        view._replace(work=_triton.cut(view.rowptr))
+        view._replace(work=pieces.cut(view.rowptr))
         for view in (graph.csr(), graph.csr(transposed=True))
     )
     t, alpha = make_inputs(shape, torch.float32, graph), torch.ones(shape[0])

@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         allow_module_level=True,
     )
 
-from grand_fast.kernels import _triton
+from grand_fast.kernels.gpu import pieces
 from grand_fast.ops import ExpKernel, attention_diffusion, edge_attention
 from grand_fast.testing import assert_close, random_graph
 
@@ -42,7 +42,7 @@ each_case = pytest.mark.parametrize("case", CASES, ids=IDS)
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch, nan_filled):
-    monkeypatch.setattr(_triton, "plan", functools.partial(_triton.plan, piece_edges=PIECE_EDGES))
+    monkeypatch.setattr(pieces, "plan", functools.partial(pieces.plan, piece_edges=PIECE_EDGES))
 
 
 def _inputs(graph, case, d=5):

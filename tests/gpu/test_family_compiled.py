@@ -20,11 +20,11 @@ from bench.gpu_report.compile import compile_launch, resources
 from bench.gpu_report.emulator import emulated
 from bench.gpu_report.launches import family
 from bench.problem import Shape
-from grand_fast.kernels._weighting import Weighting
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.edge_attention import reference as edge_attention_reference
+from grand_fast.kernels.weighting import Weighting
 from grand_fast.testing import assert_close, random_graph
 
 from ._compiled import cut_views, make_graph, make_inputs, make_scales

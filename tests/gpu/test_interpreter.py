@@ -21,9 +21,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 from grand_fast import Graph
-from grand_fast.kernels import _triton, _triton_diffusion
 from grand_fast.kernels.edge_attention import reference
 from grand_fast.kernels.edge_attention.gpu import edge_attention_fwd
+from grand_fast.kernels.gpu import diffusion, pieces
 from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
@@ -51,7 +51,7 @@ OPERATORS = ("csr_diffusion", "edge_attention", "edge_attention_mean", "attentio
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch, nan_filled):
-    monkeypatch.setattr(_triton, "plan", functools.partial(_triton.plan, piece_edges=PIECE_EDGES))
+    monkeypatch.setattr(pieces, "plan", functools.partial(pieces.plan, piece_edges=PIECE_EDGES))
 
 
 def _graph(kind, n=12):
@@ -185,7 +185,7 @@ def test_single_gradients(operator, needs):
 
 def test_dalpha_of_many_rows():
     """More rows than one program sums up, and more than it loads at a time."""
-    n = 2 * _triton_diffusion._ROWS + 3
+    n = 2 * diffusion._ROWS + 3
     nodes = torch.arange(n)
     graph = Graph.from_edge_index(torch.stack([nodes, (nodes + 1) % n]), n)
     _compare("csr_diffusion", graph, _inputs("csr_diffusion", graph, 33, 1, 1), {"x", "alpha"})
@@ -220,7 +220,7 @@ def test_wide_rows_without_source(operator):
 
 
 def test_pieces_of_the_real_length(monkeypatch):
-    monkeypatch.setattr(_triton, "plan", functools.partial(_triton.plan, piece_edges=256))
+    monkeypatch.setattr(pieces, "plan", functools.partial(pieces.plan, piece_edges=256))
     edge_index, n = random_edge_index("hub", 8)
     assert int(torch.bincount(edge_index[1]).max()) > 256
     graph = Graph.from_edge_index(edge_index, n)
@@ -232,7 +232,7 @@ def test_norm(kind):
     graph = _graph(kind)
     inputs = _inputs("edge_attention", graph, 1, 3, 5)
     q, k = 3 * inputs["q"], 3 * inputs["k"]
-    _, got = edge_attention_fwd(q, k, mean_heads=False, csr=graph.csr(_triton.plan))
+    _, got = edge_attention_fwd(q, k, mean_heads=False, csr=graph.csr(pieces.plan))
     _, want = reference.edge_attention_fwd(
         q.double(), k.double(), mean_heads=False, csr=graph.csr()
     )
@@ -255,7 +255,7 @@ def test_large_scores():
 @pytest.mark.parametrize("degrees", ([], [0], [9, 0, 8, 1, 17, 0], [0, 0], [300]), ids=str)
 def test_cut(degrees):
     rowptr = torch.tensor([0, *degrees]).cumsum(0).to(torch.int32)
-    work = _triton.cut(rowptr, piece_edges=PIECE_EDGES)
+    work = pieces.cut(rowptr, piece_edges=PIECE_EDGES)
     rows = work.piece_row.tolist()
     split = {row for row in rows if rows.count(row) > 1}
     assert set(rows) == set(range(len(degrees)))

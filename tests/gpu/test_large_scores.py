@@ -15,8 +15,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         allow_module_level=True,
     )
 
-from grand_fast.kernels import _triton
-from grand_fast.kernels._weighting import scaled_dot
+from grand_fast.kernels.gpu import pieces
+from grand_fast.kernels.weighting import scaled_dot
 from grand_fast.ops import projected_attention_diffusion
 
 from ._large_scores import (
@@ -86,7 +86,7 @@ def test_half_types(dtype):
 @each_size
 def test_keys_that_are_the_state(largest, monkeypatch):
     """Backward then gets a shift that is right but for roundings, and the sum of other scores."""
-    monkeypatch.setattr(_triton, "plan", functools.partial(_triton.plan, piece_edges=PIECE_EDGES))
+    monkeypatch.setattr(pieces, "plan", functools.partial(pieces.plan, piece_edges=PIECE_EDGES))
     d = 8
     case = Case(scaled_dot(d), False, (1, d), largest, d=d)
     weight, bias = torch.randn(2 * d, d), torch.randn(2 * d)

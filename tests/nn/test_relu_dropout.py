@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from grand_fast.kernels import _memory
+from grand_fast.kernels.cpu import memory
 from grand_fast.nn._relu_dropout import relu_dropout
 from grand_fast.testing import assert_close
 
@@ -67,6 +67,6 @@ def test_what_it_keeps_lies_where_results_of_kernels_do(monkeypatch):
         taken.append(torch.empty(shape, dtype=dtype))
         return taken[-1]
 
-    monkeypatch.setattr(_memory, "empty", take)
+    monkeypatch.setattr(memory, "empty", take)
     y = relu_dropout(torch.randn(30, 4), 0.5, training=True)
     assert y.data_ptr() == taken[0].data_ptr()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.kernels import _cpu
+from grand_fast.kernels.cpu import rows
 from grand_fast.testing import assert_close
 from tests._pairwise import pairwise
 from tests.conftest import BACKENDS
@@ -54,7 +54,7 @@ def test_diffusion_on_other_graphs(member, kind, run):
 
 @members()
 def test_long_rows_are_cut_and_joined(member, monkeypatch):
-    monkeypatch.setattr(_cpu, "CUT_FROM", 64)
+    monkeypatch.setattr(rows, "CUT_FROM", 64)
     edges, n = edges_of("hub")
     assert edges[0].bincount().max() > 3 * 64 and edges[1].bincount().max() > 3 * 64
     check_diffusion(member, edges, n, problem(member, edges, n), F64)

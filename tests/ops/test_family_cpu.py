@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.kernels import _cpu
+from grand_fast.kernels.cpu import rows
 from grand_fast.ops import GAT, ExpKernel, attention_diffusion, edge_attention
 from grand_fast.testing import assert_close, random_graph
 from tests._pairwise import pairwise
@@ -114,7 +114,7 @@ def test_one_gradient_alone(needed, score, normalizer, normalize):
 
 def hub_graph():
     """Node 1 receives from, and node 2 sends to, more edges than a piece has."""
-    n = _cpu.CUT_FROM + 1000
+    n = rows.CUT_FROM + 1000
     others = torch.arange(n)
     sender = torch.cat([others, torch.full((n,), 2), torch.tensor([2, 2])])
     receiver = torch.cat([torch.full((n,), 1), others, torch.tensor([1, 1])])
@@ -126,7 +126,7 @@ def hub_graph():
 def test_rows_that_are_cut(normalizer, normalize):
     graph = hub_graph()
     for transposed in (False, True):
-        assert graph.csr(_cpu.plan, transposed=transposed).work.piece_begin.numel() > 1
+        assert graph.csr(rows.plan, transposed=transposed).work.piece_begin.numel() > 1
     for options in (None, {}, {"mean_heads": True}):
         d = 5 if options is None else 0
         # Sums over 15,000 edges and heads that cancel

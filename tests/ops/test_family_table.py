@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.kernels._weighting import AttentionGradients
+from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops import _dispatch
 from grand_fast.ops._scores import SCORES
 from grand_fast.testing import random_graph
@@ -129,10 +129,10 @@ def calls(monkeypatch):
 
     def recording(name):
         op, backend = name.split(".")[-2:]
-        if backend == "_triton":
+        if backend == "pieces":
             return SimpleNamespace(plan=None)
         module = import_module(name)
-        if op not in LAUNCHERS and backend != "_projection":
+        if op not in LAUNCHERS and backend != "dense":
             return module
         launchers = dict(inspect.getmembers(module, inspect.isfunction))
         if backend == "gpu":
@@ -223,7 +223,7 @@ def test_projections_are_part_of_the_operator(row, calls):
             normalize=normalize, edge_weight=torch.ones(EDGES) if weights == "yes" else None,
         )  # fmt: skip
         torch.autograd.grad(f.sum(), x)
-        assert "_projection" in {backend for backend, _ in calls}
+        assert "dense" in {backend for backend, _ in calls}
         assert {"attention_diffusion_fwd", "attention_diffusion_bwd"} <= {c[1] for c in calls}
 
 

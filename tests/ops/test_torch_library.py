@@ -9,8 +9,8 @@ import torch
 
 import grand_fast as gf
 from grand_fast.graph import _views as graphs
-from grand_fast.kernels import _cpu
-from grand_fast.kernels._weighting import scaled_dot
+from grand_fast.kernels.cpu import rows
+from grand_fast.kernels.weighting import scaled_dot
 from grand_fast.ops import _operator
 from grand_fast.ops._dispatch import launchers, plan
 from grand_fast.testing import assert_close, random_graph
@@ -87,8 +87,8 @@ def registered(t, arrays):
 
 def test_nothing_is_planned_twice(monkeypatch):
     calls = []
-    real = _cpu.plan
-    monkeypatch.setattr(_cpu, "plan", lambda *args: calls.append(args) or real(*args))
+    real = rows.plan
+    monkeypatch.setattr(rows, "plan", lambda *args: calls.append(args) or real(*args))
     graph = random_graph("hub")
     t = tensors(graph)
     gf.ops.attention_diffusion(t["x"], t["q"], t["k"], graph).sum().backward()
@@ -117,7 +117,7 @@ def test_what_was_planned_goes_with_the_graph():
     t = tensors(graph)
     gf.ops.attention_diffusion(t["x"], t["q"], t["k"], graph).sum().backward()
     registered(t, list(graph._arrays()))
-    work = weakref.ref(graph.csr(_cpu.plan).work.order)
+    work = weakref.ref(graph.csr(rows.plan).work.order)
     assert len(graphs._known) == before + 1 and work() is not None
     del graph
     gc.collect()

@@ -1,0 +1,1 @@
+"""The CPU engine: a small language of vectors, compiled by LLVM, and what kernels share."""

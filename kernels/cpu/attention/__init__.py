@@ -1,0 +1,1 @@
+"""What the two attention operators share on the CPU."""

@@ -1,0 +1,187 @@
+"""Blocks of edges in registers: several edges and heads at once, and their dot products.
+
+Lane `z · width + h` of a block belongs to edge `z` of the block and head `h` of the group. `width`
+is the number of heads rounded up to a power of two, and no less than makes BLOCK_EDGES edges a
+block: in float32, 1 to 4 heads make blocks of 4 edges, 8 heads of 2. The dot products of a block
+are added up together by one transposed sum.
+
+A head that is narrower than a register shares it with its neighbours, and if `d_k` divides the
+register, with those of the block's other edges: `d_k` registers hold all products of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from grand_fast.kernels.cpu.gathered_sums import BLOCK_EDGES
+from grand_fast.kernels.cpu.language import Chunk, Floats, Int, Kernel, Vec, chunks
+from grand_fast.kernels.cpu.math import add, butterfly, fma, transposed_sum
+from grand_fast.kernels.cpu.rows import Row
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """Heads that share a register: `first` … `first + count − 1`, `width` lanes an edge."""
+
+    kernel: Kernel
+    first: int
+    count: int
+    d_k: int
+    width: int
+
+    @property
+    def edges(self) -> int:
+        """Edges of a block."""
+        return self.kernel.lanes // self.width
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether registers hold several heads of q and k."""
+        return self.d_k < self.kernel.lanes and self.kernel.lanes % self.d_k == 0
+
+    def channels(self, h: int) -> list[Chunk]:
+        """Where the `h`-th head of the group lies in a row of q or k."""
+        return chunks(self.d_k, self.kernel.lanes, (self.first + h) * self.d_k)
+
+    def all_channels(self) -> list[Chunk]:
+        """Where its heads lie, in registers that begin with a head or are shared by heads."""
+        if self.d_k < self.kernel.lanes:
+            return chunks(self.count * self.d_k, self.kernel.lanes, self.first * self.d_k)
+        return [c for h in range(self.count) for c in self.channels(h)]
+
+    def spread(self, vec: Vec, channels: Chunk) -> Vec:
+        """Lanes of an edge, one a head → that of the head which each of `channels` belongs to."""
+        heads = [(channels.start + i) // self.d_k - self.first for i in range(channels.lanes)]
+        return vec.shuffle(heads + [0] * (self.kernel.lanes - channels.lanes))
+
+    def over_heads(self, vec: Vec) -> Vec:
+        """The sum over the heads of each edge, in all its lanes."""
+        return butterfly(vec, add, 1, self.width)
+
+    def over_edges(self, vec: Vec, operation: Callable[[Vec, Vec], Vec] = add) -> Vec:
+        """The sum over the edges of each head, in all its lanes; or what `operation` combines."""
+        return butterfly(vec, operation, self.width, self.kernel.lanes)
+
+    def load(self, rows: Sequence[Floats], rest: float = 0.0) -> Vec:
+        """One row `[H]` per edge of the block; a single row serves all edges."""
+        vec = self.kernel.splat(rest)
+        for z, row in enumerate(rows):
+            vec = row.at(self.first).load_into(vec, z * self.width, self.count)
+        if len(rows) == 1:
+            vec = vec.shuffle([lane % self.width for lane in range(self.kernel.lanes)])
+        return vec
+
+    def load_edges(self, places: Sequence[Floats]) -> Vec:
+        """One number per edge of the block, in all its lanes."""
+        vec = self.kernel.splat(0.0)
+        for z, place in enumerate(places):
+            vec = place.load_into(vec, z * self.width, 1)
+        return vec.shuffle([lane - lane % self.width for lane in range(self.kernel.lanes)])
+
+    def store(self, row: Floats, vec: Vec) -> None:
+        """Write the heads of the first edge to a row `[H]`."""
+        row.at(self.first).store(vec, self.count)
+
+    def add_edges(self, place: Floats, vec: Vec, n: Int) -> None:
+        """Write one number for each of the first `n` edges, added to those of earlier groups."""
+        lanes = self.kernel.lanes
+        vec = vec.shuffle([z * self.width % lanes for z in range(lanes)])
+        place.store_first(vec + place.load_first(n) if self.first else vec, n)
+
+    def of_heads(self, value: float) -> Vec:
+        """`value` in the lanes of heads, 0 in those that only fill up the width."""
+        used = [lane % self.width < self.count for lane in range(self.kernel.lanes)]
+        return self.kernel.constant([value if u else 0.0 for u in used])
+
+
+def head_groups(k: Kernel, h: int, d_k: int) -> list[HeadGroup]:
+    """All heads; more than a register has lanes make several groups."""
+    width = min(max(1 << (h - 1).bit_length(), k.lanes // BLOCK_EDGES), k.lanes)
+    return [HeadGroup(k, i, min(width, h - i), d_k, width) for i in range(0, h, width)]
+
+
+def load_heads(group: HeadGroup, row: Floats) -> list[list[Vec]]:
+    """A row of q or k, head by head; packed, as the registers of one edge."""
+    if not group.is_packed:
+        return [
+            [row.at(c.start).load(c.lanes) for c in group.channels(h)] for h in range(group.count)
+        ]
+    lanes, per_edge = group.kernel.lanes, group.width * group.d_k
+    vecs = [row.at(c.start).load(c.lanes) for c in group.all_channels()]
+    if per_edge < lanes:
+        vecs = [vecs[0].shuffle([lane % per_edge for lane in range(lanes)])]
+    return [vecs]
+
+
+def block_slots(group: HeadGroup, row: Row, e: Int) -> list[Int]:
+    """The slots of the block that begins at `e`; beyond the row its last edge is repeated."""
+    return [(e + z).minimum(row.end - 1) for z in range(group.edges)]
+
+
+def block_products(group: HeadGroup, own: list[list[Vec]], others: Sequence[Floats]) -> Vec:
+    """`<own, other>` for each head and each of the block's rows `others`.
+
+    Products and sums run in the same order for receivers and for senders as `own`, so that all
+    passes see the same scores bit for bit.
+    """
+    k = group.kernel
+    if group.is_packed:
+        return _packed_products(group, own[0], others)
+
+    def dot(z: int, h: int) -> Vec:
+        total = k.splat(0.0)
+        if h < group.count:
+            for own_c, c in zip(own[h], group.channels(h), strict=True):
+                total = fma(own_c, others[z].at(c.start).load(c.lanes), total)
+        return total
+
+    parts = [lambda z=z, h=h: dot(z, h) for z in range(group.edges) for h in range(group.width)]
+    return transposed_sum(parts, k.lanes)
+
+
+def _packed_products(group: HeadGroup, own: list[Vec], others: Sequence[Floats]) -> Vec:
+    k, n = group.kernel, group.count * group.d_k
+    per_edge = group.width * group.d_k
+    parts: list[Vec] = []
+    if per_edge < k.lanes:
+        for first in range(0, group.edges, k.lanes // per_edge):
+            vec = k.splat(0.0)
+            for z in range(k.lanes // per_edge):
+                other = others[first + z].at(group.first * group.d_k)
+                vec = other.load_into(vec, z * per_edge, n)
+            parts.append(own[0] * vec)
+    else:
+        for other in others:
+            rows = [other.at(c.start).load(c.lanes) for c in group.all_channels()]
+            parts += [own_c * c for own_c, c in zip(own, rows, strict=True)]
+            parts += [k.splat(0.0)] * (per_edge // k.lanes - len(rows))
+    # The products of a head lie side by side: neighbours are added until one lane a head is left.
+    even, odd = range(0, 2 * k.lanes, 2), range(1, 2 * k.lanes, 2)
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [low.shuffle(even, high) + low.shuffle(odd, high) for low, high in pairs]
+    return parts[0]
+
+
+@dataclass(frozen=True)
+class RowBuffer:
+    """Private memory for the lanes of one row's blocks, a block after the other."""
+
+    first: Floats
+    group: HeadGroup
+    row: Row
+
+    def at(self, e: Int) -> Floats:
+        """The lanes of edge `e`."""
+        return self.first.at((e - self.row.begin) * self.group.width)
+
+    def splat(self, lane: int = 0) -> Callable[[Int], Vec]:
+        """Edge → that lane of it, in all lanes."""
+        return lambda e: self.at(e).at(lane).splat()
+
+
+def buffer_size(longest: int) -> int:
+    """Floats that a `RowBuffer` needs for rows of up to `longest` edges, for any heads."""
+    most_lanes = 16  # of an edge, and of a block
+    return (longest + 1) * most_lanes
