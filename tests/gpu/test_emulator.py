@@ -302,7 +302,7 @@ def test_nine_tenths_of_the_bytes_come_in_loads_of_128_bits(shape):
         )  # fmt: skip
     assert len(launches) == 3
     for launch in launches:
-        # norm and Delta are 12 bytes a head and edge, gathered 4 at a time: of eight heads, a tenth.
+        # norm and Delta are 12 bytes a head and edge, 4 at a time: of eight heads, a tenth
         least = 89 if shape == (64, 8, 128) else 90
         assert launch.wide_percent >= least, f"{launch.kernel}: {launch.bytes_loaded}"
 
