@@ -5,30 +5,20 @@ turns; while one is timed the other sleeps.
 """
 
 import argparse
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import torch
 
-from bench.harness import PAUSE_S, Timing
+from bench.harness import Timing
+from bench.ops.base_trees import ROOT, Worker, WorkerError, checked_out, find_commit, git, worker
 from bench.problem import MODES, Mode, Shape
 from bench.progress import Progress
 from bench.report import Report, Row, milliseconds, print_table
 from grand_fast import Graph
 from grand_fast.testing import TOLERANCE, assert_close
 
-ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).with_name("base_worker.py")
 BASE, TREE = "base", "working tree"
 
 
@@ -56,60 +46,18 @@ CASES = (
 )
 
 
-class WorkerError(Exception):
-    """A tree cannot do what was asked of it; the text says why."""
-
-
-class Worker:
-    """The process of one tree."""
-
-    def __init__(self, name: str, process: subprocess.Popen[str], errors: IO[str]) -> None:
-        self.name, self._process, self._errors = name, process, errors
-
-    def answer(self) -> dict[str, Any]:
-        """The next line that it writes.
-
-        Raises:
-            WorkerError: it says that it cannot. ChildProcessError: it has ended.
-        """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            self._errors.seek(0)
-            last = (self._errors.read().strip().splitlines() or ["it said nothing."])[-1]
-            raise ChildProcessError(f"base: the process of the {self.name} ended ({code}): {last}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise WorkerError(answer["error"])
-        return answer
-
-    def ask(self, **request: object) -> dict[str, Any]:
-        """The answer to one request; raises as `answer` does."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: `answer` says so
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        return self.answer()
-
-    def seconds(self, mode: Mode) -> float:
-        """Of one call."""
-        return float(self.ask(do="run", mode=mode, pause=PAUSE_S)["seconds"])
-
-
 def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report) -> None:
     """Compare, time, print, and fill `report`."""
     commit = find_commit(options.base)
     rounds = options.rounds or (3 if options.quick else 9)
-    report.header["base_commit"] = _git("describe", "--always", commit)
+    header = report.header
+    header["base_commit"] = git("describe", "--always", commit)
     report.compared_with = "the base"
     print(
-        f"{TREE.capitalize()} {report.header['commit']} over {BASE} {report.header['base_commit']}, "
-        f"{rounds} rounds, {report.header['threads']} threads.",
+        f"{TREE.capitalize()} {header['commit']} over {BASE} {header['base_commit']}, "
+        f"{rounds} rounds, {header['threads']} threads.",
         flush=True,
     )
-    progress = Progress(len(CASES))
-    progress.say("the base's worktree")
     with checked_out(commit) as tree:
         folder = tree.parent
         graph_file = folder / "graph.npz"
@@ -121,8 +69,10 @@ def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report)
             for each in (base, ours):
                 try:
                     each.answer()
-                except WorkerError as reason:
-                    raise ValueError(f"base: the {each.name} cannot be loaded: {reason}.") from None
+                except WorkerError as error:
+                    name, reason = error.args
+                    raise ValueError(f"base: the {name} cannot be loaded: {reason}.") from None
+            progress = Progress(len(CASES))
             try:
                 for case in CASES:
                     _measure(case, (base, ours), graph, shape, rounds, folder, report, progress)
@@ -133,82 +83,6 @@ def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report)
                     _print(report, graph)
     if not report.rows and not report.failed:
         raise ValueError(f"base: nothing can be compared. {report.skipped[-1]}")
-
-
-def find_commit(name: str) -> str:
-    """The hash of a commit, by whatever git knows it.
-
-    Raises:
-        ValueError: there is none, or this is not a checkout.
-    """
-    try:
-        top = _git("rev-parse", "--show-toplevel")
-    except WorkerError:
-        top = ""
-    if not top or not Path(top).samefile(ROOT):
-        raise ValueError(f"base: {ROOT} is no git checkout, so there is no other commit of it.")
-    try:
-        return _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-    except WorkerError:
-        raise ValueError(
-            f"base: {ROOT} has no commit {name!r}. `git fetch` brings what only its remote has."
-        ) from None
-
-
-@contextlib.contextmanager
-def checked_out(commit: str) -> Iterator[Path]:
-    """A temporary worktree, alone in a temporary folder; both are gone at the end."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with tempfile.TemporaryDirectory(prefix="grand-fast-base-") as folder:
-            tree = Path(folder) / "tree"
-            try:
-                _git("worktree", "add", "--detach", str(tree), commit)
-                yield tree
-            except WorkerError as reason:
-                raise ValueError(f"base: git worktree add: {reason}") from None
-            finally:
-                with contextlib.suppress(WorkerError):  # it was never added
-                    # twice: also one that is still locked, as while it is being added
-                    _git("worktree", "remove", "--force", "--force", str(tree))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _git(*arguments: str) -> str:
-    """What a git command prints; WorkerError with the last line of what it complains of."""
-    try:
-        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise ValueError("base: needs git, which is not installed.") from None
-    if result.returncode:
-        raise WorkerError((result.stderr.strip().splitlines() or ["it said nothing."])[-1])
-    return result.stdout.strip()
-
-
-@contextlib.contextmanager
-def worker(name: str, tree: Path, graph_file: Path) -> Iterator[Worker]:
-    """A process whose `grand_fast` is that of `tree`; else the environment is ours."""
-    paths = [str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = str(torch.get_num_threads())
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            # -P: or the worker's own folder would come before the tree
-            [sys.executable, "-P", str(WORKER), str(tree), str(graph_file), threads],
-            cwd=tree,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for us alone, who end it
-        ) as process,
-    ):
-        try:
-            yield Worker(name, process, errors)
-        finally:
-            process.kill()
 
 
 def _measure(
@@ -222,7 +96,6 @@ def _measure(
     progress: Progress,
 ) -> None:
     """One case: its rows, or why there are none."""
-    base, ours = workers
     files = {each.name: folder / f"{each.name}.npz" for each in workers}
     asked = {"op": case.op, "options": case.options} | asdict(shape)
     try:
@@ -230,17 +103,16 @@ def _measure(
             progress.say(f"{case}: {each.name}")
             each.ask(do="prepare", case=asked, path=str(files[each.name]))
         _compare(f"{case}: ", files[TREE], files[BASE])
-    except WorkerError as reason:
-        if each is base:
-            report.skipped.append(f"{case}: the base cannot run it: {reason}.")
-        else:
-            report.failed.append(f"{case}: {reason}.")
+        progress.say(f"{case}: time")
+        seconds = _time(workers, rounds)
+    except WorkerError as error:
+        name, reason = error.args
+        told = report.skipped if name == BASE else report.failed
+        told.append(f"{case}: the {name} cannot run it: {reason}.")
         return
     except AssertionError as difference:
         report.failed.append(str(difference))
         return
-    progress.say(f"{case}: time")
-    seconds = _time(workers, rounds)
     for mode in MODES:
         ratios = [o / b for o, b in zip(seconds[TREE, mode], seconds[BASE, mode], strict=True)]
         p10, median, p90 = (float(p) for p in np.percentile(ratios, (10, 50, 90)))
@@ -256,7 +128,7 @@ def _measure(
                 **Timing(tuple(seconds[each.name, mode])).record(),
                 "graph": report.header["graph"],
             }
-            if each is ours:
+            if each.name == TREE:
                 row |= {"over_base": median, "over_base_p10": p10, "over_base_p90": p90}
             report.rows.append(row)
 

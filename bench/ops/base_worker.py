@@ -80,9 +80,9 @@ class Case:
         np.savez(path, **{name: t.numpy() for name, t in values.items()})
 
     def seconds(self, mode: str, pause: float) -> float:
-        """Of one call, after another one: the caches are those that the other tree left.
+        """Of a call after a call, or what the caches hold would depend on who ran before.
 
-        Before each a pause in seconds, in which threads that spin come to rest.
+        Before each a pause, in seconds, in which the threads that spin come to rest.
         """
         call: Callable[[], object] = self.forward if mode == "forward" else self.forward_backward
         time.sleep(pause)

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     graph = graphs.load(options.graph, nodes=options.nodes)
     if options.base:
         shape = options.shape or PAPER_SHAPES[0]
-        machine.require_memory(f"ops {shape}", bytes_needed(graph, shape))
+        machine.require_memory(f"ops {shape}", 2 * bytes_needed(graph, shape))
         base.run(graph, shape, options, report)
         return
     shapes = [options.shape] if options.shape else list(PAPER_SHAPES)
