@@ -12,7 +12,10 @@ import pytest
 
 from bench.__main__ import main
 from bench.ops import base, base_trees, base_worker
+from bench.problem import Shape
+from bench.progress import Progress
 from bench.report import Report
+from grand_fast.testing import random_graph
 
 ROOT = Path(__file__).parents[1]
 CASES = (base.Case("csr_diffusion"), base.Case("edge_attention"))
@@ -201,19 +204,36 @@ def test_a_worker_that_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         worker.ask(do="run", mode="forward", pause=0)
 
 
+class Spy:
+    """A worker that takes some seconds, and writes down when it is asked."""
+
+    def __init__(self, name: str, seconds: float, order: list[tuple[str, str]]) -> None:
+        self.name, self._seconds, self._order = name, seconds, order
+
+    def ask(self, **request: object) -> None:
+        pass
+
+    def seconds(self, mode: str) -> float:
+        self._order.append((self.name, mode))
+        return self._seconds
+
+
 def test_who_goes_first_changes_from_round_to_round() -> None:
-    class Spy:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def seconds(self, mode: str) -> float:
-            order.append((self.name, mode))
-            return len(order)
-
     order: list[tuple[str, str]] = []
-    seconds = base._time((Spy("base"), Spy("tree")), 2)
-    assert [name for name, mode in order if mode == "forward"][2:] == [
-        "base", "tree", "tree", "base",
-    ]  # fmt: skip
+    seconds = base._time((Spy("base", 1, order), Spy("tree", 1, order)), 2)
+    warm_up, counted = order[:4], order[4:]
+    assert sorted(warm_up) == sorted(counted[:4])
+    forward = [name for name, mode in counted if mode == "forward"]
+    assert forward == ["base", "tree", "tree", "base"]
     assert all(len(values) == 2 for values in seconds.values())
-    assert order[0] != order[4], "the round that warms up is not one that counts"
+
+
+def test_the_ratio_is_the_trees_time_over_the_bases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_compare", lambda *_: None)
+    workers = Spy(base.BASE, 2.0, []), Spy(base.TREE, 3.0, [])
+    report = Report("ops", {"graph": "random"})
+    base._measure(CASES[0], workers, random_graph("path"), Shape(8, 1, 1), 3, tmp_path, report,
+                  Progress(1))  # fmt: skip
+    assert [row.get("over_base") for row in report.rows] == [None, 1.5] * 2

@@ -42,14 +42,14 @@ no row reused, over its time; caches can lift them above the copy bandwidth. The
 to read the rows that the edges name, doing nothing with them, and of the projections' arithmetic
 at the machine's multiply-add peak; of stage_update, the time of a copy of as many bytes.
 
+Unless --quick, the peak memory of the first shape follows, as `memory` measures it. --all adds that
+of the other shapes, and the suite `scaling`.
+
 With --base COMMIT nothing of that: the working tree, as it is, against another commit. The base is
 checked out into a temporary worktree; each tree runs in a process of its own, on the same numbers.
 Outputs and gradients of both are compared, then they take turns. The ratio is the tree's time over
 the base's: the median over the rounds [10th-90th percentile]. Against itself, `--base HEAD`, the
 spread says what this machine cannot tell apart.
-
-Unless --quick, the peak memory of the first shape follows, as `memory` measures it. --all adds that
-of the other shapes, and the suite `scaling`.
 """
 
 
