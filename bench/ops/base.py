@@ -55,7 +55,7 @@ def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report)
     report.compared_with = "the base"
     print(
         f"{TREE.capitalize()} {header['commit']} over {BASE} {header['base_commit']}, "
-        f"{rounds} rounds, {header['threads']} threads.",
+        f"rounds: {rounds}, threads: {header['threads']}.",
         flush=True,
     )
     with checked_out(commit) as tree:
@@ -71,7 +71,7 @@ def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report)
                     each.answer()
                 except WorkerError as error:
                     name, reason = error.args
-                    raise ValueError(f"base: the {name} cannot be loaded: {reason}.") from None
+                    raise ValueError(f"base: the {name} cannot be loaded: {reason}") from None
             progress = Progress(len(CASES))
             try:
                 for case in CASES:
@@ -108,7 +108,7 @@ def _measure(
     except WorkerError as error:
         name, reason = error.args
         told = report.skipped if name == BASE else report.failed
-        told.append(f"{case}: the {name} cannot run it: {reason}.")
+        told.append(f"{case}: the {name} cannot run it: {reason}")
         return
     except AssertionError as difference:
         report.failed.append(str(difference))

@@ -65,7 +65,8 @@ class Case:
 
     def forward(self) -> Tensor:
         with torch.no_grad():
-            return self._operator(*self._inputs.values(), self._graph, **self._options)
+            out: Tensor = self._operator(*self._inputs.values(), self._graph, **self._options)
+        return out
 
     def forward_backward(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         leaves = [t.detach().requires_grad_() for t in self._inputs.values()]
@@ -75,9 +76,9 @@ class Case:
     def save(self, path: str) -> None:
         """What both modes compute, into a file."""
         out, grads = self.forward_backward()
-        values = {f"d{name}": grad for name, grad in zip(self._inputs, grads, strict=True)}
-        values |= {"out": self.forward(), "out of forward+backward": out}
-        np.savez(path, **{name: t.numpy() for name, t in values.items()})
+        values: dict[str, Any] = {"out": self.forward(), "out of forward+backward": out}
+        values |= {f"d{name}": grad for name, grad in zip(self._inputs, grads, strict=True)}
+        np.savez(path, **values)
 
     def seconds(self, mode: str, pause: float) -> float:
         """Of a call after a call, or what the caches hold would depend on who ran before.
@@ -112,6 +113,7 @@ def answers(tree: Path, graph_file: str, requests: Iterator[str]) -> Iterator[di
                 gc.collect()
                 yield {}
             else:
+                assert case is not None
                 yield {"seconds": case.seconds(request["mode"], request["pause"])}
         except Exception as error:
             yield _told(error)
