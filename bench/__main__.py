@@ -1,7 +1,7 @@
 """`python -m bench SUITE`: chooses a suite, prints its tables, writes JSON and plots.
 
-Exit codes: 0 done, 1 a competitor disagrees with the reference, 2 bad arguments, 130 interrupted,
-141 the reader of the output has gone.
+Exit codes: 0 done, 1 a competitor disagrees with the reference, or the working tree with the base,
+2 bad arguments, 130 interrupted, 141 the reader of the output has gone.
 """
 
 import argparse
@@ -119,6 +119,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         if name == "ops":
             text = "then the suites memory and scaling too, into the same files"
             added.add_argument("--all", action="store_true", help=text)
+            text = "time the working tree against this commit, and nothing else"
+            added.add_argument("--base", metavar="COMMIT", help=text)
         if name == "solvers":
             added.add_argument(
                 "--part",

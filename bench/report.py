@@ -15,9 +15,10 @@ Row = dict[str, Any]
 class Report:
     """Everything that a suite measured.
 
+    compared_with: whose results the competitors' must be.
     rows: one per competitor, shape and mode, or per size; they become JSON as they stand.
     figures: single named numbers, such as a speed-up or a share of the floor.
-    skipped: what was not measured, and why; failed: what disagreed with the reference.
+    skipped: what was not measured, and why; failed: what disagreed.
     saved: what an interrupt leaves on the disk, if nothing else is written.
     """
 
@@ -28,6 +29,7 @@ class Report:
     skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     saved: str = "nothing"
+    compared_with: str = "the reference"
 
     def figure(self, name: str, value: float, unit: str) -> None:
         """Add one named number."""
@@ -41,7 +43,7 @@ class Report:
         for text in self.skipped:
             print(f"Skipped: {text}")
         for text in self.failed:
-            print(f"NOT TIMED, disagrees with the reference: {text}")
+            print(f"NOT TIMED, disagrees with {self.compared_with}: {text}")
 
     def write(self, path: Path) -> None:
         """All of it as JSON."""

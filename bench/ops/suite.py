@@ -7,6 +7,7 @@ from bench import floor, graphs, machine, memory, scaling
 from bench.check import check, expected
 from bench.harness import interleave, timed
 from bench.ops import (
+    base,
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
@@ -43,12 +44,25 @@ at the machine's multiply-add peak; of stage_update, the time of a copy of as ma
 
 Unless --quick, the peak memory of the first shape follows, as `memory` measures it. --all adds that
 of the other shapes, and the suite `scaling`.
+
+With --base COMMIT nothing of that: the working tree, as it is, against another commit. The base is
+checked out into a temporary worktree; each tree runs in a process of its own, on the same numbers.
+Outputs and gradients of both are compared, then they take turns. The ratio is the tree's time over
+the base's: the median over the rounds [10th-90th percentile]. Against itself, `--base HEAD`, the
+spread says what this machine cannot tell apart.
 """
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure, print as it comes, and fill `report`."""
+    if options.base and (options.all or options.out):
+        raise ValueError("base: goes with neither --all nor --out: it compares, and draws nothing.")
     graph = graphs.load(options.graph, nodes=options.nodes)
+    if options.base:
+        shape = options.shape or PAPER_SHAPES[0]
+        machine.require_memory(f"ops {shape}", 2 * bytes_needed(graph, shape))
+        base.run(graph, shape, options, report)
+        return
     shapes = [options.shape] if options.shape else list(PAPER_SHAPES)
     if options.quick:
         shapes = shapes[:1]

@@ -1,0 +1,170 @@
+"""`python -m bench ops --base COMMIT`: the working tree timed against another commit.
+
+Each tree has a process of its own (`base_worker.py`). They are given the same numbers and take
+turns; while one is timed the other sleeps.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.harness import Timing
+from bench.ops.base_trees import ROOT, Worker, WorkerError, checked_out, find_commit, git, worker
+from bench.problem import MODES, Mode, Shape
+from bench.progress import Progress
+from bench.report import Report, Row, milliseconds, print_table
+from grand_fast import Graph
+from grand_fast.testing import TOLERANCE, assert_close
+
+BASE, TREE = "base", "working tree"
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator, and those of its options that are not the default: older commits lack some."""
+
+    op: str
+    label: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.op, self.label)))
+
+
+_SQUAREPLUS, _SENDER = {"normalizer": "squareplus"}, {"normalize": "sender"}
+CASES = (
+    Case("projected_attention_diffusion", "softmax by receiver"),
+    Case("projected_attention_diffusion", "softmax by sender", _SENDER),
+    Case("projected_attention_diffusion", "squareplus by receiver", _SQUAREPLUS),
+    Case("projected_attention_diffusion", "squareplus by sender", _SQUAREPLUS | _SENDER),
+    Case("attention_diffusion", "softmax by receiver"),
+    Case("csr_diffusion"),
+    Case("edge_attention", "softmax by receiver"),
+)
+
+
+def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report) -> None:
+    """Compare, time, print, and fill `report`."""
+    commit = find_commit(options.base)
+    rounds = options.rounds or (3 if options.quick else 9)
+    header = report.header
+    header["base_commit"] = git("describe", "--always", commit)
+    report.compared_with = "the base"
+    print(
+        f"{TREE.capitalize()} {header['commit']} over {BASE} {header['base_commit']}, "
+        f"rounds: {rounds}, threads: {header['threads']}.",
+        flush=True,
+    )
+    with checked_out(commit) as tree:
+        folder = tree.parent
+        graph_file = folder / "graph.npz"
+        np.savez(graph_file, edge_index=graph.edge_index().numpy(), num_nodes=graph.num_nodes)
+        with (
+            worker(BASE, tree, graph_file) as base,
+            worker(TREE, ROOT, graph_file) as ours,
+        ):
+            for each in (base, ours):
+                try:
+                    each.answer()
+                except WorkerError as error:
+                    name, reason = error.args
+                    raise ValueError(f"base: the {name} cannot be loaded: {reason}") from None
+            progress = Progress(len(CASES))
+            try:
+                for case in CASES:
+                    _measure(case, (base, ours), graph, shape, rounds, folder, report, progress)
+                    progress.done()
+            finally:
+                progress.close()
+                if report.rows:
+                    _print(report, graph)
+    if not report.rows and not report.failed:
+        raise ValueError(f"base: nothing can be compared. {report.skipped[-1]}")
+
+
+def _measure(
+    case: Case,
+    workers: tuple[Worker, Worker],
+    graph: Graph,
+    shape: Shape,
+    rounds: int,
+    folder: Path,
+    report: Report,
+    progress: Progress,
+) -> None:
+    """One case: its rows, or why there are none."""
+    files = {each.name: folder / f"{each.name}.npz" for each in workers}
+    asked = {"op": case.op, "options": case.options} | asdict(shape)
+    try:
+        for each in workers:
+            progress.say(f"{case}: {each.name}")
+            each.ask(do="prepare", case=asked, path=str(files[each.name]))
+        _compare(f"{case}: ", files[TREE], files[BASE])
+        progress.say(f"{case}: time")
+        seconds = _time(workers, rounds)
+    except WorkerError as error:
+        name, reason = error.args
+        told = report.skipped if name == BASE else report.failed
+        told.append(f"{case}: the {name} cannot run it: {reason}")
+        return
+    except AssertionError as difference:
+        report.failed.append(str(difference))
+        return
+    for mode in MODES:
+        ratios = [o / b for o, b in zip(seconds[TREE, mode], seconds[BASE, mode], strict=True)]
+        p10, median, p90 = (float(p) for p in np.percentile(ratios, (10, 50, 90)))
+        for each in workers:
+            row: Row = {
+                "op": case.op,
+                "case": str(case),
+                "shape": str(shape),
+                "competitor": each.name,
+                "mode": mode,
+                "nodes": graph.num_nodes,
+                "edges": graph.num_edges,
+                **Timing(tuple(seconds[each.name, mode])).record(),
+                "graph": report.header["graph"],
+            }
+            if each.name == TREE:
+                row |= {"over_base": median, "over_base_p10": p10, "over_base_p90": p90}
+            report.rows.append(row)
+
+
+def _compare(name: str, got: Path, want: Path) -> None:
+    """Raise AssertionError if two files of outputs and gradients differ."""
+    tolerance = TOLERANCE[torch.float32]
+    with np.load(got) as ours, np.load(want) as theirs:
+        for key in theirs.files:
+            values = (torch.from_numpy(arrays[key]) for arrays in (ours, theirs))
+            assert_close(f"{name}{key}", *values, tolerance=tolerance)
+    got.unlink()
+    want.unlink()
+
+
+def _time(workers: tuple[Worker, Worker], rounds: int) -> dict[tuple[str, Mode], list[float]]:
+    """Seconds of every round; who goes first changes from one to the next."""
+    seconds: dict[tuple[str, Mode], list[float]]
+    seconds = {(each.name, mode): [] for each in workers for mode in MODES}
+    for r in range(-1, rounds):  # the first to warm up
+        for mode in MODES:
+            for each in workers if r % 2 == 0 else reversed(workers):
+                taken = each.seconds(mode)
+                if r >= 0:
+                    seconds[each.name, mode].append(taken)
+    return seconds
+
+
+def _print(report: Report, graph: Graph) -> None:
+    cells: dict[str, list[str]] = {}
+    for row in report.rows:
+        line = cells.setdefault(f"{row['case']}, {row['mode']}", [])
+        line.append(milliseconds(row))
+        if "over_base" in row:
+            spread = f"{row['over_base_p10']:.3f}–{row['over_base_p90']:.3f}"
+            line.append(f"{row['over_base']:.3f}× [{spread}]")
+    head = ["", f"{BASE} ms", f"{TREE} ms", "tree over base"]
+    lines = [[name, *line] for name, line in cells.items()]
+    print_table(f"d/H/d_att = {report.rows[0]['shape']}, {graph}", head, lines)
