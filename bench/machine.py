@@ -28,7 +28,7 @@ from grand_fast import Graph
 from grand_fast.kernels.cpu.language import FORMATS, Kernel
 from grand_fast.kernels.cpu.math import fma
 from grand_fast.kernels.cpu.rows import Compiled, Work
-from grand_fast.ops._dispatch import plan
+from grand_fast.ops.backends import plan
 
 COPY_BYTES = 256 * 2**20  # several times the last-level cache, read once and written once
 CACHE_LINE_FLOATS = 16

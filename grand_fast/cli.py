@@ -32,7 +32,7 @@ from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, WriteError
 from grand_fast.console import accept_every_character, say, until_closed
 from grand_fast.data import DATASETS
 from grand_fast.metrics import METRICS_FILE
-from grand_fast.ops._dispatch import BACKENDS, cannot_run
+from grand_fast.ops.backends import BACKENDS, cannot_run
 from grand_fast.raw_files import DataError
 from grand_fast.run_folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
 from grand_fast.train_options import (

@@ -19,7 +19,7 @@ from grand_fast.graph import Graph
 from grand_fast.info import versions
 from grand_fast.metrics import METRICS_FILE, Epoch, Metrics
 from grand_fast.nn import GRAND
-from grand_fast.ops._dispatch import Backend, backend
+from grand_fast.ops.backends import Backend, backend
 from grand_fast.prepared_data import describe, prepared, remarks, splits_of
 from grand_fast.presets import Preset
 from grand_fast.run_folder import CURVES_FILE, RunFolder

@@ -13,7 +13,7 @@ import torch
 
 from grand_fast import raw_files
 from grand_fast._version import __version__
-from grand_fast.ops._dispatch import BACKENDS, unsupported_reasons
+from grand_fast.ops.backends import BACKENDS, unsupported_reasons
 
 # Packages that decide results and speed
 PACKAGES = ("torch", "torch_geometric", "numpy", "scipy", "scikit-learn", "llvmlite", "triton")

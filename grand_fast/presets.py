@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from grand_fast.arguments import NONE, flag, number, one_of, optional
 from grand_fast.data import COMPONENTS, SPLITS
 from grand_fast.nn.grand import LAPLACIANS, VARIANTS
-from grand_fast.ops._scores import DIRECTIONS, NORMALIZERS, SCORES
+from grand_fast.ops.scores import DIRECTIONS, NORMALIZERS, SCORES
 from grand_fast.optimizers import OPTIMIZERS
 from grand_fast.rewiring import KERNELS
 from grand_fast.solvers import METHODS, Adjoint

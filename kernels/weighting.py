@@ -1,7 +1,7 @@
 """How the dot product of an edge becomes its weight: what the attention's kernels are compiled for.
 
 Every score of the family is one function of a dot product, once each node's query and key are
-prepared (`ops/_scores.py`): normalised, centred, or given columns for what does not depend on the
+prepared (`ops/scores.py`): normalised, centred, or given columns for what does not depend on the
 other node. So kernels know three functions, two normalisers and two directions, and no score.
 """
 

@@ -108,7 +108,7 @@ def test_nodes_that_no_memory_holds_are_refused(monkeypatch):
     edges = torch.tensor([[0, 99], [1, 2]])
     free = 28 * 100
     monkeypatch.setattr(_checks, "_ALWAYS_FITS", 0)
-    monkeypatch.setattr(_checks, "_container_limit", lambda: math.inf)
+    monkeypatch.setattr(_checks, "container_limit", lambda: math.inf)
     monkeypatch.setattr(_checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     assert Graph.from_edge_index(edges).num_nodes == 100
     free -= 1
@@ -121,7 +121,7 @@ def test_nodes_that_no_memory_holds_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="got a matrix of 100 rows, so N = 100"):
         Graph.from_edge_index(torch.sparse_coo_tensor(edges, torch.ones(2), (100, 100)))
     free = 1 << 60
-    monkeypatch.setattr(_checks, "_container_limit", lambda: 28 * 100 - 1)
+    monkeypatch.setattr(_checks, "container_limit", lambda: 28 * 100 - 1)
     with pytest.raises(ValueError, match="fit in memory"):
         Graph.from_edge_index(edges)
 

@@ -34,7 +34,7 @@ def test_launchers_have_the_same_names_and_arguments(op):
     import inspect
     import sys
 
-    from grand_fast.ops._dispatch import launchers
+    from grand_fast.ops.backends import launchers
 
     cpu = launchers(op, "cpu")
     reference = launchers(op, "reference")

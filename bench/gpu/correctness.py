@@ -13,7 +13,7 @@ from bench.gpu.device import Budget, Device
 from bench.progress import Progress
 from bench.report import Report, print_table
 from grand_fast import Graph, ops
-from grand_fast.ops._scores import DIRECTIONS, NORMALIZERS, SCORES, AbstractScore
+from grand_fast.ops.scores import DIRECTIONS, NORMALIZERS, SCORES, AbstractScore
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

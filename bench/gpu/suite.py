@@ -17,7 +17,7 @@ from bench.progress import Progress
 from bench.report import Report
 from grand_fast import Graph
 from grand_fast.kernels.csr import Csr
-from grand_fast.ops._dispatch import launchers, plan, unsupported_reasons
+from grand_fast.ops.backends import launchers, plan, unsupported_reasons
 
 EPILOG = """\
 For a machine with a GPU; one command, under eight minutes, measures every claim about the kernels:

@@ -22,7 +22,7 @@ from bench.problem import Competitor, Function, Mode, Problem, Shape
 from bench.pytest_form import run_benchmark
 from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd, cost
 from grand_fast.kernels.csr import Csr
-from grand_fast.ops._dispatch import plan
+from grand_fast.ops.backends import plan
 
 
 def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0, element_bytes: int = 4) -> Problem:

@@ -9,7 +9,7 @@ from torch.func import functional_call
 import grand_fast as gf
 from bench.problem import Differentiated, Function
 from bench.tuned.configurations import Configuration
-from grand_fast.ops._dispatch import plan
+from grand_fast.ops.backends import plan
 
 # The layer's parameters, as the inputs are called.
 INPUTS = {

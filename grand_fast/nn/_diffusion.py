@@ -11,7 +11,7 @@ from grand_fast.graph import Graph
 from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
-from grand_fast.ops._dispatch import transforms_active, unwrapped
+from grand_fast.ops.backends import transforms_active, unwrapped
 from grand_fast.solvers import (
     AbstractTerm,
     Adjoint,

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from grand_fast.graph import Graph, cached_graph
-from grand_fast.ops._checks import BATCH_REMEDY
-from grand_fast.ops._dispatch import (
+from grand_fast.ops.backends import (
     check_untraced,
     is_mapped,
     outside_transforms,
     transforms_active,
     unwrapped,
 )
+from grand_fast.ops.checks import BATCH_REMEDY
 
 
 def check_state(

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from grand_fast.ops import stage_update
-from grand_fast.ops._dispatch import is_batched, result_like, transforms_active
+from grand_fast.ops.backends import is_batched, result_like, transforms_active
 
 
 def relu_dropout(x: Tensor, p: float, *, training: bool) -> Tensor:

@@ -10,8 +10,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from grand_fast.graph import fingerprint
 from grand_fast.nn._given import check_state
 from grand_fast.nn._linear import is_plain
-from grand_fast.ops._dispatch import is_batched, outside_transforms, transforms_active
-from grand_fast.ops._one_by_one import one_by_one
+from grand_fast.ops.backends import is_batched, outside_transforms, transforms_active
+from grand_fast.ops.one_by_one import one_by_one
 
 _INT32_MAX = 2**31 - 1
 

@@ -13,10 +13,10 @@ from grand_fast.graph import Graph
 from grand_fast.nn._ends import check_sizes
 from grand_fast.nn._linear import is_plain, joined, reset
 from grand_fast.nn._scale import DiffusionScale
-from grand_fast.ops._checks import check_graph, check_tensor
-from grand_fast.ops._edge_order import EdgeOrder
-from grand_fast.ops._mixed_values import mixed_values
-from grand_fast.ops._scores import AbstractScore, check_attention
+from grand_fast.ops.checks import check_graph, check_tensor
+from grand_fast.ops.edge_order import EdgeOrder
+from grand_fast.ops.mixed_values import mixed_values
+from grand_fast.ops.scores import AbstractScore, check_attention
 
 Add = Sequence[tuple[float, Tensor]]
 Packed = tuple[Tensor, Tensor, Tensor | float]

@@ -17,7 +17,7 @@ from grand_fast.nn._scale import DiffusionScale
 from grand_fast.nn._sparse_linear import sparse_linear
 from grand_fast.nn._thinning import check_thinning, thinned
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
-from grand_fast.ops._scores import AbstractScore
+from grand_fast.ops.scores import AbstractScore
 from grand_fast.solvers import Adjoint, Method
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._tolerances import Convention

@@ -10,7 +10,7 @@ from grand_fast.nn._diffusion import AbstractDiffusion
 from grand_fast.nn._ends import check_sizes
 from grand_fast.nn._given import check_state, graph_of
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
-from grand_fast.ops._scores import AbstractScore
+from grand_fast.ops.scores import AbstractScore
 from grand_fast.solvers import Adjoint, Method
 from grand_fast.solvers._solver import AbstractSolver
 from grand_fast.solvers._tolerances import Convention

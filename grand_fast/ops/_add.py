@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from grand_fast.kernels.csr import Add
-from grand_fast.ops._checks import check_tensor, inner_contiguous, message
+from grand_fast.ops.checks import check_tensor, inner_contiguous, message
 
 
 def check_add(op: str, add: Any, x: Tensor) -> tuple[float, tuple[float, ...], list[Tensor]]:

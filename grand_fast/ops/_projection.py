@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from grand_fast.ops._dispatch import projection
+from grand_fast.ops.backends import projection
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:

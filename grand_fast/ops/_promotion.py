@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.ops._autocast import Cast
-from grand_fast.ops._checks import FLOAT_DTYPES
+from grand_fast.ops.checks import FLOAT_DTYPES
 
 P = ParamSpec("P")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from grand_fast.ops._dispatch import column_dots
+from grand_fast.ops.backends import column_dots
 
 
 def source_gradients(

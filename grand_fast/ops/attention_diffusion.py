@@ -11,19 +11,19 @@ from grand_fast.kernels.csr import Add
 from grand_fast.kernels.weighting import AttentionGradients, Weighting
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._call import Call
-from grand_fast.ops._checks import (
+from grand_fast.ops._promotion import promoted_edges
+from grand_fast.ops.backends import Backend, choose, launchers, plan
+from grand_fast.ops.checks import (
     channel_vector,
     check_graph,
     check_source,
     check_tensor,
     inner_contiguous,
 )
-from grand_fast.ops._dispatch import Backend, choose, launchers, plan
-from grand_fast.ops._operator import Gradients, Operator
-from grand_fast.ops._promotion import promoted_edges
-from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops.edge_attention import check_edge_weight, check_query_key, edge_inputs
+from grand_fast.ops.scores import AbstractScore, check_attention
 
 _OP = "attention_diffusion"
 

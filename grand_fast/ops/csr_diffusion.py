@@ -9,8 +9,11 @@ from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._call import Call
-from grand_fast.ops._checks import (
+from grand_fast.ops._promotion import promoted_edges
+from grand_fast.ops.backends import Backend, choose, launchers, plan
+from grand_fast.ops.checks import (
     channel_vector,
     check_choice,
     check_graph,
@@ -18,10 +21,7 @@ from grand_fast.ops._checks import (
     check_tensor,
     inner_contiguous,
 )
-from grand_fast.ops._dispatch import Backend, choose, launchers, plan
-from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots
-from grand_fast.ops._operator import Gradients, Operator
-from grand_fast.ops._promotion import promoted_edges
+from grand_fast.ops.edge_order import EDGE_ORDERS, EdgeOrder, to_slots
 
 _OP = "csr_diffusion"
 

@@ -9,19 +9,19 @@ from torch import Tensor
 from grand_fast.graph import Graph
 from grand_fast.kernels.weighting import AttentionGradients, Weighting
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._call import Call
-from grand_fast.ops._checks import (
+from grand_fast.ops._largest_score import score_top
+from grand_fast.ops._promotion import promoted_edges
+from grand_fast.ops.backends import Backend, choose, launchers, plan
+from grand_fast.ops.checks import (
     check_choice,
     check_graph,
     check_tensor,
     inner_contiguous,
 )
-from grand_fast.ops._dispatch import Backend, choose, launchers, plan
-from grand_fast.ops._edge_order import EDGE_ORDERS, EdgeOrder, to_slots, to_user
-from grand_fast.ops._operator import Gradients, Operator
-from grand_fast.ops._promotion import promoted_edges
-from grand_fast.ops._scores import AbstractScore, check_attention
-from grand_fast.ops._top import score_top
+from grand_fast.ops.edge_order import EDGE_ORDERS, EdgeOrder, to_slots, to_user
+from grand_fast.ops.scores import AbstractScore, check_attention
 
 _OP = "edge_attention"
 

@@ -20,8 +20,14 @@ from grand_fast.kernels.csr import Add
 from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
+from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._call import Call
-from grand_fast.ops._checks import (
+from grand_fast.ops._largest_score import add_top_gradients, find_top, reference_top
+from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
+from grand_fast.ops._promotion import promoted_edges
+from grand_fast.ops._score_columns import prepared, score_gradients, side_by_side
+from grand_fast.ops.backends import Backend, choose, launchers, plan
+from grand_fast.ops.checks import (
     channel_vector,
     check_graph,
     check_source,
@@ -29,16 +35,10 @@ from grand_fast.ops._checks import (
     inner_contiguous,
     message,
 )
-from grand_fast.ops._dispatch import Backend, choose, launchers, plan
-from grand_fast.ops._edge_order import to_slots
-from grand_fast.ops._lean import is_lean, lean_share
-from grand_fast.ops._operator import Gradients, Operator
-from grand_fast.ops._prepared import prepared, score_gradients, side_by_side
-from grand_fast.ops._projection import add_input_gradient, parameter_gradients, project
-from grand_fast.ops._promotion import promoted_edges
-from grand_fast.ops._scores import SCORES, AbstractScore, ExpKernel, ScaledDot, check_attention
-from grand_fast.ops._top import add_top_gradients, find_top, reference_top
 from grand_fast.ops.edge_attention import check_edge_weight
+from grand_fast.ops.edge_order import to_slots
+from grand_fast.ops.recompute import is_lean, lean_share
+from grand_fast.ops.scores import SCORES, AbstractScore, ExpKernel, ScaledDot, check_attention
 
 _OP = "projected_attention_diffusion"
 _KERNELS = "attention_diffusion"

@@ -10,8 +10,8 @@ from torch.autograd import Function
 
 from grand_fast.ops._add import gradients
 from grand_fast.ops._autocast import widest_terms
-from grand_fast.ops._checks import check_tensor, message
-from grand_fast.ops._dispatch import Backend, choose, is_batched, launchers, transforms_active
+from grand_fast.ops.backends import Backend, choose, is_batched, launchers, transforms_active
+from grand_fast.ops.checks import check_tensor, message
 
 _OP = "stage_update"
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
-from grand_fast.ops._dispatch import is_mapped, outside_transforms, transforms_active
-from grand_fast.ops._lean import lean
+from grand_fast.ops.backends import is_mapped, outside_transforms, transforms_active
+from grand_fast.ops.recompute import lean
 from grand_fast.solvers._solver import AbstractSolver, Carry
 from grand_fast.solvers._term import AbstractTerm
 

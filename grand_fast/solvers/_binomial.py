@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from grand_fast.ops._lean import lean
+from grand_fast.ops.recompute import lean
 from grand_fast.solvers._adjoint import Take, run_again
 from grand_fast.solvers._loop import Callbacks
 from grand_fast.solvers._problem import Problem, Result

@@ -11,8 +11,8 @@ from torch._compile import _disable_dynamo
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from grand_fast.ops._dispatch import outside_transforms
-from grand_fast.ops._lean import lean
+from grand_fast.ops.backends import outside_transforms
+from grand_fast.ops.recompute import lean
 from grand_fast.solvers._adjoint import autocast_of
 from grand_fast.solvers._embedded import EmbeddedRungeKutta
 from grand_fast.solvers._solver import Carry, Step

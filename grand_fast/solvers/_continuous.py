@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from grand_fast.ops._dispatch import is_batched
-from grand_fast.ops._one_by_one import one_by_one
+from grand_fast.ops.backends import is_batched
+from grand_fast.ops.one_by_one import one_by_one
 from grand_fast.solvers._adjoint import ADJOINTS, autocast_of
 from grand_fast.solvers._checks import check_choice, check_number
 from grand_fast.solvers._embedded import EmbeddedRungeKutta

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.ops import error_ratio
-from grand_fast.ops._step_updates import StepUpdates
+from grand_fast.ops.step_updates import StepUpdates
 from grand_fast.solvers._first_step import Norm, rms_norm
 from grand_fast.solvers._runge_kutta import ButcherTableau
 from grand_fast.solvers._solver import AbstractSolver, Carry, Step, combine

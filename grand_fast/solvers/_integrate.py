@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from grand_fast.ops._dispatch import transforms_active
+from grand_fast.ops.backends import transforms_active
 from grand_fast.solvers._adjoint import (
     ADJOINTS,
     Adjoint,

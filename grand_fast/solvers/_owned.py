@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor
 
-from grand_fast.ops._dispatch import transforms_active
+from grand_fast.ops.backends import transforms_active
 
 # An attribute of the nodes of autograd that save what they computed, as that of tanh does
 _SAVED = "_raw_saved_result"

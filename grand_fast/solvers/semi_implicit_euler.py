@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from grand_fast.ops._dispatch import is_batched
-from grand_fast.ops._one_by_one import one_by_one
+from grand_fast.ops.backends import is_batched
+from grand_fast.ops.one_by_one import one_by_one
 from grand_fast.solvers._linear import (
     LINEAR_SOLVERS,
     LinearSolver,

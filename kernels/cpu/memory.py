@@ -74,10 +74,10 @@ def _give_back(pages: mmap.mmap) -> None:
 
 @lru_cache
 def _idle_limit() -> int:
-    return int(_IDLE_SHARE * min(psutil.virtual_memory().total, _container_limit()))
+    return int(_IDLE_SHARE * min(psutil.virtual_memory().total, container_limit()))
 
 
-def _container_limit() -> float:
+def container_limit() -> float:
     """Bytes that the control group allows this process; infinite if it does not say."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max"

@@ -12,7 +12,7 @@ from grand_fast.ops import (
     edge_attention,
     projected_attention_diffusion,
 )
-from grand_fast.ops._checks import inner_contiguous
+from grand_fast.ops.checks import inner_contiguous
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_edge_index, random_graph
 from tests.ops._problems import compare, normal
 

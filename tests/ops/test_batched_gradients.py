@@ -10,8 +10,8 @@ from torch.autograd.functional import jacobian
 import grand_fast as gf
 from grand_fast import ops
 from grand_fast.kernels.stage_update import cpu
-from grand_fast.ops._dispatch import batch_level, outside_transforms
-from grand_fast.ops._step_updates import StepUpdates
+from grand_fast.ops.backends import batch_level, outside_transforms
+from grand_fast.ops.step_updates import StepUpdates
 from grand_fast.testing import assert_close, random_graph
 
 from ._calls import CALLS, tensors
@@ -75,7 +75,7 @@ def test_the_kernels_compute_them(name, monkeypatch):
     """Not the reference."""
     t = small()
     y = ALL[name](GRAPH, **t)
-    monkeypatch.setattr(ops._operator.Operator, "differentiate", None)
+    monkeypatch.setattr(ops._autograd.Operator, "differentiate", None)
     v = torch.randn(2, *y.shape, dtype=torch.float64)
     torch.autograd.grad(y, list(t.values()), v, is_grads_batched=True, allow_unused=True)
 

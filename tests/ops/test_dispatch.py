@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.ops import _dispatch
+from grand_fast.ops import backends
 
 GPU = torch.device("cuda")
 
@@ -20,15 +20,15 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(_dispatch, "_triton_version", lambda: "3.7.1")
-    monkeypatch.setattr(_dispatch.importlib.util, "find_spec", lambda name: name)
-    _dispatch.unsupported_reasons.cache_clear()
+    monkeypatch.setattr(backends, "_triton_version", lambda: "3.7.1")
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: name)
+    backends.unsupported_reasons.cache_clear()
     yield monkeypatch
-    _dispatch.unsupported_reasons.cache_clear()
+    backends.unsupported_reasons.cache_clear()
 
 
 def sentence(device=GPU, dtype=torch.float32):
-    return _dispatch.cannot_run("gpu", device, dtype)
+    return backends.cannot_run("gpu", device, dtype)
 
 
 def test_a_gpu_that_fits(machine):
@@ -61,24 +61,24 @@ def test_amd_counts_otherwise(machine):
 
 
 def test_triton_is_missing(machine):
-    machine.setattr(_dispatch.importlib.util, "find_spec", lambda name: None)
+    machine.setattr(backends.importlib.util, "find_spec", lambda name: None)
     assert "triton is not installed (pip install triton). 'auto' uses 'reference'" in sentence()
 
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.8.1", "3.70.0", "of unknown version"])
 def test_triton_of_an_untested_version(machine, version):
-    machine.setattr(_dispatch, "_triton_version", lambda: version)
+    machine.setattr(backends, "_triton_version", lambda: version)
     assert f"triton {version} is untested (pip install 'triton==3.7.*'). 'auto'" in sentence()
 
 
 def test_the_installed_triton_is_the_tested_one():
     pytest.importorskip("triton")
-    assert _dispatch._triton_version().startswith(f"{_dispatch.TESTED_TRITON}.")
+    assert backends._triton_version().startswith(f"{backends.TESTED_TRITON}.")
 
 
 def test_all_reasons_are_given(machine):
     machine.setattr(torch.cuda, "is_available", lambda: False)
-    machine.setattr(_dispatch, "_triton_version", lambda: "3.5.0")
+    machine.setattr(backends, "_triton_version", lambda: "3.5.0")
     got = sentence(dtype=torch.float64)
     for part in ("triton 3.5.0 is untested", "torch sees no GPU", "got float64"):
         assert part in got
@@ -94,7 +94,7 @@ def test_an_operator_raises_it(machine):
 
 def test_auto_falls_back_and_says_so_once(machine, caplog):
     machine.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-    _dispatch._warn_once.cache_clear()
+    backends._warn_once.cache_clear()
     x = torch.empty(0, device="meta")
 
     class OnGpu:  # what `choose` looks at
@@ -102,6 +102,6 @@ def test_auto_falls_back_and_says_so_once(machine, caplog):
 
     with caplog.at_level(logging.WARNING, logger="grand_fast"):
         for _ in range(2):
-            assert _dispatch.choose("csr_diffusion", "auto", OnGpu()) == "reference"
+            assert backends.choose("csr_diffusion", "auto", OnGpu()) == "reference"
     assert len(caplog.records) == 1
     assert "falls back from 'gpu' to the reference: the GPU must be of" in caplog.text

@@ -12,8 +12,8 @@ import torch
 
 import grand_fast as gf
 from grand_fast.kernels.weighting import AttentionGradients
-from grand_fast.ops import _dispatch
-from grand_fast.ops._scores import SCORES
+from grand_fast.ops import backends
+from grand_fast.ops.scores import SCORES
 from grand_fast.testing import random_graph
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"
@@ -29,8 +29,8 @@ CHOICES = {
 }
 EDGES = 45
 INPUTS = ("x", "q", "k", "alpha", "edge_weight", "top")
-import_module = _dispatch._import
-unsupported_reasons = _dispatch.unsupported_reasons.__wrapped__
+import_module = backends._import
+unsupported_reasons = backends.unsupported_reasons.__wrapped__
 
 
 def tables():
@@ -143,8 +143,8 @@ def calls(monkeypatch):
     def reasons(name, device, dtype):
         return [] if name == "gpu" else unsupported_reasons(name, device, dtype)
 
-    monkeypatch.setattr(_dispatch, "_import", recording)
-    monkeypatch.setattr(_dispatch, "unsupported_reasons", reasons)
+    monkeypatch.setattr(backends, "_import", recording)
+    monkeypatch.setattr(backends, "unsupported_reasons", reasons)
     return log
 
 
@@ -175,7 +175,7 @@ def each_call(row, dtype, backend):
 
 @cells("fused")
 def test_fused(row, backend, dtype, reason, calls):
-    assert dtype in _dispatch._DTYPES[backend]
+    assert dtype in backends._DTYPES[backend]
     for op, normalizer, call in each_call(row, dtype, backend):
         calls.clear()
         call()
@@ -189,12 +189,12 @@ def test_fused(row, backend, dtype, reason, calls):
 def test_fallback(row, backend, dtype, reason, calls, monkeypatch, caplog):
     device = torch.device("cuda" if backend == "gpu" else "cpu")
     (of_dtype,) = [r for r in unsupported_reasons(backend, device, dtype) if r.startswith("dtype")]
-    monkeypatch.setattr(_dispatch, "unsupported_reasons", lambda *question: [of_dtype])
+    monkeypatch.setattr(backends, "unsupported_reasons", lambda *question: [of_dtype])
     for op, _, call in each_call(row, dtype, backend):
         with pytest.raises(RuntimeError, match=f"^{op}: .*{re.escape(reason)}"):
             call()
     assert not calls
-    _dispatch._warn_once.cache_clear()
+    backends._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="grand_fast"):
         for _, _, call in each_call(row, dtype, "auto"):
             call()

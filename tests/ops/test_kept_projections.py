@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grand_fast.ops import projected_attention_diffusion
-from grand_fast.ops._lean import lean
+from grand_fast.ops.recompute import lean
 from grand_fast.testing import random_graph
 
 MIB = 1 << 20

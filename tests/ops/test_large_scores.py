@@ -14,7 +14,7 @@ import grand_fast as gf
 from grand_fast.kernels.attention_diffusion import cpu
 from grand_fast.kernels.cpu.rows import CUT_FROM
 from grand_fast.kernels.weighting import Weighting
-from grand_fast.ops._dispatch import plan
+from grand_fast.ops.backends import plan
 from grand_fast.testing import random_edge_index
 from tests.ops._problems import normal
 

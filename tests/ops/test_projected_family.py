@@ -7,8 +7,8 @@ import torch
 
 from grand_fast import ops
 from grand_fast.kernels.cpu.column_dots import column_dots
-from grand_fast.ops import _prepared, _top, projected_attention_diffusion
-from grand_fast.ops._scores import SCORES
+from grand_fast.ops import _largest_score, _score_columns, projected_attention_diffusion
+from grand_fast.ops.scores import SCORES
 from grand_fast.testing import assert_close, random_graph
 
 from ._problems import compare, normal
@@ -73,7 +73,7 @@ def test_against_the_reference(name, normalizer, normalize, kind):
 @pytest.mark.parametrize("elements", [1, 100])
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_of_some_rows_at_a_time(name, elements, monkeypatch):
-    monkeypatch.setattr(_prepared, "SERIAL", elements)
+    monkeypatch.setattr(_score_columns, "SERIAL", elements)
     graph = random_graph("hub")
     call = call_of(graph, name, "squareplus", "sender")
     given = inputs(graph, name)
@@ -159,8 +159,8 @@ def test_few_and_many_ties_give_one_gradient(monkeypatch):
     given["x"] = given["x"][:1].expand(graph.num_nodes, -1).clone()  # all scores are equal
     given["w"] = torch.ones(graph.num_edges, dtype=torch.float64)
     grads = []
-    for edges in (_top._CHUNK, 1):
-        monkeypatch.setattr(_top, "_CHUNK", edges)
+    for edges in (_largest_score._CHUNK, 1):
+        monkeypatch.setattr(_largest_score, "_CHUNK", edges)
         of = {key: value.clone().requires_grad_() for key, value in given.items()}
         f = call_of(graph, "cosine", "squareplus", "receiver")(**of)
         weighted = f * normal(*f.shape, seed=9).double()
@@ -172,8 +172,8 @@ def test_few_and_many_ties_give_one_gradient(monkeypatch):
 def test_tables_that_lie_side_by_side():
     whole = torch.randn(5, 2, 3, 4)
     q, k = whole.unbind(1)
-    assert torch.equal(_prepared.side_by_side(q, k), whole.view(5, 24))
-    assert _prepared.side_by_side(k, q) is None
-    assert _prepared.side_by_side(q.contiguous(), k.contiguous()) is None
-    assert _prepared.side_by_side(whole[:, 0], whole[:, 0, :2]) is None
-    assert _prepared.side_by_side(whole[:0, 0], whole[:0, 1]) is None
+    assert torch.equal(_score_columns.side_by_side(q, k), whole.view(5, 24))
+    assert _score_columns.side_by_side(k, q) is None
+    assert _score_columns.side_by_side(q.contiguous(), k.contiguous()) is None
+    assert _score_columns.side_by_side(whole[:, 0], whole[:, 0, :2]) is None
+    assert _score_columns.side_by_side(whole[:0, 0], whole[:0, 1]) is None

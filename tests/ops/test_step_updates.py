@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from grand_fast.ops import stage_update
-from grand_fast.ops._dispatch import launchers
-from grand_fast.ops._step_updates import StepUpdates
+from grand_fast.ops.backends import launchers
+from grand_fast.ops.step_updates import StepUpdates
 from grand_fast.testing import assert_close
 
 # Of x and three slopes; the second slope has no share in the last

@@ -11,8 +11,8 @@ import grand_fast as gf
 from grand_fast.graph import _views as graphs
 from grand_fast.kernels.cpu import rows
 from grand_fast.kernels.weighting import scaled_dot
-from grand_fast.ops import _operator
-from grand_fast.ops._dispatch import launchers, plan
+from grand_fast.ops import _autograd
+from grand_fast.ops.backends import launchers, plan
 from grand_fast.testing import assert_close, random_graph
 
 from ._calls import tensors
@@ -159,6 +159,6 @@ def test_eager_calls_do_not_go_through_the_dispatcher(monkeypatch):
     def refused(*args):
         raise AssertionError("registered operator")
 
-    monkeypatch.setattr(_operator.Operator, "_run_forward", refused)
+    monkeypatch.setattr(_autograd.Operator, "_run_forward", refused)
     t = tensors(GRAPH)
     gf.ops.attention_diffusion(t["x"], t["q"], t["k"], GRAPH).sum().backward()

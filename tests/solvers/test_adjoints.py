@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
-from grand_fast.ops._lean import is_lean, lean
+from grand_fast.ops.recompute import is_lean, lean
 from grand_fast.solvers import ContinuousOptions, SolveError
 from grand_fast.solvers._binomial import first_part
 from grand_fast.testing import assert_close, random_graph

@@ -6,7 +6,7 @@ import torch
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
 from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
-from grand_fast.ops._dispatch import launchers
+from grand_fast.ops.backends import launchers
 from grand_fast.testing import random_graph
 
 N, D = 40, 8

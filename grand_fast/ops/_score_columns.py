@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from grand_fast.ops._checks import inner_contiguous
-from grand_fast.ops._dispatch import unit_rows
-from grand_fast.ops._scores import EPS, AbstractScore, Cosine, Pair, ScaledDot, ScoreGradients
+from grand_fast.ops.backends import unit_rows
+from grand_fast.ops.checks import inner_contiguous
+from grand_fast.ops.scores import EPS, AbstractScore, Cosine, Pair, ScaledDot, ScoreGradients
 
 SERIAL = (1 << 15) - 1  # elements: up to so many, torch stays on the calling thread
 

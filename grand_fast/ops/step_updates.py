@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from grand_fast.ops._dispatch import choose, is_batched, launchers, transforms_active
+from grand_fast.ops.backends import choose, is_batched, launchers, transforms_active
 from grand_fast.ops.stage_update import check_terms, stage_update
 
 _OP = "stage_update"

@@ -14,10 +14,10 @@ from torch.autograd import Function
 
 from grand_fast.ops._add import gradients
 from grand_fast.ops._call import PLAIN, Call
-from grand_fast.ops._checks import inner_contiguous
-from grand_fast.ops._dispatch import choose, is_batched, is_reference
-from grand_fast.ops._one_by_one import one_by_one
 from grand_fast.ops._source import source_gradients
+from grand_fast.ops.backends import choose, is_batched, is_reference
+from grand_fast.ops.checks import inner_contiguous
+from grand_fast.ops.one_by_one import one_by_one
 
 Gradients = Sequence[Tensor | None]
 

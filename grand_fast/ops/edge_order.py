@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from grand_fast.graph import Graph
-from grand_fast.ops._dispatch import transforms_active
+from grand_fast.ops.backends import transforms_active
 
 EdgeOrder = Literal["user", "csr"]
 EDGE_ORDERS = ("user", "csr")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grand_fast.kernels.weighting import Weighting
-from grand_fast.ops._checks import check_choice, message
+from grand_fast.ops.checks import check_choice, message
 
 NORMALIZERS = ("softmax", "squareplus")
 DIRECTIONS = ("receiver", "sender")

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.ops._autocast import autocast_inputs
-from grand_fast.ops._checks import channel_vector
-from grand_fast.ops._dispatch import choose
-from grand_fast.ops._scores import AbstractScore, check_attention
 from grand_fast.ops.attention_diffusion import prepared_diffusion
+from grand_fast.ops.backends import choose
+from grand_fast.ops.checks import channel_vector
 from grand_fast.ops.edge_attention import edge_inputs
+from grand_fast.ops.scores import AbstractScore, check_attention
 
 _OP = "attention_diffusion"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from grand_fast.ops._dispatch import batch_level, outside_transforms
+from grand_fast.ops.backends import batch_level, outside_transforms
 
 Found = Sequence[Tensor | None]
 
