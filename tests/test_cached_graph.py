@@ -11,7 +11,7 @@ from torch_geometric import EdgeIndex
 from grand_fast import Graph, nn
 from grand_fast.graph import _cache, cached_graph
 from grand_fast.graph._fingerprint import fingerprint
-from grand_fast.nn._sparse_linear import sparse_linear
+from grand_fast.nn.sparse_linear import sparse_linear
 from grand_fast.testing import assert_close, random_edge_index
 
 

@@ -20,7 +20,7 @@ from bench.tuned.configurations import ARXIV, BY_DATASET, load_graph
 from grand_fast.data import NodeData, Split
 from grand_fast.features import is_sparse
 from grand_fast.nn import GRAND
-from grand_fast.nn._sparse_linear import csr_pair
+from grand_fast.nn.sparse_linear import csr_pair
 from grand_fast.ops.backends import plan
 from grand_fast.optimizers import make_optimizer
 from grand_fast.presets import Preset

@@ -17,7 +17,7 @@ from bench.solvers.problem import nonlinear_term, setup, widened
 from bench.solvers.step import Copies
 from bench.tuned.configurations import BY_DATASET, load_graph
 from grand_fast.solvers import AbstractTerm, Stats, Uniformisation
-from grand_fast.solvers._methods import ADAPTIVE
+from grand_fast.solvers.methods.table import ADAPTIVE
 
 T = 4.0
 VARIANTS = ("GRAND-l", "GRAND-nl")

@@ -13,7 +13,7 @@ from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import diffusion_by, released_attention
 from bench.problem import Function, Problem, Shape
 from grand_fast.nn import AttentionDiffusion
-from grand_fast.nn._terms import NonlinearDiffusion
+from grand_fast.nn.terms import NonlinearDiffusion
 from grand_fast.ops.backends import plan
 
 STEP = 1.0  # of all fixed steps whose cost is measured, in units of t with alpha = 1

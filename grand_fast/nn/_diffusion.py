@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from grand_fast.graph import Graph
 from grand_fast.nn._scale import DiffusionScale
-from grand_fast.nn._terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.nn.terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
 from grand_fast.ops.backends import transforms_active, unwrapped
 from grand_fast.solvers import (
     AbstractTerm,
@@ -22,11 +22,11 @@ from grand_fast.solvers import (
     Status,
     integrate,
 )
-from grand_fast.solvers._checks import check_number
-from grand_fast.solvers._solution import Outcome
-from grand_fast.solvers._solver import AbstractSolver
-from grand_fast.solvers._tolerances import Convention
+from grand_fast.solvers.checks import check_number
 from grand_fast.solvers.regularizers import Regularizer
+from grand_fast.solvers.solution import Outcome
+from grand_fast.solvers.solver import AbstractSolver
+from grand_fast.solvers.tolerances import Convention
 
 Observe = Callable[[float, Tensor], None]  # of t and the state
 

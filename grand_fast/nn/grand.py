@@ -14,14 +14,14 @@ from grand_fast.nn._given import check_state, graph_of
 from grand_fast.nn._linear import is_plain, reset
 from grand_fast.nn._relu_dropout import relu_dropout
 from grand_fast.nn._scale import DiffusionScale
-from grand_fast.nn._sparse_linear import sparse_linear
 from grand_fast.nn._thinning import check_thinning, thinned
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.nn.sparse_linear import sparse_linear
 from grand_fast.ops.scores import AbstractScore
 from grand_fast.solvers import Adjoint, Method
-from grand_fast.solvers._solver import AbstractSolver
-from grand_fast.solvers._tolerances import Convention
 from grand_fast.solvers.regularizers import Regularizer
+from grand_fast.solvers.solver import AbstractSolver
+from grand_fast.solvers.tolerances import Convention
 
 VARIANTS = ("l", "nl", "nl-rw", "laplacian", "mixed")
 LAPLACIANS = ("random_walk", "symmetric")

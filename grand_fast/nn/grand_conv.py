@@ -12,9 +12,9 @@ from grand_fast.nn._given import check_state, graph_of
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.ops.scores import AbstractScore
 from grand_fast.solvers import Adjoint, Method
-from grand_fast.solvers._solver import AbstractSolver
-from grand_fast.solvers._tolerances import Convention
 from grand_fast.solvers.regularizers import Regularizer
+from grand_fast.solvers.solver import AbstractSolver
+from grand_fast.solvers.tolerances import Convention
 
 VARIANTS = ("l", "nl")
 

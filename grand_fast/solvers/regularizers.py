@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grand_fast.solvers._checks import check_choice
-from grand_fast.solvers._owned import owned
-from grand_fast.solvers._problem import Result
-from grand_fast.solvers._solution import Status
-from grand_fast.solvers._solver import AbstractSolver
-from grand_fast.solvers._term import AbstractTerm, check_field
+from grand_fast.solvers.checks import check_choice
+from grand_fast.solvers.owned import owned
+from grand_fast.solvers.problem import Result
+from grand_fast.solvers.solution import Status
+from grand_fast.solvers.solver import AbstractSolver
+from grand_fast.solvers.term import AbstractTerm, check_field
 
 Regularizer = Literal["kinetic", "directional", "jacobian", "divergence"]
 REGULARIZERS = ("kinetic", "directional", "jacobian", "divergence")

@@ -3,7 +3,7 @@
 import torch
 
 from grand_fast.nn import AttentionDiffusion
-from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.nn.terms import LinearDiffusion, NonlinearDiffusion
 from grand_fast.testing import random_graph
 
 ADJOINTS = ("direct", "checkpoint")

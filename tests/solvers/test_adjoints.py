@@ -14,7 +14,7 @@ import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
 from grand_fast.ops.recompute import is_lean, lean
 from grand_fast.solvers import ContinuousOptions, SolveError
-from grand_fast.solvers._binomial import first_part
+from grand_fast.solvers.gradients.memory_limit import first_part
 from grand_fast.testing import assert_close, random_graph
 
 METHODS = ("rk4", "dopri5", "bosh3")
@@ -280,7 +280,7 @@ def test_the_continuous_adjoint_reaches_all_that_a_diffusion_holds():
     graph = random_graph("random", 12)
     layer = gf.nn.AttentionDiffusion(6, heads=2, source=True).double()
     x0 = torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
-    from grand_fast.nn._terms import NonlinearDiffusion
+    from grand_fast.nn.terms import NonlinearDiffusion
 
     torch.nn.init.constant_(layer.scale.beta, 0.3)
     wanted = [x0, *layer.parameters()]

@@ -5,7 +5,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import grand_fast as gf
-from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.nn.terms import LinearDiffusion, NonlinearDiffusion
 from grand_fast.testing import assert_close, random_graph
 
 PAIRS = ["dopri5", "bosh3"]

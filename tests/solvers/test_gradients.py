@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 import grand_fast as gf
-from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.nn.terms import LinearDiffusion, NonlinearDiffusion
 from grand_fast.solvers import ADAPTIVE, METHODS, ExplicitAdams, ImplicitAdams, SemiImplicitEuler
 from grand_fast.testing import assert_close, random_graph
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.solvers import uniformisation
-from grand_fast.solvers._odeint_grid import grid_of
-from grand_fast.solvers._odeint_problem import pose
-from grand_fast.solvers._step_control import EvenGrid
+from grand_fast.solvers.methods import uniformisation
+from grand_fast.solvers.step_control import EvenGrid
+from grand_fast.solvers.torchdiffeq.grid import grid_of
+from grand_fast.solvers.torchdiffeq.problem import pose
 from grand_fast.testing import assert_close
 from tests.solvers._terms import linear_problem, linear_term
 

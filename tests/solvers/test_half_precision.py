@@ -8,7 +8,7 @@ import torch
 
 import grand_fast as gf
 from grand_fast.solvers import ContinuousOptions
-from grand_fast.solvers._tolerances import default_tolerances
+from grand_fast.solvers.tolerances import default_tolerances
 
 F64 = torch.float64
 HALF = (torch.float16, torch.bfloat16)

@@ -11,10 +11,10 @@ from scipy.integrate import solve_ivp
 
 import grand_fast as gf
 from grand_fast.solvers import ADAPTIVE, METHODS, SemiImplicitEuler
-from grand_fast.solvers._runge_kutta import ButcherTableau
-from grand_fast.solvers.euler import EULER
-from grand_fast.solvers.midpoint import MIDPOINT
-from grand_fast.solvers.rk4 import CLASSIC, THREE_EIGHTHS
+from grand_fast.solvers.methods.euler import EULER
+from grand_fast.solvers.methods.midpoint import MIDPOINT
+from grand_fast.solvers.methods.rk4 import CLASSIC, THREE_EIGHTHS
+from grand_fast.solvers.methods.runge_kutta import ButcherTableau
 from grand_fast.testing import assert_close
 from tests.solvers._terms import (
     linear_problem,
@@ -161,7 +161,7 @@ def test_stage_values_are_the_tableau(name):
         y = x + tau * sum((float(w) * k for w, k in zip(row, slopes, strict=True)), 0 * x)
         slopes.append(f(t + float(c) * tau, y))
     want = x + tau * sum(float(w) * k for w, k in zip(tableau.b, slopes, strict=True))
-    from grand_fast.solvers._term import FunctionTerm
+    from grand_fast.solvers.term import FunctionTerm
 
     got = METHODS[name](0.0, 0.0).step(FunctionTerm(f), t, x, tau, ()).x
     assert_close("step", got, want, tolerance=1e-14)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.nn.terms import LinearDiffusion, NonlinearDiffusion
 from grand_fast.solvers import SemiImplicitEuler
 from grand_fast.testing import assert_close, random_graph
 from tests.solvers._terms import (

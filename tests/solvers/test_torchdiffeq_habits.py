@@ -10,7 +10,7 @@ import torchdiffeq
 from torchdiffeq._impl.odeint import SOLVERS
 
 import grand_fast as gf
-from grand_fast.solvers import _torchdiffeq
+from grand_fast.solvers.torchdiffeq import package
 from grand_fast.testing import assert_close
 
 F64 = torch.float64
@@ -47,7 +47,7 @@ def ours_alone(monkeypatch):
     def refuse():
         raise AssertionError("handed to torchdiffeq")
 
-    monkeypatch.setattr(_torchdiffeq, "solvers", refuse)
+    monkeypatch.setattr(package, "solvers", refuse)
 
 
 def told(solve, method, options):

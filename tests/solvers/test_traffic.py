@@ -5,7 +5,7 @@ import torch
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
-from grand_fast.nn._terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.nn.terms import LinearDiffusion, NonlinearDiffusion
 from grand_fast.ops.backends import launchers
 from grand_fast.testing import random_graph
 

@@ -10,9 +10,9 @@ import scipy.stats
 import torch
 
 import grand_fast as gf
-from grand_fast.nn._terms import LinearDiffusion
+from grand_fast.nn.terms import LinearDiffusion
 from grand_fast.solvers import Combination, Uniformisation
-from grand_fast.solvers.uniformisation import poisson_weights
+from grand_fast.solvers.methods.uniformisation import poisson_weights
 from grand_fast.testing import assert_close
 from tests.solvers._terms import ADJOINTS, dense, linear_problem, linear_term, row_stochastic
 

@@ -1,0 +1,192 @@
+"""Binomial checkpointing: a solve of any length in the memory of a few states.
+
+Of n steps a first part is run and only its last state kept; the rest is treated likewise with one
+place less. Backward first consumes the rest, then runs the first part anew, all places free again.
+With s places and each step run at most r times beside the first, C(s + r, s) steps are possible.
+Reference: Griewank, Walther, Algorithm 799: revolve (2000).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import comb
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grand_fast.ops.recompute import lean
+from grand_fast.solvers.gradients.checkpoint import Take, run_again
+from grand_fast.solvers.problem import Problem, Result
+from grand_fast.solvers.solution import Stats, Status
+from grand_fast.solvers.solver import Carry
+from grand_fast.solvers.time_loop import Callbacks
+
+# Measured with GRAND-nl, whose operator projects queries and keys again: 10 to 12, of which some is
+# memory that is kept for the next result.
+_WORK_STATES = 13
+# Beside the first. More would take too long, and more of Python's stack than there is.
+_MOST_RUNS = 50
+State = tuple[Tensor, Carry]
+Advance = Callable[[Tensor, Carry], State]
+
+
+def first_part(n: int, places: int) -> int:
+    """How many of `n > 1` steps come first, with `places ≥ 1` for states."""
+    if places == 1:
+        return n - 1
+    runs = 1
+    while comb(places + runs, places) < n:
+        runs += 1
+    # What the rest can be, and the first part, if no step is to run more often.
+    rest, first = comb(places + runs - 1, places - 1), comb(places + runs - 1, places)
+    return min(max(n - rest, 1), first, n - 1)
+
+
+def least_places(n: int) -> int:
+    """Places with which `n` steps need not run more than `_MOST_RUNS` times each."""
+    places = 0
+    while comb(places + _MOST_RUNS, places) < n:
+        places += 1
+    return places
+
+
+def run(steps: Sequence[Advance], state: State, places: int) -> State:
+    """All steps, differentiably, with at most `places` states kept beside the first."""
+    while len(steps) > 1:
+        k = first_part(len(steps), places)
+        state = _kept(steps[:k], state, places)
+        steps, places = steps[k:], max(places - 1, 1)
+    return _kept(steps, state, places)
+
+
+def _kept(steps: Sequence[Advance], state: State, places: int) -> State:
+    """Only `state` is kept; the steps run again in backward."""
+
+    def again(x: Tensor, *carry: Tensor) -> State:
+        if len(steps) == 1:
+            return steps[0](x, carry)
+        return run(steps, (x, carry), places)
+
+    # Tensor by tensor: what a tuple holds stays even where all of this runs within another part.
+    x, carry = state
+    result: State = run_again(again, x, *carry)
+    return result
+
+
+def state_bytes(state: State) -> int:
+    """Bytes of a state and what travels with it."""
+    return sum(t.numel() * t.element_size() for t in (state[0], *state[1]))
+
+
+def kept_bytes(step: Take, state: State) -> int:
+    """Bytes that autograd keeps of one step: what backward holds while it works on it."""
+    kept: dict[int, int] = {}
+    own = {t.untyped_storage().data_ptr() for t in (state[0], *state[1])}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        # Leaves that want gradients are there anyway.
+        if not (t.is_leaf and t.requires_grad) and storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    x = state[0].detach().requires_grad_()
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with torch.enable_grad(), lean(), hooks:
+        result = step(x, state[1])
+    del result
+    return sum(kept.values())
+
+
+def places_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int:
+    """States that each part of a solve may keep beside its first, all within `limit` bytes.
+
+    work:  bytes that the backward of a step takes.
+    size:  of a state.
+    parts: steps of each part between output times, whose states stay whatever happens.
+
+    Raises:
+        ValueError: too few fit; the least limit.
+    """
+    given_out, longer = len(parts) - 1, sum(steps > 1 for steps in parts)
+    places = (limit - work) // max(1, size) - given_out
+    wanted = longer * least_places(max(parts))
+    if places < wanted:
+        least = work + (given_out + wanted) * size
+        raise ValueError(
+            f"integrate: `memory_limit` must be at least {least} bytes for this state, method and "
+            f"output times, got {limit}. One step's backward takes {work}."
+        )
+    return places // max(1, longer)
+
+
+class _Rehearsal(NamedTuple):
+    """What a solve without a graph tells, its states let go.
+
+    ends: of the steps that count, the first of them the initial time.
+    size: bytes of the largest state between steps, which a method with a history makes grow.
+    work: bytes that the backward of a step takes.
+    """
+
+    stats: Stats
+    status: Status
+    reached: list[float]
+    ends: list[float]
+    size: int
+    work: int
+
+
+def limited(problem: Problem, limit: int) -> Result:
+    """The solve with at most `limit` bytes kept for backward.
+
+    It is rehearsed without a graph, and then taken again. Every output time must end a step.
+    """
+    told = _rehearse(problem)
+    index = {t: i for i, t in enumerate(told.ends)}
+    if not set(told.reached) <= index.keys():
+        raise ValueError(
+            "integrate: `memory_limit` must come with `times` at the ends of steps, got others. "
+            "Use end='clamp', or times that are multiples of step_size."
+        )
+    # After a failure the last state that counts is no output, and differentiable all the same.
+    parts = list(pairwise(sorted({*told.reached, told.ends[-1]})))
+    lengths = [index[end] - index[begin] for begin, end in parts]
+    places = places_within(limit, told.work, told.size, lengths) if parts else 0
+    x = problem.x0
+    at = {told.reached[0]: x}
+    carry = problem.solver.start(problem.term, told.reached[0], x)
+    advance = [_advance(problem, t, end - t) for t, end in pairwise(told.ends)]
+    for begin, end in parts:
+        x, carry = run(advance[index[begin] : index[end]], (x, carry), places)
+        at[end] = x
+    return Result([at[t] for t in told.reached], x, told.ends[-1], told.stats, told.status)
+
+
+def _rehearse(problem: Problem) -> _Rehearsal:
+    ends: list[float] = []
+    steps: list[tuple[Take, State]] = []  # the first, and that from the largest state if another
+
+    def keep(t: float, x: Tensor, tau: float) -> None:
+        ends.append(t)
+
+    def take(step: Take, x: Tensor, carry: Carry) -> Any:
+        if not steps or state_bytes((x, carry)) > state_bytes(steps[-1][1]):
+            steps[1:] = [(step, (x, carry))]
+        return step(x, carry)
+
+    with torch.no_grad():
+        result = problem.march(take, callbacks=Callbacks(accept=keep))
+    size = max((state_bytes(state) for _, state in steps), default=0)
+    # While a step is differentiated its result, its gradients in and out, the state that runs on
+    # to it, and what the operators work with are there as well.
+    work = max((kept_bytes(*step) for step in steps), default=0) + _WORK_STATES * size
+    reached = problem.stops[: len(result.found)]
+    return _Rehearsal(result.stats, result.status, reached, [*ends, result.t], size, work)
+
+
+def _advance(problem: Problem, t: float, tau: float) -> Advance:
+    def advance(x: Tensor, carry: Carry) -> State:
+        step = problem.solver.step(problem.term, t, x, tau, carry)
+        return step.x, step.carry
+
+    return advance

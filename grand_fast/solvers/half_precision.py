@@ -1,0 +1,52 @@
+"""States of half precision: `f` sees them in their own type, a solve adds up in float32.
+
+Added up in their own type, short steps change a state by less than it resolves: they come to
+nothing. Norms of what is small or large leave the range of float16.
+"""
+
+import torch
+from torch import Tensor
+
+from grand_fast.solvers.methods.adams_history import AbstractAdams
+from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
+from grand_fast.solvers.solver import AbstractSolver
+from grand_fast.solvers.term import AbstractTerm, check_field
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to add up in: float32 for what is narrower, else itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def is_widened(solver: AbstractSolver) -> bool:
+    """Whether the method holds slopes, of many steps or for an estimate of its error."""
+    return isinstance(solver, EmbeddedRungeKutta | AbstractAdams)
+
+
+class WideTerm(AbstractTerm):
+    """A term of states of `dtype` as one of wider states."""
+
+    def __init__(self, term: AbstractTerm, dtype: torch.dtype) -> None:
+        self.term, self.dtype = term, dtype
+
+    @classmethod
+    def of(cls, term: AbstractTerm, x: Tensor) -> tuple[AbstractTerm, Tensor]:
+        """The term and the state `x`, widened where that is needed."""
+        dtype = wide(x.dtype)
+        return (term, x) if dtype == x.dtype else (cls(term, x.dtype), x.to(dtype))
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f(t, x)`."""
+        y = x.to(self.dtype)
+        return check_field(self.term.vf(t, y), y).to(x.dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of the term."""
+        return self.term.tensors()
+
+    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+        """Those of the term."""
+        term, constant = self.term.apart()
+        if constant is not None:
+            constant = constant.to(wide(self.dtype))
+        return WideTerm(term, self.dtype), constant

@@ -1,0 +1,1 @@
+"""The methods of the solvers, one idea a file."""
