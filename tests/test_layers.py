@@ -58,6 +58,17 @@ def test_imports_follow_the_arrows(path):
             assert layer == "kernels" and not of_gpu and path.name != "reference.py"
 
 
+def test_what_has_an_underscore_stays_in_its_folder():
+    bench = sorted((ROOT / "bench").rglob("*.py"))
+    for path in [*FILES, *bench]:
+        parts = path.relative_to(ROOT).parent.parts
+        folder = ".".join(("grand_fast", *parts) if parts[0] == "kernels" else parts)
+        for name in imported(ast.parse(path.read_text())):
+            owner, private, _ = name.partition("._")
+            if owner.split(".")[0] in ("grand_fast", "bench") and not name.endswith("__"):
+                assert not private or owner == folder, f"{path}: {name}"
+
+
 def test_only_the_dispatcher_names_backends():
     for path in FILES:
         if layer_of(path) == "kernels" or path.name == "backends.py":
