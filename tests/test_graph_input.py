@@ -180,3 +180,11 @@ def test_bad_input(case):
 def test_bad_self_loops(loops):
     with pytest.raises((TypeError, ValueError), match="self_loops"):
         Graph.from_edge_index(EDGES, self_loops=loops)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr,
+                                  lambda m: scipy.sparse.csr_array(m.numpy())])  # fmt: skip
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_matrix_of_another_size_is_refused(size, make):
+    with pytest.raises(ValueError, match=f"as a matrix must have num_nodes=4 rows, got {size}"):
+        Graph.from_edge_index(make(torch.eye(size)), 4)

@@ -41,6 +41,9 @@ def _num_nodes(given: int | None, size: int | None, receiver: Tensor, sender: Te
             raise TypeError(message("num_nodes", "must be an int or None", type(given).__name__))
         if given < 0 or given > INT32_MAX:
             raise ValueError(message("num_nodes", "must lie in [0, 2³¹)", str(given)))
+        if size is not None and size != given:
+            expected = f"as a matrix must have num_nodes={given} rows"
+            raise ValueError(message("edge_index", expected, str(size)))
         return int(given)
     if size is not None:
         return size

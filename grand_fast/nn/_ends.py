@@ -1,5 +1,7 @@
 """Before and after the diffusion: layers of the encoder, and checks of what it is given."""
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,7 +31,7 @@ class MLP(nn.Module):
 def check_sizes(module: str, *, low: int = 0, **sizes: int) -> None:
     """Each is an int of at least `low`."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
+        if isinstance(size, bool) or not isinstance(size, Integral):  # of NumPy as well
             raise TypeError(f"{module}: `{name}` must be an int, got {type(size).__name__}.")
         if size < low:
             raise ValueError(f"{module}: `{name}` must be at least {low}, got {size}.")

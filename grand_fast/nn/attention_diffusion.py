@@ -83,7 +83,8 @@ class AttentionDiffusion(nn.Module):
                 f"{attention_channels}, got {heads}."
             )
         of_score, _ = check_attention("AttentionDiffusion", score, normalizer, normalize, 1)
-        self.channels, self.attention_channels, self.heads = channels, attention_channels, heads
+        self.channels, self.attention_channels = int(channels), int(attention_channels)
+        self.heads = heads = int(heads)
         self.score, self.normalizer, self.normalize = score, normalizer, normalize
         self.reweight, self.mix_features = reweight, mix_features
         self.constant_init = constant_init
@@ -251,6 +252,11 @@ class AttentionDiffusion(nn.Module):
         if not is_plain(self.query) or not is_plain(self.key):
             return None
         return joined(self.query, self.key, names=("query", "key"))
+
+    def plain_weight(self) -> Tensor | None:
+        """The first projection's, which a state must be like; None where that is to be called."""
+        first = self.shared if self.is_gat else self.query
+        return first.weight if is_plain(first) else None
 
     def _score(self) -> str | AbstractScore:
         if self.score == ops.ExpKernel.name:

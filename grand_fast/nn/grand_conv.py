@@ -112,6 +112,10 @@ class GRANDConv(AbstractDiffusion):
         """Start again from random weights."""
         self.field.reset_parameters()
 
+    def _like(self) -> Tensor | None:
+        assert isinstance(self.field, AttentionDiffusion)
+        return self.field.plain_weight()
+
     def forward(
         self, x: Tensor, edge_index: Graph | Tensor, edge_weight: Tensor | None = None
     ) -> Tensor:
@@ -130,7 +134,7 @@ class GRANDConv(AbstractDiffusion):
         One state has no two types of nodes: for those, `HeteroConv` with a layer for each relation
         within a type.
         """
-        check_state("GRANDConv", x, "[N, channels]", like=next(self.parameters(), None))
+        check_state("GRANDConv", x, "[N, channels]", like=self._like())
         graph = graph_of("GRANDConv", edge_index, x.shape[0])
         if edge_weight is not None:
             graph = graph.with_edge_weight(edge_weight)

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from grand_fast.solvers.methods.adams_history import AbstractAdams
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
+from grand_fast.solvers.methods.runge_kutta import ExplicitRungeKutta
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, check_field
+
+_MOST_ROUNDED = 0.25  # of a state: 32 steps of bfloat16, 256 of float16
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -18,9 +21,19 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def is_widened(solver: AbstractSolver) -> bool:
-    """Whether the method holds slopes, of many steps or for an estimate of its error."""
-    return isinstance(solver, EmbeddedRungeKutta | AbstractAdams)
+def is_widened(solver: AbstractSolver, dtype: torch.dtype, steps: float) -> bool:
+    """Whether the method holds slopes, of many steps or for an estimate of its error.
+
+    Others add up in the state's own type, in the term's fused step, unless the steps are so many.
+    """
+    if isinstance(solver, EmbeddedRungeKutta | AbstractAdams):
+        return True
+    return isinstance(solver, ExplicitRungeKutta) and are_too_many(steps, dtype)
+
+
+def are_too_many(steps: float, dtype: torch.dtype) -> bool:
+    """Whether so many roundings of a state come near to the state itself."""
+    return steps * torch.finfo(dtype).eps > _MOST_ROUNDED
 
 
 class WideTerm(AbstractTerm):

@@ -176,7 +176,7 @@ def integrate(
             "Leave it out: one state a step is kept."
         )
     whole, state = beside or term, x0 if beside is None else beside.join(x0)
-    if is_widened(solver):
+    if is_widened(solver, x0.dtype, abs(T) / step_size if step_size else 1.0):
         whole, state = WideTerm.of(whole, state)
     counted = CountedTerm(whole)
     if isinstance(solver, EmbeddedRungeKutta) and adjoint != "continuous":

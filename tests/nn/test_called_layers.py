@@ -400,3 +400,23 @@ def test_under_autocast_and_compiled():
     compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
     assert_close("compiled", compiled(x, GRAPH), want.double())
     assert gf.Status.SUCCESS is conv.status
+
+
+class InBfloat16(nn.Module):
+    """A layer of another type, which brings its input there and its output back."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.to(torch.bfloat16)
+
+    def forward(self, x):
+        return self.base(x.to(torch.bfloat16)).to(x.dtype)
+
+
+def test_the_type_of_a_called_layer_is_its_own_affair():
+    conv = GRANDConv(D, heads=2)
+    conv.field.query, conv.field.key = map(InBfloat16, (conv.field.query, conv.field.key))
+    x = torch.randn(N, D)
+    assert conv(x, GRAPH).dtype == torch.float32
+    with pytest.raises(TypeError, match="`x` must be torch.float32 as the layer is, got .*64"):
+        GRANDConv(D)(x.double(), GRAPH)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import scipy.sparse
 import torch
@@ -158,3 +159,11 @@ def test_bad_input():
         conv(x, edges.t())
     with pytest.raises(TypeError, match="`edge_index` must be an integer tensor"):
         conv(x, edges.tolist())
+
+
+def test_sizes_may_be_of_numpy():
+    conv = GRANDConv(np.int64(4), heads=np.int32(2), attention_channels=np.int64(6))
+    model = gf.nn.GRAND(np.int64(4), np.int64(8), np.int64(3))
+    edges, n = random_edge_index("random", 9)
+    x = torch.randn(n, 4)
+    assert conv(x, edges).shape == (n, 4) and model(x, edges).shape == (n, 3)

@@ -243,3 +243,36 @@ def test_every_way_to_differentiate(dtype, method, solve):
     whole = torch.matrix_exp(T * m) @ x0.detach().double()
     (want_dm,) = torch.autograd.grad(whole.sum(), m)
     assert_right(dm, want_dm, float(want_dm.abs().max()), 2 * ROUNDINGS)
+
+
+@pytest.mark.parametrize("front", ["integrate", "odeint"])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+def test_many_short_steps_of_a_fixed_method_add_up(method, front):
+    """Each of them alone changes the state by less than its type resolves."""
+    x0, step = torch.ones(2, dtype=torch.float16), 2e-4
+    if front == "integrate":
+        x = gf.integrate(lambda t, y: -y, x0, 1.0, method=method, step_size=step).x
+    else:
+        options = {"step_size": step}
+        x = gf.odeint(
+            lambda t, y: -y, x0, torch.tensor([0.0, 1.0]), method=method, options=options
+        )[-1]
+    assert x.dtype == torch.float16
+    assert (x.double() - math.exp(-1)).abs().max() < 2 * torch.finfo(x.dtype).eps
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_few_steps_of_a_fixed_method_stay_in_the_state_s_type(dtype):
+    """There a term's fused step is worth more."""
+    x0, seen = torch.ones(2, dtype=dtype), []
+
+    class Fused(gf.solvers.AbstractTerm):
+        def vf(self, t, x):
+            return -x
+
+        def axpy(self, t, x, base, tau):
+            seen.append(x.dtype)
+            return base.evaluate() - tau * x
+
+    gf.integrate(Fused(), x0, 1.0, method="euler", step_size=0.1)
+    assert seen == 10 * [dtype]

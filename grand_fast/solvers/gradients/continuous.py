@@ -199,7 +199,10 @@ def _integrator(problem: Problem, options: ContinuousOptions, dtype: torch.dtype
             solver = EmbeddedRungeKutta(
                 solver.pair, rtol=solver.rtol, atol=solver.atol, parts=[*parts, *further]
             )
-        whole, state = WideTerm.of(term, flat) if is_widened(solver) else (term, flat)
+        whole: AbstractTerm = term
+        state = flat
+        if is_widened(solver, flat.dtype, abs(tau) / (options.step_size or abs(tau))):
+            whole, state = WideTerm.of(term, flat)
         result = Problem(
             CountedTerm(whole), state, [0.0, tau], solver=solver, step_size=options.step_size,
             first_step=tau,

@@ -11,6 +11,7 @@ from torch import Tensor
 from grand_fast.solvers.first_step import first_step as choose_first_step
 from grand_fast.solvers.first_step import rms_norm
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS
+from grand_fast.solvers.half_precision import are_too_many
 from grand_fast.solvers.methods.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS
@@ -133,7 +134,7 @@ def odeint_as(
         chosen = "explicit_adams"
     problem = pose(func, y0, t, operator)
     dtype = problem.x0.dtype
-    if chosen not in _RUNGE_KUTTA:
+    if chosen not in _RUNGE_KUTTA or are_too_many(_steps(t, given), dtype):
         problem = problem.widened()
     tolerances = problem.tolerance("rtol", rtol), problem.tolerance("atol", atol)
     if is_narrow(dtype) and (chosen in _PAIRS or chosen in _IMPLICIT):
@@ -141,6 +142,14 @@ def odeint_as(
     solve = _by_error if chosen in _PAIRS else _on_a_grid
     xs = torch.stack(solve(problem, chosen, given, *tolerances)).to(dtype)
     return xs if problem.shapes is None else split(xs, problem.shapes)
+
+
+def _steps(t: Tensor, options: Mapping[str, Any]) -> float:
+    """About how many a grid has; by a constructor of its own nobody knows."""
+    step = options.get("step_size")
+    if isinstance(step, int | float) and step > 0:
+        return float(abs(t[-1] - t[0])) / step
+    return len(t) - 1.0
 
 
 def with_defaults(
