@@ -184,6 +184,10 @@ def _ids(path: Path, name: str, array: np.ndarray, n: int) -> np.ndarray:
         mask = f"a mask [N] = [{n}] of booleans or of 0 and 1"
         expected = {"mask": mask, "ids": "ids of nodes"}.get(form, f"ids of nodes or {mask}")
         end = " without any." if is_mask or array.size == 0 else "."
+        if is_mask and form == "ids" and array.any():
+            end = f". Did you mean `{name.removesuffix('_idx')}_mask`?"
+        elif form == "mask" and array.shape == (n,) and array.dtype.kind in "iuf" and not is_mask:
+            end = f" with {array[~np.isin(array, (0, 1))][0]} in it."
         if array.ndim == 2:
             end = ". Keep one of its columns."
         raise DataError(

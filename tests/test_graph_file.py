@@ -173,7 +173,11 @@ def test_what_is_not_read_is_told(tmp_path):
         ),
         (
             {"train_idx": np.eye(4, dtype=bool)[2], "val": np.array([1]), "test": np.array([0])},
-            "`train_idx` must be ids of nodes, at least one node, got bool",
+            r"`train_idx` must be ids of nodes, .*got bool .*\[4\]\. Did you mean `train_mask`",
+        ),
+        (
+            {"train_mask": np.array([0, 2, 1, 0]), "val": np.array([1]), "test": np.array([0])},
+            r"`train_mask` must be a mask .*got int64 of shape \[4\] with 2 in it",
         ),
         (
             {name: np.eye(4, dtype=int)[1] for name in ("train_mask", "val_mask", "test_mask")},

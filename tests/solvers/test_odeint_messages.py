@@ -1,5 +1,6 @@
 """Messages of `odeint` and `odeint_adjoint` name what was called, and its arguments."""
 
+import math
 import re
 
 import pytest
@@ -153,3 +154,25 @@ def test_integrate_names_its_own(method):
     ):
         with pytest.raises(error, match=f"^integrate: `term` {text}"):
             gf.integrate(f, ONE, 1.0, method=method)
+
+
+@pytest.mark.parametrize("front", [gf.odeint, gf.odeint_adjoint])
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"rtol": -1.0}, ValueError, "`rtol` must be finite and at least 0, got -1.0"),
+        ({"atol": math.nan}, ValueError, "`atol` must be finite and at least 0, got nan"),
+        ({"rtol": "a"}, TypeError, "`rtol` must be a float or a Tensor, got a str"),
+        ({"options": 3}, TypeError, "`options` must be a dict or None, got int"),
+        ({"y0": ()}, AssertionError, "`y0` must be a Tensor or a tuple of them, got an empty"),
+    ],
+    ids=str,
+)
+def test_what_no_solve_can_take_is_named(given, error, text, front):
+    class Decay(torch.nn.Module):
+        def forward(self, t, y):
+            return -y
+
+    arguments = {"y0": torch.ones(2), "t": torch.tensor([0.0, 1.0])} | given
+    with pytest.raises(error, match=f"{front.__name__}: {text}"):
+        front(Decay(), **arguments)

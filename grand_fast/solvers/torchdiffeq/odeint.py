@@ -120,6 +120,7 @@ def odeint_as(
 
     warns: of tolerances that are raised.
     """
+    check_options(operator, options=options)
     rtol, atol = with_defaults(rtol, atol, y0)
     chosen = "dopri5" if method is None else method
     given: dict[str, Any] = dict(options or {})
@@ -142,6 +143,14 @@ def odeint_as(
     solve = _by_error if chosen in _PAIRS else _on_a_grid
     xs = torch.stack(solve(problem, chosen, given, *tolerances)).to(dtype)
     return xs if problem.shapes is None else split(xs, problem.shapes)
+
+
+def check_options(operator: str, **options: Any) -> None:
+    """Each is a mapping or None."""
+    for name, given in options.items():
+        if given is not None and not isinstance(given, Mapping):
+            got = type(given).__name__
+            raise TypeError(f"{operator}: `{name}` must be a dict or None, got {got}.")
 
 
 def _steps(t: Tensor, options: Mapping[str, Any]) -> float:

@@ -12,7 +12,12 @@ from torch.autograd.function import once_differentiable
 
 from grand_fast.solvers.first_step import Norm
 from grand_fast.solvers.torchdiffeq import package
-from grand_fast.solvers.torchdiffeq.odeint import needs_torchdiffeq, odeint_as, with_defaults
+from grand_fast.solvers.torchdiffeq.odeint import (
+    check_options,
+    needs_torchdiffeq,
+    odeint_as,
+    with_defaults,
+)
 from grand_fast.solvers.torchdiffeq.problem import (
     CALLBACKS,
     Func,
@@ -70,6 +75,7 @@ def odeint_adjoint(
     Differentiable once, by `y0` and `adjoint_params`.
     Reference: Chen et al. 2018, Neural Ordinary Differential Equations, algorithm 1.
     """
+    check_options(_NAME, options=options, adjoint_options=adjoint_options)
     is_module = isinstance(func, torch.nn.Module)
     if adjoint_params is None and not is_module:
         raise ValueError(

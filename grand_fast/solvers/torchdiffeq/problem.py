@@ -1,5 +1,6 @@
 """The problem of an `odeint` call in the solvers' terms: one tensor, and time that rises."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -50,7 +51,13 @@ class Problem:
             assert not value.requires_grad, (
                 f"{self.operator}: `{name}` must not require a gradient."
             )
+        if isinstance(value, str):
+            raise TypeError(f"{self.operator}: `{name}` must be a float or a Tensor, got a str.")
         if isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0):
+            if not 0 <= float(value) < math.inf:
+                raise ValueError(
+                    f"{self.operator}: `{name}` must be finite and at least 0, got {value}."
+                )
             return float(value)
         dtype, device = self.x0.dtype, self.x0.device
         if self.shapes is None:
@@ -111,9 +118,8 @@ def joined(y0: State, operator: str) -> tuple[Tensor, list[Size] | None]:
     if isinstance(y0, Tensor):
         return y0, None
     is_tuple = isinstance(y0, tuple) and all(isinstance(part, Tensor) for part in y0)
-    assert is_tuple, (
-        f"{operator}: `y0` must be a Tensor or a tuple of them, got {type(y0).__name__}."
-    )
+    got = "an empty tuple" if y0 == () else type(y0).__name__
+    assert is_tuple and y0, f"{operator}: `y0` must be a Tensor or a tuple of them, got {got}."
     return join(y0), [part.shape for part in y0]
 
 
