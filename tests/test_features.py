@@ -71,6 +71,13 @@ def test_fingerprint():
     assert data.fingerprint(own) == data.fingerprint(sparse(bag_of_words()))
 
 
+@pytest.mark.parametrize(("nonzeros", "stays_sparse"), [(20, True), (21, False)])
+def test_at_most_a_fifth_is_kept_sparse(nonzeros, stays_sparse):
+    x = torch.zeros(10, 10)
+    x.view(-1)[:nonzeros] = 1.0
+    assert is_sparse(compact(x)) == stays_sparse
+
+
 def test_prepared_data_are_sparse_where_that_pays():
     preset = Preset(split="public", row_normalize=True)
     own = bag_of_words()
