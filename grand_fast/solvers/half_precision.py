@@ -12,13 +12,9 @@ from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.runge_kutta import ExplicitRungeKutta
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, check_field
+from grand_fast.solvers.tolerances import wide
 
 _MOST_ROUNDED = 0.25  # of a state: 32 steps of bfloat16, 256 of float16
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type to add up in: float32 for what is narrower, else itself."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def is_widened(solver: AbstractSolver, dtype: torch.dtype, steps: float) -> bool:

@@ -79,7 +79,7 @@ def attainable(rtol: float, atol: float, x: Tensor, *, warns: bool = True) -> fl
     value is named in a warning if it `warns`. Reads one value from the device.
     """
     # Elements that are 0 and stay so: no error over no tolerance would be no number
-    atol = max(atol, torch.finfo(_wide(x)).tiny)
+    atol = max(atol, torch.finfo(wide(x.dtype)).tiny)
     size = _size(x)
     least = _NOISE * torch.finfo(x.dtype).eps * size
     if not math.isfinite(least) or atol + rtol * size >= least:
@@ -136,7 +136,7 @@ def _least(value: Tolerance) -> float:
 
 def _size(x: Tensor) -> float:
     """Root mean square over all elements."""
-    norm = torch.linalg.vector_norm(x.detach(), dtype=_wide(x))
+    norm = torch.linalg.vector_norm(x.detach(), dtype=wide(x.dtype))
     return float(norm) / math.sqrt(x.numel()) if x.numel() else 0.0
 
 
@@ -144,5 +144,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to add up in: float32 for what is narrower, else itself."""
+    return torch.promote_types(dtype, torch.float32)
