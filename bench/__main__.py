@@ -13,19 +13,19 @@ from pathlib import Path
 
 import torch
 
-from bench import graphs, machine
+from bench.core import graphs, machine
+from bench.core.configurations import BY_DATASET
+from bench.core.problem import PAPER_SHAPES, Shape
+from bench.core.report import Report
 from bench.models import options as models_options
 from bench.paper import options as paper_options
-from bench.problem import PAPER_SHAPES, Shape
-from bench.report import Report
-from bench.tuned.configurations import BY_DATASET
-from grand_fast.arguments import BAD_ARGUMENTS, OneLineParser, number, one_of
 from grand_fast.console import accept_every_character, until_closed
+from grand_fast.training.option_types import BAD_ARGUMENTS, OneLineParser, number, one_of
 
 SUITES = {
     "ops": ("bench.ops.suite", "time of every operator against its peers and memory's floor"),
-    "memory": ("bench.memory", "peak memory of attention_diffusion against its peers"),
-    "scaling": ("bench.scaling", "time per edge against the size of the graph"),
+    "memory": ("bench.ops.memory", "peak memory of attention_diffusion against its peers"),
+    "scaling": ("bench.ops.scaling", "time per edge against the size of the graph"),
     "tuned": ("bench.tuned.suite", "seven tuned configurations of the paper on their graphs"),
     "solvers": (
         "bench.solvers.suite",

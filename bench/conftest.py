@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bench import graphs
+from bench.core import graphs
 from grand_fast import Graph
 
 
@@ -15,6 +15,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def graph() -> Graph:
-    """GRAND_FAST_BENCH_GRAPH: a name of bench/graphs.py; by default random, 20,000 nodes."""
+    """GRAND_FAST_BENCH_GRAPH: a name of bench/core/graphs.py; by default random, 20,000 nodes."""
     name = os.environ.get("GRAND_FAST_BENCH_GRAPH")
     return graphs.load(name) if name else graphs.load("random", nodes=20_000)

@@ -5,9 +5,9 @@ Documentation: the README of the repository, and the docstring of each public na
 
 from grand_fast import nn, ops
 from grand_fast._version import __version__
+from grand_fast.data.rewiring import diffusion_rewiring
 from grand_fast.graph import Graph
 from grand_fast.ops.backends import backend
-from grand_fast.rewiring import diffusion_rewiring
 from grand_fast.solvers import Solution, Stats, Status, integrate, odeint, odeint_adjoint
 
 __all__ = [

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import grand_fast as gf
-from grand_fast.arguments import (
+from grand_fast.console import accept_every_character, say, until_closed
+from grand_fast.data.datasets import DATASETS
+from grand_fast.data.public_files import DataError
+from grand_fast.ops.backends import BACKENDS, cannot_run
+from grand_fast.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, WriteError
+from grand_fast.training.folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
+from grand_fast.training.history import METRICS_FILE
+from grand_fast.training.option_types import (
     BAD_ARGUMENTS,
     BadOptionError,
     OneLineParser,
@@ -28,14 +35,7 @@ from grand_fast.arguments import (
     number,
     one_of,
 )
-from grand_fast.checkpoint import CONFIG_FILE, WEIGHTS_FILE, WriteError
-from grand_fast.console import accept_every_character, say, until_closed
-from grand_fast.data import DATASETS
-from grand_fast.metrics import METRICS_FILE
-from grand_fast.ops.backends import BACKENDS, cannot_run
-from grand_fast.raw_files import DataError
-from grand_fast.run_folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
-from grand_fast.train_options import (
+from grand_fast.training.options import (
     EXAMPLES,
     add_preset_options,
     choose,
@@ -45,7 +45,7 @@ from grand_fast.train_options import (
 )
 
 if TYPE_CHECKING:
-    from grand_fast.experiment import Experiment, Results
+    from grand_fast.training.run import Experiment, Results
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -149,8 +149,8 @@ def _add_train(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     # scikit-learn, PyG and matplotlib are imported further down, where they are used
-    from grand_fast.experiment import run_seeds
-    from grand_fast.summary import summary, write_summary
+    from grand_fast.training.run import run_seeds
+    from grand_fast.training.summary import summary, write_summary
 
     to_stdout = options.json == Path("-")
 
@@ -227,8 +227,8 @@ def _stopped(results: Results, experiment: Experiment) -> int:
 
 def _experiment(options: argparse.Namespace) -> Experiment:
     """What the options ask for; raises BadOptionError, and DataError of the user's own graph."""
-    from grand_fast.experiment import Experiment
-    from grand_fast.graph_file import read_graph
+    from grand_fast.data.user_file import read_graph
+    from grand_fast.training.run import Experiment
 
     config = {} if options.config is None else read_config(options.config)
     given = given_options(options)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from grand_fast.checkpoint import WriteError
+from grand_fast.training.checkpoint import WriteError
 
 CLOSED_PIPE = 141  # exit code, as of a process that SIGPIPE ended
 _HANDLER = "grand_fast_plain"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import sys
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import torch
 
-from grand_fast import raw_files
 from grand_fast._version import __version__
+from grand_fast.data import public_files
 from grand_fast.ops.backends import BACKENDS, unsupported_reasons
+from grand_fast.training.environment import PACKAGES, version_of, versions
 
-# Packages that decide results and speed
-PACKAGES = ("torch", "torch_geometric", "numpy", "scipy", "scikit-learn", "llvmlite", "triton")
 # What each optional package is for, and the extra that brings it
 _OPTIONAL = {
     "torchdiffeq": ("solvers to compare with", "bench"),
@@ -53,46 +51,17 @@ def describe_installation() -> list[str]:
             missing = "missing: for GPU kernels, on Linux only"
         lines.append(f"  {package:<16} {found.get(package, missing)}")
     for package, (purpose, extra) in _OPTIONAL.items():
-        version = _version(package)
+        version = version_of(package)
         missing = f"missing, optional ({purpose}): pip install 'grand-fast[{extra}]'"
         lines.append(f"  {package:<16} {version or missing}")
     lines += ["", f"data sets  (GRAND_FAST_DATA={os.environ.get('GRAND_FAST_DATA') or 'unset'})"]
     lines.append(f"  {'digits':<16} built in")
-    for name in raw_files.NAMES:
+    for name in public_files.NAMES:
         try:
-            lines.append(f"  {name:<16} {raw_files.find(name)}")
-        except raw_files.DataError as error:
+            lines.append(f"  {name:<16} {public_files.find(name)}")
+        except public_files.DataError as error:
             lines.append(f"  {name:<16} {str(error).removeprefix(name + ': ')}")
     return lines
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, grand-fast and the packages that decide results and speed."""
-    found = {"python": platform.python_version(), "grand_fast": __version__}
-    for package in PACKAGES:
-        if version := _version(package):
-            found[package] = version
-    return found
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most bytes held at once: by tensors on a GPU, else by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
 
 
 def _device_of(backend: str) -> torch.device:

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from bench.paper.jobs import Job
-from grand_fast.presets import Preset
+from grand_fast.training.presets import Preset
 
 SMALL = Preset(hidden=8, heads=2, attention_channels=8, T=2.0, epochs=3, development=400,
                labels_per_class=10)  # fmt: skip

@@ -4,11 +4,11 @@ import csv
 
 import torch
 
-from grand_fast.checkpoint import WEIGHTS_FILE
-from grand_fast.data import NodeData, Split
-from grand_fast.experiment import Experiment
-from grand_fast.metrics import METRICS_FILE
-from grand_fast.presets import Preset
+from grand_fast.data.datasets import NodeData, Split
+from grand_fast.training.checkpoint import WEIGHTS_FILE
+from grand_fast.training.history import METRICS_FILE
+from grand_fast.training.presets import Preset
+from grand_fast.training.run import Experiment
 
 N = 60
 SMALL = Preset(

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from grand_fast import cli, train
-from grand_fast.checkpoint import load_checkpoint
-from grand_fast.data import DATASETS, load
+from grand_fast import cli
+from grand_fast.data.datasets import DATASETS, load
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
-from grand_fast.presets import Preset
+from grand_fast.training import loop
+from grand_fast.training.checkpoint import load_checkpoint
+from grand_fast.training.presets import Preset
 from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixture
 
 ROOT = os.environ.get("GRAND_FAST_DATA")
@@ -227,7 +228,7 @@ def test_another_run_gets_a_folder_of_its_own(capsys):
 
 
 def test_an_interrupted_run_goes_on(capsys, monkeypatch):
-    monkeypatch.setattr(train, "STATE_SHARE", float("inf"))
+    monkeypatch.setattr(loop, "STATE_SHARE", float("inf"))
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
         assert cli.main(["train", *QUICK]) == 130

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from grand_fast import cli
-from grand_fast.checkpoint import load_checkpoint
-from grand_fast.data import DATASETS
-from grand_fast.presets import PRESETS, Preset, preset
-from grand_fast.train_options import add_preset_options, preset_table
+from grand_fast.data.datasets import DATASETS
+from grand_fast.training.checkpoint import load_checkpoint
+from grand_fast.training.options import add_preset_options, preset_table
+from grand_fast.training.presets import PRESETS, Preset, preset
 from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixture
 
 

@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.check import expected, named
-from bench.gpu.device import Budget, Call, Device, interleave, to_device
-from bench.ops import (
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_stage_update,
-)
-from bench.peers.dgl import PEERS as DGL_PEERS
-from bench.problem import (
+from bench.core.check import expected, named
+from bench.core.problem import (
     MODES,
     OURS,
     Competitor,
@@ -29,8 +21,16 @@ from bench.problem import (
     gradients,
     runner,
 )
-from bench.progress import Progress
-from bench.report import Report, Row, milliseconds, print_table
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, milliseconds, print_table
+from bench.gpu.device import Budget, Call, Device, interleave, to_device
+from bench.ops import (
+    bench_attention_diffusion,
+    bench_csr_diffusion,
+    bench_edge_attention,
+    bench_stage_update,
+)
+from bench.peers.dgl import PEERS as DGL_PEERS
 from grand_fast.testing import TOLERANCE, assert_close
 
 MODULES: tuple[ModuleType, ...] = (

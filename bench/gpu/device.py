@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bench.harness import Timing
-from bench.report import Row
+from bench.core.harness import Timing
+from bench.core.report import Row
 
 Call = Callable[[], object]
 _COPY_BYTES = 1 << 30  # several times any L2

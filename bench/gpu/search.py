@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.core.progress import Progress
+from bench.core.report import Report, milliseconds, print_table
 from bench.gpu.device import Budget, Call, Device, interleave
 from bench.gpu_report.compile import Launch, record
 from bench.gpu_report.metrics import label
-from bench.progress import Progress
-from bench.report import Report, milliseconds, print_table
 
 _REGISTERS = (64, 80, 96, 128)  # a lane: 32, 24, 20 and 16 warps resident
 _PIECES = (128, 512)  # edges, instead of 256

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from bench import graphs
+from bench.core import graphs
+from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
+from bench.core.problem import PAPER_SHAPES, Shape
+from bench.core.progress import Progress
+from bench.core.report import Report
 from bench.gpu import competitors, correctness
 from bench.gpu.device import Budget, Cuda, Device, rates
 from bench.gpu.search import Pass, measure_kernels
-from bench.plots import plot_memory_per_shape, plot_time_per_shape
-from bench.problem import PAPER_SHAPES, Shape
-from bench.progress import Progress
-from bench.report import Report
 from grand_fast import Graph
 from grand_fast.kernels.csr import Csr
 from grand_fast.ops.backends import launchers, plan, unsupported_reasons

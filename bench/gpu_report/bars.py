@@ -15,11 +15,11 @@ The forward that gathers keys and state as one row has half the floor of its sha
 
 import torch
 
+from bench.core.problem import Shape
+from bench.core.report import Report, Row, print_table
 from bench.gpu_report import sass
 from bench.gpu_report.metrics import Kernel
 from bench.gpu_report.model import gathered
-from bench.problem import Shape
-from bench.report import Report, Row, print_table
 
 _PASSES = {
     "attention_diffusion_fwd": "forward",

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import triton
 
+from bench.core.problem import Shape
 from bench.gpu_report.compile import MODELLED
 from bench.gpu_report.launches import family, passes
 from bench.gpu_report.metrics import Metrics, label, machine_code
-from bench.problem import Shape
 from grand_fast.testing import random_graph
 
 PATH = Path(__file__).with_name("golden.json")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bench.core.problem import Shape
 from bench.gpu_report.compile import Launch, record
-from bench.problem import Shape
 from grand_fast import Graph
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.csr import Csr

@@ -7,7 +7,11 @@ from itertools import product
 
 import torch
 
-from bench import graphs, machine
+from bench.core import graphs, machine
+from bench.core.plots import plot_model
+from bench.core.problem import PAPER_SHAPES, Shape
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, print_table
 from bench.gpu_report import golden
 from bench.gpu_report.bars import gathered_wide_percent, print_bars
 from bench.gpu_report.compile import MODELLED, Launch
@@ -16,10 +20,6 @@ from bench.gpu_report.launches import passes
 from bench.gpu_report.locality import Reuse, community_order, gathered_rows
 from bench.gpu_report.metrics import Kernel, Metrics, label, machine_code
 from bench.gpu_report.model import is_modelled, times
-from bench.plots import plot_model
-from bench.problem import PAPER_SHAPES, Shape
-from bench.progress import Progress
-from bench.report import Report, Row, print_table
 from grand_fast import Graph
 
 EPILOG = """\

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from grand_fast.presets import Preset
-from grand_fast.train_options import choose, read_config
+from grand_fast.training.options import choose, read_config
+from grand_fast.training.presets import Preset
 
 FOLDER = Path(__file__).parent / "configs"
 RELEASED = FOLDER / "released"

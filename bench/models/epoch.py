@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import graphs, machine
+from bench.core import graphs, machine
+from bench.core.configurations import ARXIV, BY_DATASET, load_graph
+from bench.core.problem import OURS
 from bench.models.configurations import FOLDER, configuration
 from bench.models.configurations import RELEASED as RELEASED_VALUES
 from bench.models.released import TUNED_ADJOINT, Continuous, ReleasedModel
 from bench.models.setting import Setting, grand, setting
-from bench.problem import OURS
-from bench.tuned.configurations import ARXIV, BY_DATASET, load_graph
-from grand_fast.data import NodeData, Split
-from grand_fast.features import is_sparse
+from grand_fast.data.datasets import NodeData, Split
+from grand_fast.data.features import is_sparse
 from grand_fast.nn import GRAND
 from grand_fast.nn.sparse_linear import csr_pair
 from grand_fast.ops.backends import plan
-from grand_fast.optimizers import make_optimizer
-from grand_fast.presets import Preset
+from grand_fast.training.optimizers import make_optimizer
+from grand_fast.training.presets import Preset
 
 OURS_CONTINUOUS = f"{OURS}, continuous adjoint"
 RELEASED = "released, as tuned"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from grand_fast.arguments import one_of
+from grand_fast.training.option_types import one_of
 
 DATASETS = ("Cora", "PubMed", "CoauthorCS", "Computers", "ogbn-arxiv")
 VARIANTS = ("nl", "l")

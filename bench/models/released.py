@@ -11,9 +11,9 @@ import torchdiffeq
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.core.configurations import Configuration
+from bench.core.problem import Shape
 from bench.peers.released import gathered_product, released_edge_attention
-from bench.problem import Shape
-from bench.tuned.configurations import Configuration
 from bench.tuned.problem import INPUTS
 from grand_fast import Graph
 from grand_fast.nn import GRAND

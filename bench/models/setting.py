@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 from grand_fast import Graph
-from grand_fast.data import NodeData, Split
-from grand_fast.experiment import model_config
+from grand_fast.data.datasets import NodeData, Split
 from grand_fast.nn import GRAND
-from grand_fast.prepared_data import prepared, splits_of
-from grand_fast.presets import Preset
+from grand_fast.training.prepare import prepared, splits_of
+from grand_fast.training.presets import Preset
+from grand_fast.training.run import model_config
 
 NOT_REWIRED = {name: getattr(Preset(), name) for name in (
     "rewiring", "rewiring_top_k", "rewiring_threshold", "rewiring_alpha", "rewiring_t"

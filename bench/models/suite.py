@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from bench import fresh, machine
-from bench.harness import interleave
+from bench.core import fresh, machine
+from bench.core.configurations import ARXIV
+from bench.core.harness import interleave
+from bench.core.plots import plot_models
+from bench.core.problem import OURS
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, print_table
 from bench.models.epoch import (
     OURS_CONTINUOUS,
     RELEASED,
@@ -19,12 +24,7 @@ from bench.models.epoch import (
     setup,
 )
 from bench.models.options import DATASETS, VARIANTS
-from bench.plots import plot_models
-from bench.problem import OURS
-from bench.progress import Progress
-from bench.report import Report, Row, print_table
-from bench.tuned.configurations import ARXIV
-from grand_fast.raw_files import DataError
+from grand_fast.data.public_files import DataError
 
 EPILOG = f"""\
 One epoch of training, forward, backward and a step of the optimiser, of GRAND-nl and GRAND-l in the

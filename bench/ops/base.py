@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.harness import Timing
+from bench.core.harness import Timing
+from bench.core.problem import MODES, Mode, Shape
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, milliseconds, print_table
 from bench.ops.base_trees import ROOT, Worker, WorkerError, checked_out, find_commit, git, worker
-from bench.problem import MODES, Mode, Shape
-from bench.progress import Progress
-from bench.report import Report, Row, milliseconds, print_table
 from grand_fast import Graph
 from grand_fast.testing import TOLERANCE, assert_close
 

@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import torch
 
-from bench.harness import PAUSE_S
-from bench.problem import Mode
+from bench.core.harness import PAUSE_S
+from bench.core.problem import Mode
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("base_worker.py")

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import grand_fast as gf
+from bench.core.problem import Competitor, Function, Mode, Problem, Shape
+from bench.core.pytest_form import run_benchmark
 from bench.peers.pyg import transformer_conv
 from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import (
@@ -18,8 +20,6 @@ from bench.peers.unfused import (
     index_select_attention,
     released_attention,
 )
-from bench.problem import Competitor, Function, Mode, Problem, Shape
-from bench.pytest_form import run_benchmark
 from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd, cost
 from grand_fast.kernels.csr import Csr
 from grand_fast.ops.backends import plan

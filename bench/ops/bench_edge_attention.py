@@ -8,14 +8,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import grand_fast as gf
+from bench.core.problem import Competitor, Function, Mode, Problem, Shape
+from bench.core.pytest_form import run_benchmark
 from bench.peers.sampled import sampled_edge_attention
 from bench.peers.unfused import (
     compiled_edge_attention,
     index_select_attention,
     released_attention,
 )
-from bench.problem import Competitor, Function, Mode, Problem, Shape
-from bench.pytest_form import run_benchmark
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.edge_attention.reference import cost, edge_attention_fwd
 

@@ -8,8 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import grand_fast as gf
-from bench.problem import Competitor, Function, Problem, Shape
-from bench.pytest_form import run_benchmark
+from bench.core.problem import Competitor, Function, Problem, Shape
+from bench.core.pytest_form import run_benchmark
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.error_ratio.reference import cost, error_ratio_fwd
 

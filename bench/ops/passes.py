@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench import fresh, machine
-from bench.harness import interleave
+from bench.core import fresh, machine
+from bench.core.harness import interleave
+from bench.core.problem import Function, Shape
+from bench.core.progress import Progress
+from bench.core.report import Report, milliseconds, print_table
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion
 from bench.peers.arrays import GraphArrays
 from bench.peers.sparse import mkl
-from bench.problem import Function, Shape
-from bench.progress import Progress
-from bench.report import Report, milliseconds, print_table
 from grand_fast.kernels.cpu.rows import longest_whole_row, plan
 
 Call = Callable[[], object]

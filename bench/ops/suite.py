@@ -3,19 +3,11 @@
 import argparse
 from types import ModuleType
 
-from bench import floor, graphs, machine, memory, scaling
-from bench.check import check, expected
-from bench.harness import interleave, timed
-from bench.ops import (
-    base,
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_stage_update,
-    passes,
-)
-from bench.plots import plot_memory_per_shape, plot_time_per_shape
-from bench.problem import (
+from bench.core import floor, graphs, machine
+from bench.core.check import check, expected
+from bench.core.harness import interleave, timed
+from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
+from bench.core.problem import (
     MODES,
     OURS,
     PAPER_SHAPES,
@@ -27,8 +19,18 @@ from bench.problem import (
     UnavailableError,
     runner,
 )
-from bench.progress import Progress
-from bench.report import Report, Row, milliseconds, print_table
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, milliseconds, print_table
+from bench.ops import (
+    base,
+    bench_attention_diffusion,
+    bench_csr_diffusion,
+    bench_edge_attention,
+    bench_stage_update,
+    memory,
+    passes,
+    scaling,
+)
 from grand_fast import Graph
 
 EPILOG = """\

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.core.report import Row
 from bench.paper.published import MeanStd
-from bench.report import Row
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.core.picture import save_chart
+from bench.core.report import Row
 from bench.paper.comparison import Comparison
-from bench.picture import save_chart
-from bench.report import Row
 
 PERCENT = {"test_accuracy": 100.0}  # units of what is drawn as it is not stored
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
+from bench.core.progress import Progress
+from bench.core.report import Row
 from bench.models.setting import Setting, grand, setting
 from bench.paper.budget import Budget
 from bench.paper.peers import PEERS, build
 from bench.paper.store import Store
-from bench.progress import Progress
-from bench.report import Row
-from grand_fast.experiment import training_config
-from grand_fast.presets import Preset
-from grand_fast.train import fit
+from grand_fast.training.loop import fit
+from grand_fast.training.presets import Preset
+from grand_fast.training.run import training_config
 
 
 @dataclass(frozen=True)

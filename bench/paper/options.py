@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from grand_fast.arguments import number, one_of
+from grand_fast.training.option_types import number, one_of
 
 PARTS = ("table1", "table2", "depth", "solvers", "rewiring", "superpixels", "parameters")
 DATASETS = ("Cora", "CiteSeer", "PubMed", "CoauthorCS", "Computers", "Photo", "ogbn-arxiv")

@@ -15,9 +15,9 @@ from torch.nn import functional
 from torch_geometric.nn import GATConv, GCNConv, GMMConv, SAGEConv
 from torch_geometric.utils import degree
 
-from grand_fast.data import NodeData
-from grand_fast.presets import Preset
+from grand_fast.data.datasets import NodeData
 from grand_fast.solvers import Stats
+from grand_fast.training.presets import Preset
 
 HIDDEN = 64
 GAT_HEADS = 8

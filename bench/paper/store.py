@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.report import Row
-from grand_fast.checkpoint import write_whole
-from grand_fast.presets import Preset
+from bench.core.report import Row
+from grand_fast.training.checkpoint import write_whole
+from grand_fast.training.presets import Preset
 
 # What makes two runs the same run, beside the component of the graph; if other options differ, the
 # older one is out of date.

@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.core.report import Report, Row
 from bench.paper import accuracy, depth, parameters, superpixels, sweeps
 from bench.paper.budget import Budget
 from bench.paper.jobs import Job, work
 from bench.paper.options import PARTS
 from bench.paper.published import FEATURES_CLASSES
 from bench.paper.store import Store, write_json
-from bench.report import Report, Row
-from grand_fast.raw_files import DataError
+from grand_fast.data.public_files import DataError
 
 EPILOG = """\
 Seven parts, of which --part chooses one:

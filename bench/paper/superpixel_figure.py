@@ -12,8 +12,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from grand_fast.checkpoint import write_file
-from grand_fast.data import NodeData
+from grand_fast.data.datasets import NodeData
+from grand_fast.training.checkpoint import write_file
 
 WIDEST = 3.0  # points, of the edge with the largest weight
 

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.core.report import Report, Row, print_table
 from bench.paper.superpixel_figure import Diffused, draw_superpixels
-from bench.report import Report, Row, print_table
 from grand_fast import Graph
-from grand_fast.data import NodeData, Split
+from grand_fast.data.datasets import NodeData, Split
 from grand_fast.nn import GRAND
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
-from grand_fast.train import fit
+from grand_fast.training.loop import fit
 
 # The paper's diffusion: 6 steps, as many layers.
 T, STEP_SIZE = 4.8, 0.8

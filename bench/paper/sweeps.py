@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.core.report import Report, Row, print_table
 from bench.models.configurations import configuration
 from bench.paper.comparison import accuracies, mean_std, text
 from bench.paper.figures import draw_lines
 from bench.paper.jobs import Job
-from bench.report import Report, Row, print_table
-from grand_fast.presets import Preset
+from grand_fast.training.presets import Preset
 
 DATASET, VARIANT = "Cora", "l"
 SEEDS = 3

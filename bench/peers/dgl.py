@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import linear
 
+from bench.core.problem import Competitor, Function, Problem, Shape, UnavailableError
 from bench.peers.arrays import GraphArrays
-from bench.problem import Competitor, Function, Problem, Shape, UnavailableError
 
 
 def _library() -> ModuleType:

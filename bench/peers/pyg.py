@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch_geometric.nn import SimpleConv, TransformerConv
 
-from bench.problem import Function, Problem
+from bench.core.problem import Function, Problem
 
 
 def transformer_conv(problem: Problem) -> Function:

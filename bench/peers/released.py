@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch_geometric.utils import scatter, softmax
 
+from bench.core.configurations import Configuration
+from bench.core.problem import Function
 from bench.peers.arrays import GraphArrays
 from bench.peers.sparse import csr_product, mkl
-from bench.problem import Function
-from bench.tuned.configurations import Configuration
 from bench.tuned.problem import TunedProblem
 
 EPS = 1e-16  # added to the sum of each group

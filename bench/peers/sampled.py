@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function as AutogradFunction
 
+from bench.core.problem import Function, Problem
 from bench.peers.arrays import GraphArrays
 from bench.peers.sparse import fastest_product, row_dots
 from bench.peers.unfused import has_compiler
-from bench.problem import Function, Problem
 
 
 def sampled_attention_diffusion(problem: Problem) -> Function:

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch_geometric.utils import softmax
 
+from bench.core.problem import Function, Problem, UnavailableError
 from bench.peers.arrays import GraphArrays
 from bench.peers.sparse import csr_product, mkl
-from bench.problem import Function, Problem, UnavailableError
 from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd
 from grand_fast.kernels.csr_diffusion.reference import csr_diffusion_fwd
 from grand_fast.kernels.edge_attention.reference import edge_attention_fwd

@@ -4,10 +4,10 @@ import argparse
 
 import numpy as np
 
-from bench import fresh
-from bench.problem import Problem
-from bench.progress import Progress
-from bench.report import Report, Row, print_table
+from bench.core import fresh
+from bench.core.problem import Problem
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, print_table
 from bench.solvers.problem import CHECKPOINT
 
 STEPS = (4, 16, 64)

@@ -9,13 +9,13 @@ import torchdiffeq
 from torch import Tensor
 
 import grand_fast as gf
-from bench.harness import interleave
-from bench.problem import Problem
-from bench.progress import Progress
-from bench.report import Report, Row, print_table
+from bench.core.configurations import BY_DATASET, load_graph
+from bench.core.harness import interleave
+from bench.core.problem import Problem
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, print_table
 from bench.solvers.problem import nonlinear_term, setup, widened
 from bench.solvers.step import Copies
-from bench.tuned.configurations import BY_DATASET, load_graph
 from grand_fast.solvers import AbstractTerm, Stats, Uniformisation
 from grand_fast.solvers.methods.table import ADAPTIVE
 

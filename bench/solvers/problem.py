@@ -8,10 +8,10 @@ import torchdiffeq
 from torch import Tensor
 
 import grand_fast as gf
+from bench.core.problem import Function, Problem, Shape
 from bench.ops import bench_attention_diffusion
 from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import diffusion_by, released_attention
-from bench.problem import Function, Problem, Shape
 from grand_fast.nn import AttentionDiffusion
 from grand_fast.nn.terms import NonlinearDiffusion
 from grand_fast.ops.backends import plan

@@ -3,12 +3,12 @@
 import argparse
 from typing import NamedTuple
 
-from bench import fresh, machine
-from bench.check import check, named
-from bench.harness import interleave
-from bench.problem import Problem, gradients, runner
-from bench.progress import Progress
-from bench.report import Report, Row, milliseconds, print_table
+from bench.core import fresh, machine
+from bench.core.check import check, named
+from bench.core.harness import interleave
+from bench.core.problem import Problem, gradients, runner
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, milliseconds, print_table
 from bench.solvers import problem as solves
 from bench.solvers.problem import CHECKPOINT, DIRECT, RELEASED, SOLVERS, STRONGEST
 

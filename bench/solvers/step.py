@@ -8,11 +8,11 @@ import torchdiffeq
 from torch import Tensor
 
 import grand_fast as gf
-from bench import fresh, machine
-from bench.harness import interleave
-from bench.problem import OURS, Problem
-from bench.progress import Progress
-from bench.report import Report, Row, milliseconds, print_table
+from bench.core import fresh, machine
+from bench.core.harness import interleave
+from bench.core.problem import OURS, Problem
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, milliseconds, print_table
 from grand_fast.testing import assert_close
 
 TORCHDIFFEQ, TORCHODE = "torchdiffeq", "torchode"

@@ -2,11 +2,11 @@
 
 import argparse
 
-from bench import graphs
-from bench.plots import plot_solve, plot_work_precision
-from bench.problem import PAPER_SHAPES
-from bench.progress import Progress
-from bench.report import Report
+from bench.core import graphs
+from bench.core.plots import plot_solve, plot_work_precision
+from bench.core.problem import PAPER_SHAPES
+from bench.core.progress import Progress
+from bench.core.report import Report
 from bench.solvers import kept, precision, solve, step
 from bench.solvers.problem import setup
 

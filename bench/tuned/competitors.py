@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bench.check import named
+from bench.core.check import named
+from bench.core.configurations import BY_DATASET, load_graph
+from bench.core.problem import OURS, Function, gradients
 from bench.peers.released import released_attention_csr_product, released_sequence
-from bench.problem import OURS, Function, gradients
-from bench.tuned.configurations import BY_DATASET, load_graph
 from bench.tuned.problem import TunedProblem, ours, setup
 
 __all__ = ["BY_DATASET", "COMPETITORS", "RELEASED", "expected", "load_graph", "setup"]

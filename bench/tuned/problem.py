@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 import grand_fast as gf
-from bench.problem import Differentiated, Function
-from bench.tuned.configurations import Configuration
+from bench.core.configurations import Configuration
+from bench.core.problem import Differentiated, Function
 from grand_fast.ops.backends import plan
 
 # The layer's parameters, as the inputs are called.

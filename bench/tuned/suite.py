@@ -4,15 +4,15 @@ import argparse
 
 import numpy as np
 
-from bench import fresh
-from bench.check import check
-from bench.harness import interleave
-from bench.plots import plot_tuned
-from bench.problem import MODES, OURS, Function, Mode, runner
-from bench.progress import Progress
-from bench.report import Report, Row, milliseconds, print_table
+from bench.core import fresh
+from bench.core.check import check
+from bench.core.configurations import BY_DATASET, CONFIGURATIONS, Configuration, load_graph
+from bench.core.harness import interleave
+from bench.core.plots import plot_tuned
+from bench.core.problem import MODES, OURS, Function, Mode, runner
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, milliseconds, print_table
 from bench.tuned.competitors import COMPETITORS, RELEASED, expected
-from bench.tuned.configurations import BY_DATASET, CONFIGURATIONS, Configuration, load_graph
 from bench.tuned.problem import TunedProblem, setup
 
 EPILOG = """\

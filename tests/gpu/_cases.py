@@ -2,8 +2,8 @@
 
 import torch
 
+from bench.core.problem import PAPER_SHAPES
 from bench.gpu_report.compile import MODELLED, TARGETS
-from bench.problem import PAPER_SHAPES
 
 # Each type in half of the cases: neighbours have the other one.
 TYPES = (torch.float32, torch.bfloat16)

@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.gpu_report.emulator import execute
+from tests.gpu.ptx.emulator import execute
 
 LANES = 32
 REGISTER = {1: "%rs", 2: "%rs", 4: "%r", 8: "%rd"}  # prefix by bytes

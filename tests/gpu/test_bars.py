@@ -9,9 +9,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         "the report needs Triton's compiler: unset TRITON_INTERPRET", allow_module_level=True
     )
 
+from bench.core.problem import Shape
+from bench.core.report import Report
 from bench.gpu_report.bars import missed, print_bars
-from bench.problem import Shape
-from bench.report import Report
 
 SHAPE = Shape(128, 4, 128)
 

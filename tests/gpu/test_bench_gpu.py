@@ -16,14 +16,14 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         allow_module_level=True,
     )
 
-from bench import graphs
+from bench.core import graphs
+from bench.core.harness import timed
+from bench.core.problem import OURS, Competitor, Shape, UnavailableError
+from bench.core.progress import Progress
+from bench.core.report import Report
 from bench.gpu import competitors, correctness, search, suite
 from bench.gpu.device import Budget, interleave, rates
-from bench.harness import timed
 from bench.peers import dgl
-from bench.problem import OURS, Competitor, Shape, UnavailableError
-from bench.progress import Progress
-from bench.report import Report
 
 SHAPE = Shape(8, 2, 8)
 SMALL = {"kinds": ("random",), "sizes": ((5, 2, 3),), "nodes": 8}

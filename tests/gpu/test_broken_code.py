@@ -11,12 +11,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler: unset TRITON_INTERPRET", allow_module_level=True)
 
 from bench.gpu_report.compile import compile_launch, record
-from bench.gpu_report.emulator import run
-from bench.gpu_report.ptx_parser import EmulationError
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.testing import assert_close
+from tests.gpu.ptx.emulator import run
+from tests.gpu.ptx.parser import EmulationError
 
 from ._compiled import cut_views, make_graph, make_inputs, make_scales
 

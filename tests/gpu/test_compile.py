@@ -19,9 +19,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
+from bench.core.problem import PAPER_SHAPES
 from bench.gpu_report.compile import TARGETS, compile_launch, record, resources
 from bench.gpu_report.launches import every_launch
-from bench.problem import PAPER_SHAPES
 from grand_fast.kernels.gpu.attention.diffusion_backward import LANE_COLUMNS
 from grand_fast.testing import random_graph
 

@@ -18,7 +18,6 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
-from bench.gpu_report.emulator import emulated
 from grand_fast import Graph
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
@@ -32,6 +31,7 @@ from grand_fast.kernels.gpu import pieces
 from grand_fast.kernels.stage_update import gpu as stage_update
 from grand_fast.kernels.stage_update.reference import stage_update_fwd
 from grand_fast.testing import assert_close
+from tests.gpu.ptx.emulator import emulated
 
 from ._compiled import PIECE_EDGES, cut_views, make_graph, make_inputs, make_scales
 

@@ -16,16 +16,16 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
+from bench.core.problem import Shape
 from bench.gpu_report.compile import compile_launch, resources
-from bench.gpu_report.emulator import emulated
 from bench.gpu_report.launches import family
-from bench.problem import Shape
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.edge_attention import reference as edge_attention_reference
 from grand_fast.kernels.weighting import Weighting
 from grand_fast.testing import assert_close, random_graph
+from tests.gpu.ptx.emulator import emulated
 
 from ._compiled import cut_views, make_graph, make_inputs, make_scales
 

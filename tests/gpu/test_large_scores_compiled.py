@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
-from bench.gpu_report.emulator import emulated
+from tests.gpu.ptx.emulator import emulated
 
 from ._large_scores import WEIGHTINGS, Case
 

@@ -11,12 +11,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
+from bench.core.problem import Shape
 from bench.gpu_report.compile import MODELLED
 from bench.gpu_report.launches import passes
 from bench.gpu_report.metrics import machine_code
 from bench.gpu_report.model import gathered, is_modelled
 from bench.gpu_report.sass import load_bytes
-from bench.problem import Shape
 from grand_fast.testing import random_graph
 
 from ._cases import CASES

@@ -8,9 +8,9 @@ import torch
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("imports Triton's compiler: unset TRITON_INTERPRET", allow_module_level=True)
 
-from bench.gpu_report import emulator
-from bench.gpu_report.emulator import execute
-from bench.gpu_report.ptx_parser import EmulationError, Opcode
+from tests.gpu.ptx import emulator
+from tests.gpu.ptx.emulator import execute
+from tests.gpu.ptx.parser import EmulationError, Opcode
 
 from ._ptx import LANES, kernel, lanes, per_lane
 

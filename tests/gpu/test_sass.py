@@ -12,6 +12,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
+from bench.core.problem import Shape
 from bench.gpu_report import sass
 from bench.gpu_report.compile import MODELLED, Resources
 from bench.gpu_report.hardware import GPUS, resident_programs
@@ -19,7 +20,6 @@ from bench.gpu_report.launches import passes
 from bench.gpu_report.locality import Reuse, community_order, gathered_rows
 from bench.gpu_report.metrics import label, machine_code
 from bench.gpu_report.model import GATHERED, is_modelled, times, traffic
-from bench.problem import Shape
 from grand_fast.testing import random_graph
 
 SHAPE = Shape(128, 4, 128)

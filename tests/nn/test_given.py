@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, vmap
 from torch_geometric.nn import HeteroConv, to_hetero
 
 import grand_fast as gf
-from grand_fast.graph._cache import _graphs
+from grand_fast.graph.cached import _graphs
 from grand_fast.nn import GRAND, AttentionDiffusion, GRANDConv
 from grand_fast.testing import assert_close, random_edge_index
 

@@ -8,7 +8,7 @@ import scipy.sparse
 import torch
 
 import grand_fast as gf
-from grand_fast.graph._cache import _graphs
+from grand_fast.graph.cached import _graphs
 from grand_fast.nn import GRAND, GRANDConv
 from grand_fast.testing import assert_close, random_edge_index
 

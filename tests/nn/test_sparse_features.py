@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import grand_fast as gf
-from grand_fast.features import compact
+from grand_fast.data.features import compact
 from grand_fast.nn import GRAND
 from grand_fast.nn import sparse_linear as nn_sparse_linear
 from grand_fast.nn.sparse_linear import sparse_linear

@@ -1,0 +1,1 @@
+"""What every suite shares: problems, timing, checks, reports and pictures."""

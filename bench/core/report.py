@@ -1,0 +1,82 @@
+"""What a suite hands back: rows, tables, JSON."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grand_fast.training.checkpoint import write_file
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Report:
+    """Everything that a suite measured.
+
+    compared_with: whose results the competitors' must be.
+    rows: one per competitor, shape and mode, or per size; they become JSON as they stand.
+    figures: single named numbers, such as a speed-up or a share of the floor.
+    skipped: what was not measured, and why; failed: what disagreed.
+    saved: what an interrupt leaves on the disk, if nothing else is written.
+    """
+
+    suite: str
+    header: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    figures: list[Row] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    saved: str = "nothing"
+    compared_with: str = "the reference"
+
+    def figure(self, name: str, value: float, unit: str) -> None:
+        """Add one named number."""
+        self.figures.append({"figure": name, "value": value, "unit": unit})
+
+    def print_notes(self) -> None:
+        """Figures, then what is missing from the tables."""
+        if self.figures:
+            cells = [[f["figure"], f"{f['value']:.3g}", f["unit"]] for f in self.figures]
+            print_table("figures", ["figure", "value", "unit"], cells)
+        for text in self.skipped:
+            print(f"Skipped: {text}")
+        for text in self.failed:
+            print(f"NOT TIMED, disagrees with {self.compared_with}: {text}")
+
+    def write(self, path: Path) -> None:
+        """All of it as JSON."""
+        values = {
+            "suite": self.suite,
+            "header": self.header,
+            "rows": self.rows,
+            "figures": self.figures,
+            "skipped": self.skipped,
+            "failed": self.failed,
+        }
+        write_file(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A Markdown table with aligned columns, to be read here or pasted there."""
+    cells = [list(head), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        " | ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+    rule = "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    print(f"\n{title}\n")
+    print(f"| {lines[0]} |\n|{rule}|")
+    for line in lines[1:]:
+        print(f"| {line} |")
+    print(flush=True)
+
+
+def milliseconds(row: Row) -> str:
+    """Median and spread."""
+    return f"{row['median_s'] * 1e3:.1f} [{row['p10_s'] * 1e3:.1f}–{row['p90_s'] * 1e3:.1f}]"

@@ -1,0 +1,136 @@
+"""The suite `memory`: peak memory above the inputs, every competitor in a process of its own."""
+
+import argparse
+
+from bench.core import fresh, graphs, machine
+from bench.core.check import check, expected
+from bench.core.plots import plot_memory_per_shape
+from bench.core.problem import (
+    MODES,
+    OURS,
+    PAPER_SHAPES,
+    RIVALS,
+    Competitor,
+    Problem,
+    Shape,
+    UnavailableError,
+)
+from bench.core.progress import Progress
+from bench.core.report import Report, Row, print_table
+from bench.ops import bench_attention_diffusion as bench_op
+from grand_fast import Graph
+
+EPILOG = """\
+Each competitor runs once on a tiny graph (kernels compile), then once on the graph asked for, in a
+fresh process of its own; the peak is the kernel's VmHWM less the resident size before the call, in
+which inputs and graph stand already. Linux only. Results are checked against the float64 reference
+in the first process. Peers that take seconds run on the first shape only.
+"""
+PICTURE = "memory_per_shape.png"
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Measure, print as it comes, and fill `report`."""
+    graph = graphs.load(options.graph, nodes=options.nodes)
+    shapes = [options.shape] if options.shape else list(PAPER_SHAPES)
+    if options.quick:
+        shapes = shapes[:1]
+    progress = Progress(len(shapes))
+    for shape in shapes:
+        slow = shape == shapes[0] and not options.quick
+        competitors = [c for c in bench_op.COMPETITORS if slow or not c.slow]
+        names = _checked(graph, shape, competitors, report, progress)
+        measure(names, graph, shape, options, report, progress)
+    progress.close()
+    if options.out:
+        plot_memory_per_shape(report.rows, options.out / PICTURE)
+
+
+def measure(
+    names: list[str],
+    graph: Graph,
+    shape: Shape,
+    options: argparse.Namespace,
+    report: Report,
+    progress: Progress,
+) -> None:
+    """The peaks of these competitors, which have been checked, on one shape."""
+    rows = []
+    for name in names:
+        for mode in MODES:
+            progress.say(f"memory {shape}: {name}, {mode}")
+            task = {"op": "attention_diffusion", "competitor": name, "mode": mode,
+                    "shape": shape, "graph": options.graph, "nodes": options.nodes}  # fmt: skip
+            try:
+                bytes_above = fresh.run("peak_memory", task)["bytes"]
+            except RuntimeError as reason:
+                report.skipped.append(f"memory {shape}: {name}, {mode}: {reason}")
+                continue
+            rows.append(
+                {
+                    "op": "attention_diffusion",
+                    "graph": options.graph,
+                    "shape": str(shape),
+                    "competitor": name,
+                    "mode": mode,
+                    "peak_bytes": bytes_above,
+                }
+            )
+    _over_ours(rows, report)
+    report.rows += rows
+    progress.done()
+    _print(f"{shape}, {graph}", rows)
+
+
+def _checked(
+    graph: Graph,
+    shape: Shape,
+    competitors: list[Competitor],
+    report: Report,
+    progress: Progress,
+) -> list[str]:
+    """The competitors that fit into memory and agree with the reference."""
+    problem: Problem = bench_op.setup(graph, shape)
+    progress.say(f"{shape}: reference")
+    want = expected(problem)
+    names = []
+    for competitor in competitors:
+        name = f"{shape}: {competitor.name}"
+        progress.say(f"{name}: check")
+        try:
+            machine.require_memory(name, competitor.bytes_needed(problem))
+            function = competitor.make(problem)
+            if competitor.exact:
+                check(competitor.name, function, problem, want)
+            names.append(competitor.name)
+        except (UnavailableError, machine.DoesNotFitError) as reason:
+            report.skipped.append(f"{name}: {reason}")
+        except AssertionError as difference:
+            report.failed.append(f"{shape}: {difference}")
+    return names
+
+
+def _over_ours(rows: list[Row], report: Report) -> None:
+    ours = {row["mode"]: row["peak_bytes"] for row in rows if row["competitor"] == OURS}
+    for row in rows:
+        if row["competitor"] != OURS and row["mode"] in ours:
+            row["ours_over_this"] = ours[row["mode"]] / row["peak_bytes"]
+            if row["competitor"] in RIVALS:
+                name = f"{row['op']} {row['shape']} {row['mode']}, peak memory above inputs"
+                report.figure(
+                    f"{name}: ours over {RIVALS[row['competitor']]}", row["ours_over_this"], "×"
+                )
+
+
+def _print(title: str, rows: list[Row]) -> None:
+    cells = [
+        [
+            row["competitor"],
+            row["mode"],
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['ours_over_this']:.3f}×" if "ours_over_this" in row else "",
+        ]
+        for row in rows
+    ]
+    head = ["", "mode", "MB", "ours over it"]
+    print_table(f"peak above inputs, d/H/d_att = {title}", head, cells)

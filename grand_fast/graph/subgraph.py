@@ -1,0 +1,51 @@
+"""The arrays of a subgraph: both views stay sorted, so that nothing is sorted again."""
+
+import torch
+from torch import Tensor
+
+from grand_fast.graph.edge_index import index_dtype, message
+
+# rowptr, col, rowptr_t, col_t, perm, perm_t
+Arrays = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def check_mask(mask: Tensor, col: Tensor) -> None:
+    """One bool for each edge, on its device."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        remedy = "Compare it with a value, as in a > 0.1." if isinstance(mask, Tensor) else ""
+        raise TypeError(message("mask", "must be a boolean tensor", got, remedy))
+    if mask.shape != col.shape:
+        expected = f"must have shape [E] = [{col.numel()}]"
+        raise ValueError(message("mask", expected, str(list(mask.shape))))
+    if mask.device != col.device:
+        remedy = f"Move it with .to('{col.device}')."
+        raise ValueError(
+            message(
+                "mask", f"must be on the graph's device, {col.device}", str(mask.device), remedy
+            )
+        )
+
+
+def kept_arrays(arrays: Arrays, mask: Tensor) -> Arrays:
+    """Those of a `Graph`, of the edges in `mask` alone, numbered in the order they had."""
+    rowptr, col, rowptr_t, col_t, perm, perm_t = arrays
+    is_kept = mask.index_select(0, perm)  # [E], by slot of A
+    is_kept_t = is_kept.index_select(0, perm_t)
+    edge, slot, slot_t = (_numbers(m, rowptr.dtype) for m in (mask, is_kept, is_kept_t))
+    index = index_dtype(rowptr.numel() - 1, int(slot[-1]))
+    return (
+        slot.index_select(0, rowptr).to(index),
+        col[is_kept].to(index),
+        slot_t.index_select(0, rowptr_t).to(index),
+        col_t[is_kept_t].to(index),
+        edge.index_select(0, perm[is_kept]).to(index),
+        slot.index_select(0, perm_t[is_kept_t]).to(index),
+    )
+
+
+def _numbers(mask: Tensor, index: torch.dtype) -> Tensor:
+    """`[E+1]`: how many are kept before each, which is the new number of one that is."""
+    numbers = torch.zeros(mask.numel() + 1, dtype=index, device=mask.device)
+    numbers[1:] = mask.cumsum(0, dtype=index)
+    return numbers

@@ -1,0 +1,197 @@
+"""A run that was stopped, at any moment and in any way, ends with the weights of one left alone."""
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from grand_fast.graph import Graph
+from grand_fast.nn import GRAND
+from grand_fast.training import checkpoint, curves, loop
+from grand_fast.training.checkpoint import load_state
+from grand_fast.training.folder import SEEDS_FOLDER
+from grand_fast.training.optimizers import OPTIMIZERS
+from grand_fast.training.run import run_seeds
+from tests._small_run import N, experiment, results_of, silent, two_rings, values
+
+MODEL = {
+    "in_channels": 5, "hidden_channels": 8, "out_channels": 2, "heads": 2, "T": 2.0,
+    "dropout": 0.3, "input_dropout": 0.2, "batch_norm": True, "label_channels": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_and_eager(one_thread, monkeypatch):
+    """Every epoch is saved."""
+    monkeypatch.setattr(loop, "STATE_SHARE", math.inf)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "muon"])
+def test_fit_goes_on_to_the_same_weights(optimizer, tmp_path):
+    data = two_rings()
+    graph = Graph.from_edge_index(data.edge_index, N)
+    # The Jacobian draws random numbers of its own, and is slow
+    penalty = "jacobian" if optimizer == "adam" else "kinetic"
+
+    def fit(seed, **more):
+        torch.manual_seed(seed)
+        return loop.fit(
+            GRAND(**MODEL, regularizers=(penalty,)), data, graph, data.public_split, epochs=6,
+            lr=0.05, optimizer=optimizer,
+            use_labels=True, early_stop=1.5, penalties={penalty: 0.1}, entropy=0.5,
+            entropy_warmup=5, **more,
+        )  # fmt: skip
+
+    whole = fit(0)
+    state = tmp_path / "state"
+    for seed, last in ((0, 1), (1, 2), (2, 4)):  # other weights and random numbers each time
+
+        def kill(index, epoch, last=last):
+            if index == last:
+                raise Killed
+
+        with pytest.raises(Killed):
+            fit(seed, state=state, on_epoch=kill)
+        # The epoch that was under way is lost
+        assert len(load_state(state)["history"]) == last
+    told = []
+    resumed = fit(3, state=state, on_epoch=lambda index, epoch: told.append(index))
+    assert told == list(range(6))
+    assert resumed.weights.keys() == whole.weights.keys()
+    assert all(torch.equal(w, whole.weights[name]) for name, w in resumed.weights.items())
+    assert values(resumed) == values(whole)
+    assert (resumed.best_epoch, resumed.test_accuracy) == (whole.best_epoch, whole.test_accuracy)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    data = two_rings()
+    graph = Graph.from_edge_index(data.edge_index, N)
+
+    def fit(channels):
+        model = GRAND(5, channels, 2)
+        return loop.fit(
+            model, data, graph, data.public_split, epochs=1, lr=0.1, state=tmp_path / "state"
+        )
+
+    fit(8)
+    with pytest.raises(ValueError, match="^fit: `state` must be that of this model"):
+        fit(9)
+
+
+def test_patience_counts_across_a_stop(tmp_path):
+    data = two_rings()
+    graph = Graph.from_edge_index(data.edge_index, N)
+
+    def fit(epochs):
+        torch.manual_seed(0)
+        return loop.fit(GRAND(5, 8, 2), data, graph, data.public_split, epochs=epochs, lr=0.2,
+                         patience=4, state=tmp_path / "state")  # fmt: skip
+
+    ended = len(fit(100).history)
+    (tmp_path / "state").unlink()
+    fit(ended - 2)
+    assert len(fit(100).history) == ended
+    assert len(fit(100).history) == ended  # and no further
+
+
+def test_a_run_killed_at_any_write_goes_on_to_the_same_results(tmp_path, monkeypatch):
+    """Before each file is written, half-way, before it gets its name, and after."""
+    monkeypatch.setattr(curves, "draw_training_curves", lambda *args, **more: None)
+    run_seeds(experiment(tmp_path / "whole"), silent)
+    want = results_of(tmp_path / "whole")
+    real, written, deadly = checkpoint.write_whole, 0, 0
+
+    def write_whole(path, content):
+        nonlocal written
+        moment = deadly - 4 * written
+        written += 1
+        if moment == 0:
+            raise Killed
+        if moment in (1, 2):
+            part = content if moment == 2 else content[: len(content) // 2]
+            path.with_name(f"{path.name}.part").write_bytes(part)
+            raise Killed
+        real(path, content)
+        if moment == 3:
+            raise Killed
+
+    for name in ("checkpoint", "folder", "history"):
+        monkeypatch.setattr(f"grand_fast.training.{name}.write_whole", write_whole)
+    kills = 0
+    while True:
+        folder = tmp_path / str(deadly)
+        written = 0
+        try:
+            run_seeds(experiment(folder), silent)
+        except Killed:
+            kills += 1
+        else:
+            break
+        deadly, written, now = 10**9, 0, deadly
+        run_seeds(experiment(folder), silent)
+        deadly = now + 1
+        assert results_of(folder) == want, f"killed at moment {now}"
+        assert {file.suffix for file in (folder / SEEDS_FOLDER).iterdir()} == {".json"}
+    # The run's file, the metrics; a state an epoch and one at the end, the figures; the weights
+    assert kills == 4 * written and written >= 2 + 2 * (2 + 1 + 1) + 2
+    assert results_of(folder) == want
+
+
+COMMAND = """
+import sys
+import torch
+from grand_fast import cli, train
+torch.set_num_threads(1)
+loop.STATE_SHARE = float("inf")
+sys.exit(cli.main(["train", "--data", "rings.npz", "--seeds", "2", "--epochs", "50", "--hidden",
+                   "8", "--heads", "2", "--attention-channels", "8", "--T", "4", "--dropout",
+                   "0.3", "--batch-norm", "--use-labels", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_sigkill_at_random_moments(tmp_path):
+    own = two_rings()
+    split = own.public_split
+    np.savez(tmp_path / "rings.npz", edge_index=own.edge_index, x=own.x, y=own.y,
+             train=split.train, val=split.val, test=split.test)  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def start(out):
+        return subprocess.Popen([sys.executable, "-c", COMMAND, out], cwd=tmp_path,
+                                stdout=subprocess.DEVNULL, env=environment)  # fmt: skip
+
+    assert start("whole").wait(timeout=120) == 0
+    seeds = tmp_path / "killed" / SEEDS_FOLDER
+    moments = random.Random(0)
+
+    def progress():
+        try:
+            return {path: path.stat().st_mtime_ns for path in seeds.glob("*")}
+        except FileNotFoundError:  # a file got its name, or went, just now
+            return None
+
+    for _ in range(3):
+        before = progress()
+        process = start("killed")
+        while progress() == before:
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(0.2 * moments.random())
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    assert start("killed").wait(timeout=120) == 0
+    assert results_of(tmp_path / "killed") == results_of(tmp_path / "whole")
