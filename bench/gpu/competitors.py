@@ -21,8 +21,7 @@ from bench.core.problem import (
     gradients,
     runner,
 )
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, milliseconds, print_table
+from bench.core.report import Progress, Report, Row, milliseconds, print_table
 from bench.gpu.device import Budget, Call, Device, interleave, to_device
 from bench.ops import (
     bench_attention_diffusion,

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.core.progress import Progress
-from bench.core.report import Report, print_table
+from bench.core.report import Progress, Report, print_table
 from bench.gpu.device import Budget, Device
 from grand_fast import Graph, ops
 from grand_fast.ops.scores import DIRECTIONS, NORMALIZERS, SCORES, AbstractScore

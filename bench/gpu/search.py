@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.core.progress import Progress
-from bench.core.report import Report, milliseconds, print_table
+from bench.core.report import Progress, Report, milliseconds, print_table
 from bench.gpu.device import Budget, Call, Device, interleave
 from bench.gpu_report.compile import Launch, record
 from bench.gpu_report.metrics import label

@@ -10,8 +10,7 @@ import torch
 from bench.core import graphs
 from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
 from bench.core.problem import PAPER_SHAPES, Shape
-from bench.core.progress import Progress
-from bench.core.report import Report
+from bench.core.report import Progress, Report
 from bench.gpu import competitors, correctness
 from bench.gpu.device import Budget, Cuda, Device, rates
 from bench.gpu.search import Pass, measure_kernels

@@ -10,8 +10,7 @@ import torch
 from bench.core import graphs, machine
 from bench.core.plots import plot_model
 from bench.core.problem import PAPER_SHAPES, Shape
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Progress, Report, Row, print_table
 from bench.gpu_report import golden
 from bench.gpu_report.bars import gathered_wide_percent, print_bars
 from bench.gpu_report.compile import MODELLED, Launch

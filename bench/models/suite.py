@@ -7,10 +7,10 @@ import argparse
 from bench.core import fresh, machine
 from bench.core.configurations import ARXIV
 from bench.core.harness import interleave
+from bench.core.options import MODEL_DATASETS, VARIANTS
 from bench.core.plots import plot_models
 from bench.core.problem import OURS
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Progress, Report, Row, print_table
 from bench.models.epoch import (
     OURS_CONTINUOUS,
     RELEASED,
@@ -20,10 +20,10 @@ from bench.models.epoch import (
     competitors,
     epoch,
     evaluations,
+    peak_memory,
     require_memory,
     setup,
 )
-from bench.models.options import DATASETS, VARIANTS
 from grand_fast.data.public_files import DataError
 
 EPILOG = f"""\
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     Raises:
         ValueError: files of a data set are missing; how to get them.
     """
-    datasets = [options.dataset] if options.dataset else list(DATASETS)
+    datasets = [options.dataset] if options.dataset else list(MODEL_DATASETS)
     if options.quick and not options.dataset:
         datasets = ["Cora"]
         report.skipped.append("with --quick, all data sets but Cora.")
@@ -125,7 +125,7 @@ def _weigh(rows: list[Row], runs: int, report: Report, progress: Progress) -> No
         task = {key: row[key] for key in ("dataset", "variant", "competitor")}
         progress.say(f"{row['dataset']} {row['variant']}: {row['competitor']}, memory")
         try:
-            peaks = [fresh.run("model_peak_memory", task) for _ in range(runs)]
+            peaks = [fresh.run(peak_memory, **task) for _ in range(runs)]
         except RuntimeError as reason:
             report.skipped.append(f"memory of {' '.join(task.values())}: {reason}")
             continue

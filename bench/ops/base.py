@@ -13,8 +13,7 @@ import torch
 
 from bench.core.harness import Timing
 from bench.core.problem import MODES, Mode, Shape
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, milliseconds, print_table
+from bench.core.report import Progress, Report, Row, milliseconds, print_table
 from bench.ops.base_trees import ROOT, Worker, WorkerError, checked_out, find_commit, git, worker
 from grand_fast import Graph
 from grand_fast.testing import TOLERANCE, assert_close

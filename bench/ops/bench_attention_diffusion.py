@@ -12,13 +12,13 @@ from torch.nn.functional import linear
 import grand_fast as gf
 from bench.core.problem import Competitor, Function, Mode, Problem, Shape
 from bench.core.pytest_form import run_benchmark
-from bench.peers.pyg import transformer_conv
 from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import (
     compiled_attention_diffusion,
     diffusion_by,
     index_select_attention,
     released_attention,
+    transformer_conv,
 )
 from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd, cost
 from grand_fast.kernels.csr import Csr

@@ -10,10 +10,8 @@ from torch import Tensor
 import grand_fast as gf
 from bench.core.problem import Competitor, Function, Mode, Problem, Shape
 from bench.core.pytest_form import run_benchmark
-from bench.peers.arrays import GraphArrays
-from bench.peers.pyg import simple_conv
-from bench.peers.sparse import csr_product, mkl, native
-from bench.peers.unfused import compiled_csr_diffusion, index_add_diffusion
+from bench.peers.sparse import GraphArrays, csr_product, mkl, native
+from bench.peers.unfused import compiled_csr_diffusion, index_add_diffusion, simple_conv
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion.reference import cost, csr_diffusion_fwd
 

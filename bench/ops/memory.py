@@ -11,12 +11,13 @@ from bench.core.problem import (
     PAPER_SHAPES,
     RIVALS,
     Competitor,
+    Mode,
     Problem,
     Shape,
     UnavailableError,
+    runner,
 )
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Progress, Report, Row, print_table
 from bench.ops import bench_attention_diffusion as bench_op
 from grand_fast import Graph
 
@@ -59,10 +60,11 @@ def measure(
     for name in names:
         for mode in MODES:
             progress.say(f"memory {shape}: {name}, {mode}")
-            task = {"op": "attention_diffusion", "competitor": name, "mode": mode,
-                    "shape": shape, "graph": options.graph, "nodes": options.nodes}  # fmt: skip
             try:
-                bytes_above = fresh.run("peak_memory", task)["bytes"]
+                peak = fresh.run(
+                    peak_memory, competitor=name, mode=mode, shape=shape, graph=options.graph,
+                    nodes=options.nodes,
+                )  # fmt: skip
             except RuntimeError as reason:
                 report.skipped.append(f"memory {shape}: {name}, {mode}: {reason}")
                 continue
@@ -73,13 +75,25 @@ def measure(
                     "shape": str(shape),
                     "competitor": name,
                     "mode": mode,
-                    "peak_bytes": bytes_above,
+                    "peak_bytes": peak["bytes"],
                 }
             )
     _over_ours(rows, report)
     report.rows += rows
     progress.done()
     _print(f"{shape}, {graph}", rows)
+
+
+def peak_memory(
+    competitor: str, mode: Mode, shape: Shape, graph: str, nodes: int | None
+) -> dict[str, float]:
+    """Bytes above inputs and graph at the peak of one call; in a fresh process."""
+    chosen = next(c for c in bench_op.COMPETITORS if c.name == competitor)
+    tiny = bench_op.setup(graphs.load("random", nodes=fresh.TINY_NODES), shape)
+    for each in MODES:
+        runner(chosen.make(tiny), tiny, each)()
+    problem = bench_op.setup(graphs.load(graph, nodes=nodes), shape)
+    return fresh.peak(runner(chosen.make(problem), problem, mode))
 
 
 def _checked(

@@ -7,8 +7,7 @@ from bench.core.check import check, expected
 from bench.core.harness import interleave
 from bench.core.plots import plot_time_per_edge
 from bench.core.problem import Shape
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Progress, Report, Row, print_table
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion
 from bench.ops.passes import attention_passes, csr_passes
 from grand_fast import Graph

@@ -19,8 +19,7 @@ from bench.core.problem import (
     UnavailableError,
     runner,
 )
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, milliseconds, print_table
+from bench.core.report import Progress, Report, Row, milliseconds, print_table
 from bench.ops import (
     base,
     bench_attention_diffusion,

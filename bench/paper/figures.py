@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.core.picture import save_chart
+from bench.core.plots import save_chart
 from bench.core.report import Row
 from bench.paper.comparison import Comparison
 

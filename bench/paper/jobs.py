@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from bench.core.progress import Progress
-from bench.core.report import Row
-from bench.models.setting import Setting, grand, setting
+from bench.core.report import Progress, Row
+from bench.core.setting import Setting, grand, setting
 from bench.paper.budget import Budget
 from bench.paper.peers import PEERS, build
 from bench.paper.store import Store

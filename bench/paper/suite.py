@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.core.options import PAPER_PARTS
 from bench.core.report import Report, Row
 from bench.paper import accuracy, depth, parameters, superpixels, sweeps
 from bench.paper.budget import Budget
 from bench.paper.jobs import Job, work
-from bench.paper.options import PARTS
 from bench.paper.published import FEATURES_CLASSES
 from bench.paper.store import Store, write_json
 from grand_fast.data.public_files import DataError
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     _check(options)
     folder: Path = options.out
     report.saved = f"every run that was finished to {folder}"
-    for part in [options.part] if options.part else PARTS:
+    for part in [options.part] if options.part else PAPER_PARTS:
         try:
             if part in OTHERS:
                 rows = OTHERS[part](options, report, folder)

@@ -12,8 +12,7 @@ import grand_fast as gf
 from bench.core.configurations import BY_DATASET, load_graph
 from bench.core.harness import interleave
 from bench.core.problem import Problem
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Progress, Report, Row, print_table
 from bench.solvers.problem import nonlinear_term, setup, widened
 from bench.solvers.step import Copies
 from grand_fast.solvers import AbstractTerm, Stats, Uniformisation

@@ -8,7 +8,8 @@ import torchdiffeq
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Function, Problem, Shape
+from bench.core import fresh, graphs
+from bench.core.problem import Function, Problem, Shape, runner
 from bench.ops import bench_attention_diffusion
 from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import diffusion_by, released_attention
@@ -120,3 +121,15 @@ def widened(problem: Problem) -> Problem:
     """The same in float64."""
     inputs = {name: t.double() for name, t in problem.inputs.items()}
     return replace(problem, inputs=inputs, d_out=problem.d_out.double())
+
+
+def peak_memory(
+    solver: str, steps: int, shape: Shape, graph: str, nodes: int | None,
+    memory_limit: int | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Bytes above inputs and graph at the peak of forward+backward; in a fresh process."""
+    make = SOLVERS[solver].make if memory_limit is None else ours("checkpoint", memory_limit)
+    tiny = setup(graphs.load("random", nodes=fresh.TINY_NODES), shape)
+    runner(SOLVERS[solver].make(tiny, steps), tiny, "forward+backward")()
+    problem = setup(graphs.load(graph, nodes=nodes), shape)
+    return fresh.peak(runner(make(problem, steps), problem, "forward+backward"))

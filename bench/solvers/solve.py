@@ -1,18 +1,25 @@
-"""A GRAND-nl solve, forward and backward, against torchdiffeq over PyTorch's forms of f."""
+"""A GRAND-nl solve, forward and backward, against torchdiffeq over PyTorch's forms of f.
+
+And the memory that the checkpointed solve keeps a step, and whether a limit holds.
+"""
 
 import argparse
 from typing import NamedTuple
+
+import numpy as np
 
 from bench.core import fresh, machine
 from bench.core.check import check, named
 from bench.core.harness import interleave
 from bench.core.problem import Problem, gradients, runner
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, milliseconds, print_table
+from bench.core.report import Progress, Report, Row, milliseconds, print_table
 from bench.solvers import problem as solves
 from bench.solvers.problem import CHECKPOINT, DIRECT, RELEASED, SOLVERS, STRONGEST
 
 STEPS = 4
+KEPT_STEPS = (4, 16, 64)
+QUICK_KEPT_STEPS = (4, 8, 16)
+LIMIT_STATES = 28  # as bytes: of one step's backward, and some ten states beside it
 BUDGET_S = 40.0  # of one competitor's rounds
 # Gradients by the projections' weights are sums over nodes and stages that cancel; the largest
 # error of any competitor stays below this, of the largest entry.
@@ -118,10 +125,11 @@ def _weigh(
 ) -> None:
     for row in rows:
         progress.say(f"{row['steps']} steps: {row['competitor']}, memory")
-        task = {"solver": row["competitor"], "steps": row["steps"], "shape": problem.shape,
-                "graph": options.graph, "nodes": options.nodes}  # fmt: skip
         try:
-            row["peak_bytes"] = fresh.run("solve_peak_memory", task)["bytes"]
+            row["peak_bytes"] = fresh.run(
+                solves.peak_memory, solver=row["competitor"], steps=row["steps"],
+                shape=problem.shape, graph=options.graph, nodes=options.nodes,
+            )["bytes"]  # fmt: skip
         except RuntimeError as reason:
             report.skipped.append(f"memory of {row['competitor']}: {reason}")
 
@@ -152,3 +160,40 @@ def _print(rows: list[Row], problem: Problem) -> None:
     if rows:
         title = f"GRAND-nl, {rows[0]['steps']} steps of RK4, forward+backward, d/H/d_att = "
         print_table(f"{title}{problem.shape}, {problem.graph}", ["", "ms", "peak MB"], cells)
+
+
+def run_kept(
+    problem: Problem, options: argparse.Namespace, report: Report, progress: Progress
+) -> None:
+    """Peaks of forward+backward over the number of steps, in fresh processes; their slope."""
+    state = problem.inputs["x"].numel()
+    counts = QUICK_KEPT_STEPS if options.quick else KEPT_STEPS
+    limit = LIMIT_STATES * 4 * state
+    rows: list[Row] = []
+    for steps, limit_bytes in [*((steps, None) for steps in counts), (counts[-1], limit)]:
+        within = f" within {limit / 1e6:.0f} MB" if limit_bytes else ""
+        progress.say(f"memory of {steps} steps{within}")
+        peak = fresh.run(
+            solves.peak_memory, solver=CHECKPOINT, steps=steps, shape=problem.shape,
+            graph=options.graph, nodes=options.nodes, memory_limit=limit_bytes,
+        )["bytes"]  # fmt: skip
+        rows.append({"op": "kept", "steps": steps, "peak_bytes": peak, "limit_bytes": limit_bytes})
+    *peaks, limited = (row["peak_bytes"] for row in rows)
+    slope = np.polyfit(counts, [peak / (4 * state) for peak in peaks], 1)[0]
+    span = f"{counts[0]} to {counts[-1]} steps"
+    report.figure(f"checkpoint, memory kept per RK4 step, {span}", float(slope), "N·d elements")
+    report.figure(f"memory_limit, {counts[-1]} RK4 steps: peak above inputs over the limit",
+                  limited / limit, "×")  # fmt: skip
+    report.rows += [row | {"shape": str(problem.shape), "competitor": CHECKPOINT} for row in rows]
+    progress.done()
+    cells = [
+        [
+            str(row["steps"]),
+            f"{row['limit_bytes'] / 1e6:.0f}" if row["limit_bytes"] else "none",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['peak_bytes'] / (4 * state):.2f}",
+        ]
+        for row in rows
+    ]
+    head = ["steps", "limit MB", "peak MB", "in states of N·d"]
+    print_table(f"{CHECKPOINT}, forward+backward, above the inputs", head, cells)

@@ -11,8 +11,7 @@ import grand_fast as gf
 from bench.core import fresh, machine
 from bench.core.harness import interleave
 from bench.core.problem import OURS, Problem
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, milliseconds, print_table
+from bench.core.report import Progress, Report, Row, milliseconds, print_table
 from grand_fast.testing import assert_close
 
 TORCHDIFFEQ, TORCHODE = "torchdiffeq", "torchode"
@@ -168,16 +167,33 @@ def _weigh(rows: list[Row], x: Tensor, report: Report, progress: Progress) -> No
     for row in rows:
         for key, differentiated in (("peak_bytes", False), ("differentiated_peak_bytes", True)):
             progress.say(f"{row['method']}, {row['competitor']}, memory")
-            task = {"solver": row["competitor"], "method": row["method"],
-                    "size": list(x.shape), "differentiated": differentiated}  # fmt: skip
             name = f"memory of {row['competitor']}, {row['method']}, f a copy"
             try:
                 if differentiated and row["competitor"] == TORCHODE:
                     needed = 4 * x.numel() * TORCHODE_STATES * row["attempts"]
                     machine.require_memory(name, needed)
-                row[key] = fresh.run("step_peak_memory", task)["bytes"]
+                row[key] = fresh.run(
+                    peak_memory, solver=row["competitor"], method=row["method"],
+                    size=tuple(x.shape), differentiated=differentiated,
+                )["bytes"]  # fmt: skip
             except (RuntimeError, machine.DoesNotFitError) as reason:
                 report.skipped.append(f"{name}: {reason}")
+
+
+def peak_memory(
+    solver: str, method: str, size: tuple[int, int], differentiated: bool
+) -> dict[str, float]:
+    """Bytes above the state at the peak of a solve; in a fresh process."""
+
+    def call(x: Tensor) -> None:
+        with torch.set_grad_enabled(differentiated):
+            y = solve(solver, method, x, Copies())
+        if differentiated:
+            torch.autograd.grad(y, x, torch.ones_like(y))
+
+    call(torch.randn(size[0], 1, requires_grad=differentiated))
+    x = torch.randn(size, requires_grad=differentiated)
+    return fresh.peak(lambda: call(x))
 
 
 def _figures(method: str, rows: list[Row], report: Report) -> None:

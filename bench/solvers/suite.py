@@ -5,9 +5,8 @@ import argparse
 from bench.core import graphs
 from bench.core.plots import plot_solve, plot_work_precision
 from bench.core.problem import PAPER_SHAPES
-from bench.core.progress import Progress
-from bench.core.report import Report
-from bench.solvers import kept, precision, solve, step
+from bench.core.report import Progress, Report
+from bench.solvers import precision, solve, step
 from bench.solvers.problem import setup
 
 EPILOG = """\
@@ -31,7 +30,12 @@ python -m bench solvers --nodes 20000 --quick
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure, print as it comes, and fill `report`."""
-    runs = {"step": step.run, "solve": solve.run, "kept": kept.run, "precision": precision.run}
+    runs = {
+        "step": step.run,
+        "solve": solve.run,
+        "kept": solve.run_kept,
+        "precision": precision.run,
+    }
     parts = [options.part] if options.part else list(runs)
     graph = graphs.load(options.graph, nodes=options.nodes)
     problem = setup(graph, options.shape or PAPER_SHAPES[0])

@@ -10,10 +10,8 @@ from bench.core.configurations import BY_DATASET, CONFIGURATIONS, Configuration,
 from bench.core.harness import interleave
 from bench.core.plots import plot_tuned
 from bench.core.problem import MODES, OURS, Function, Mode, runner
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, milliseconds, print_table
-from bench.tuned.competitors import COMPETITORS, RELEASED, expected
-from bench.tuned.problem import TunedProblem, setup
+from bench.core.report import Progress, Report, Row, milliseconds, print_table
+from bench.tuned.problem import COMPETITORS, RELEASED, TunedProblem, expected, peak_memory, setup
 
 EPILOG = """\
 One evaluation of the right-hand side, from the state through the projections to f, and back to the
@@ -122,12 +120,14 @@ def _weigh(
     """
     mode: Mode = "forward+backward"
     for name in names:
-        task = {"dataset": configuration.dataset, "competitor": name, "mode": mode}
         peaks = []
         for run in range(MEMORY_RUNS):
             progress.say(f"{configuration.dataset}: {name}, memory {run + 1}/{MEMORY_RUNS}")
             try:
-                peaks.append(fresh.run("tuned_peak_memory", task)["bytes"])
+                peak = fresh.run(
+                    peak_memory, dataset=configuration.dataset, competitor=name, mode=mode
+                )
+                peaks.append(peak["bytes"])
             except RuntimeError as reason:
                 report.skipped.append(f"memory of {name}, {configuration}: {reason}")
                 break

@@ -12,8 +12,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.core.problem import Shape
-from bench.core.progress import Progress
-from bench.core.report import Report
+from bench.core.report import Progress, Report
 from bench.ops import base, base_trees, base_worker
 from grand_fast.testing import random_graph
 

@@ -17,6 +17,7 @@ import grand_fast as gf
 from bench.core import floor, graphs, machine
 from bench.core.check import check, expected, named
 from bench.core.configurations import CONFIGURATIONS, Configuration
+from bench.core.fresh import peak
 from bench.core.fresh import run as run_fresh
 from bench.core.harness import MIN_ROUNDS, Timing, interleave
 from bench.core.problem import OURS, Competitor, Problem, Shape, gradients
@@ -29,8 +30,8 @@ from bench.ops import (
 )
 from bench.ops.passes import csr_passes, hub_graphs
 from bench.peers.unfused import has_compiler
-from bench.tuned import competitors, suite
-from bench.tuned.problem import setup as tuned_setup
+from bench.tuned import problem as tuned
+from bench.tuned import suite
 from grand_fast.kernels.csr_diffusion import cpu
 from grand_fast.testing import assert_close
 
@@ -192,31 +193,31 @@ def test_csr_passes_compute_one_gradient_each(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [(True, False), (False, True)]
 
 
-@pytest.mark.parametrize("competitor", competitors.COMPETITORS)
+@pytest.mark.parametrize("competitor", tuned.COMPETITORS)
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.dataset)
 def test_tuned_competitor_agrees(configuration: Configuration, competitor: str) -> None:
-    problem = tuned_setup(configuration, graphs.load("random", nodes=300))
-    function = competitors.COMPETITORS[competitor](problem)
-    want = competitors.expected(problem)
+    problem = tuned.setup(configuration, graphs.load("random", nodes=300))
+    function = tuned.COMPETITORS[competitor](problem)
+    want = tuned.expected(problem)
     check(competitor, function, problem, want, tolerance=suite.CANCELLING)
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.dataset)
 def test_released_sequence_is_the_reference(configuration: Configuration) -> None:
-    problem = tuned_setup(configuration, graphs.load("random", nodes=200))
+    problem = tuned.setup(configuration, graphs.load("random", nodes=200))
     wide = replace(problem, inputs={name: t.double() for name, t in problem.inputs.items()},
                    d_out=problem.d_out.double())  # fmt: skip
     with gf.backend("reference"):
-        out, grads = gradients(competitors.COMPETITORS[OURS](wide), wide)
+        out, grads = gradients(tuned.COMPETITORS[OURS](wide), wide)
     for name, value in named(wide, out, grads).items():
-        assert_close(name, value, competitors.expected(problem)[name], tolerance=1e-11)
+        assert_close(name, value, tuned.expected(problem)[name], tolerance=1e-11)
 
 
 def test_tuned_graphs_are_the_papers(data_root: Path) -> None:
     sizes = {"Cora": (2485, 5069), "Photo": (7487, 119_043)}
     for name, (nodes, pairs) in sizes.items():
-        configuration = competitors.BY_DATASET[name]
-        graph = competitors.load_graph(configuration)
+        configuration = tuned.BY_DATASET[name]
+        graph = tuned.load_graph(configuration)
         assert (graph.num_nodes, graph.num_edges) == (nodes, 2 * pairs + nodes)
         loops = graph.edge_index()[:, 2 * pairs :]
         assert torch.equal(loops, torch.arange(nodes).repeat(2, 1))
@@ -229,11 +230,22 @@ def test_refuses_what_does_not_fit() -> None:
         machine.require_memory("a graph", 10**15)
 
 
+def peak_of_an_array(size: int) -> dict[str, float]:
+    """What `test_peak_memory_in_a_fresh_process` runs there."""
+    return peak(lambda: torch.ones(size, dtype=torch.uint8))
+
+
+def broken() -> dict[str, float]:
+    raise ValueError("out of luck")
+
+
 def test_peak_memory_in_a_fresh_process() -> None:
-    values = {"op": "csr_diffusion", "competitor": "index_add", "mode": "forward",
-              "shape": Shape(64, 1, 1), "graph": "random", "nodes": 20_000}  # fmt: skip
-    messages = 4 * 64 * 20_000 * graphs.edges_per_node()
-    assert run_fresh("peak_memory", values)["bytes"] == pytest.approx(2 * messages, rel=0.3)
+    size = 100 * 2**20
+    found = run_fresh(peak_of_an_array, size=size)
+    assert found["bytes"] == pytest.approx(size, rel=0.05)
+    assert found["process_bytes"] > found["bytes"]
+    with pytest.raises(RuntimeError, match="ValueError: out of luck"):
+        run_fresh(broken)
 
 
 def test_short_names_of_sizes() -> None:
@@ -284,7 +296,7 @@ def test_tuned_command_line(data_root: Path, tmp_path: Path) -> None:
                     "--out", str(tmp_path))  # fmt: skip
     assert result.returncode == 0, result.stderr
     values = json.loads(path.read_text())
-    assert len(values["rows"]) == 2 * len(competitors.COMPETITORS)
+    assert len(values["rows"]) == 2 * len(tuned.COMPETITORS)
     assert all(row["median_s"] > 0 for row in values["rows"])
     weighed = [row for row in values["rows"] if row["mode"] == "forward+backward"]
     assert all(0 < min(row["peak_bytes_of_runs"]) <= row["peak_bytes"] for row in weighed)

@@ -19,8 +19,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from bench.core import graphs
 from bench.core.harness import timed
 from bench.core.problem import OURS, Competitor, Shape, UnavailableError
-from bench.core.progress import Progress
-from bench.core.report import Report
+from bench.core.report import Progress, Report
 from bench.gpu import competitors, correctness, search, suite
 from bench.gpu.device import Budget, interleave, rates
 from bench.peers import dgl
