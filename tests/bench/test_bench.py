@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import grand_fast as gf
+from bench.__main__ import main
 from bench.core import floor, graphs, machine
 from bench.core.check import check, expected, named
 from bench.core.configurations import CONFIGURATIONS, Configuration
@@ -252,18 +253,24 @@ def test_short_names_of_sizes() -> None:
     assert [scaling.short(e) for e in (99_999, 60_000_000)] == ["1e5", "6e7"]
 
 
-def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_it_is_a_program() -> None:
+    command = [sys.executable, "-m", "bench", "nonsense"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "invalid choice: 'nonsense'" in result.stderr
 
 
 @pytest.mark.slow
-def test_command_line(tmp_path: Path) -> None:
-    result = _bench("ops", "--nodes", "500", "--channels", "8", "--attention-channels", "8",
-                    "--quick", "--all", "--rounds", "3", "--json", str(tmp_path / "ops.json"),
-                    "--out", str(tmp_path))  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "% of copy" in result.stdout
+@pytest.mark.usefixtures("in_this_process")
+def test_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scaling, "QUICK_EDGES", (2_000, 20_000))
+    code = main(["ops", "--nodes", "500", "--channels", "8", "--attention-channels", "8",
+                 "--quick", "--all", "--rounds", "3", "--json", str(tmp_path / "ops.json"),
+                 "--out", str(tmp_path)])  # fmt: skip
+    out = capsys.readouterr().out
+    assert code == 0, out
+    assert "% of copy" in out
     values = json.loads((tmp_path / "ops.json").read_text())
     assert {"device", "threads", "versions", "commit", "command"} <= set(values["header"])
     assert all(row.get("median_s", row.get("peak_bytes", 0)) > 0 for row in values["rows"])
@@ -290,11 +297,11 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_tuned_command_line(data_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
-    result = _bench("tuned", "--dataset", "cora", "--rounds", "3", "--json", str(path),
-                    "--out", str(tmp_path))  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    assert main(["tuned", "--dataset", "cora", "--rounds", "3", "--json", str(path),
+                 "--out", str(tmp_path)]) == 0  # fmt: skip
     values = json.loads(path.read_text())
     assert len(values["rows"]) == 2 * len(tuned.COMPETITORS)
     assert all(row["median_s"] > 0 for row in values["rows"])
@@ -323,8 +330,6 @@ def test_tuned_command_line(data_root: Path, tmp_path: Path) -> None:
 def test_bad_arguments(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bench.__main__ import main
-
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
@@ -346,8 +351,6 @@ def test_arxiv_without_data_says_how_to_get_it(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_without_a_gpu(capsys, monkeypatch):
-    from bench.__main__ import main
-
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(SystemExit) as stopped:
         main(["gpu", "--quick"])

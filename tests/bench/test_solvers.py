@@ -1,13 +1,12 @@
 """The suite `solvers`: its competitors agree, take the same steps, and its command line runs."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.__main__ import main
 from bench.core import graphs, machine
 from bench.core.check import check, named
 from bench.core.problem import OURS, Shape, gradients
@@ -17,7 +16,6 @@ from bench.solvers.problem import CHECKPOINT, RELEASED, SOLVERS, setup, widened
 from bench.solvers.solve import TOLERANCE
 from grand_fast.testing import assert_close
 
-ROOT = Path(__file__).parents[2]
 SHAPE = Shape(8, 2, 8)
 
 
@@ -62,12 +60,17 @@ def test_the_released_sequence_on_arxiv_fits_no_small_machine() -> None:
 
 
 @pytest.mark.slow
-def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench", "solvers", "--nodes", "500", "--channels", "8",
-               "--attention-channels", "8", "--quick", "--json", str(tmp_path / "solvers.json"),
-               "--out", str(tmp_path)]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.mark.usefixtures("in_this_process")
+def test_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(graphs.DATA_VARIABLE, raising=False)  # work and precision on one graph
+    monkeypatch.setattr(precision, "STAGES", {"rk4": 4, "explicit_adams": 1})
+    monkeypatch.setattr(precision, "ADAPTIVE", ("dopri5",))
+    code = main(["solvers", "--nodes", "500", "--channels", "8", "--attention-channels", "8",
+                 "--quick", "--json", str(tmp_path / "solvers.json"),
+                 "--out", str(tmp_path)])  # fmt: skip
+    assert code == 0, capsys.readouterr().out
     values = json.loads((tmp_path / "solvers.json").read_text())
     assert {row["op"] for row in values["rows"]} == {"step", "solve", "kept", "precision"}
     assert all(row["median_s"] > 0 for row in values["rows"] if row["op"] != "kept")
