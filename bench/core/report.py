@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.core.problem import OURS, RIVALS
 from grand_fast.training.checkpoint import write_file
 
 Row = dict[str, Any]
@@ -38,6 +39,22 @@ class Report:
     def figure(self, name: str, value: float, unit: str) -> None:
         """Add one named number."""
         self.figures.append({"figure": name, "value": value, "unit": unit})
+
+    def against_ours(self, rows: Sequence[Row], key: str, what: str, *, inverse: bool) -> None:
+        """Each row's `key` over ours in its mode, or the inverse; of the rivals, as figures too."""
+        ours = {row["mode"]: row[key] for row in rows if row["competitor"] == OURS}
+        column = "ours_over_this" if inverse else "over_ours"
+        for row in rows:
+            name = row["competitor"]
+            if row["mode"] not in ours or (inverse and name == OURS):
+                continue
+            ratio = row[key] / ours[row["mode"]]
+            row[column] = 1 / ratio if inverse else ratio
+            if name in RIVALS:
+                rival = RIVALS[name]
+                pair = f"ours over {rival}" if inverse else f"{rival} over ours"
+                text = f"{row['op']} {row['shape']} {row['mode']}, {what}: {pair}"
+                self.figure(text, row[column], "×")
 
     def print_notes(self) -> None:
         """Figures, then what is missing from the tables."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import grand_fast as gf
 from bench.core.check import expected, named
+from bench.core.harness import Budget, interleave
 from bench.core.problem import (
     MODES,
     OURS,
@@ -22,7 +23,7 @@ from bench.core.problem import (
     runner,
 )
 from bench.core.report import Progress, Report, Row, milliseconds, print_table
-from bench.gpu.device import Budget, Call, Device, interleave, to_device
+from bench.gpu.device import Call, Device, clock, to_device
 from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
@@ -114,7 +115,8 @@ def compare(
         for mode in MODES
     }
     share = max(2.0, min(20.0, budget.left / 4))
-    timings = interleave(calls, device, rounds=rounds, budget_s=share)
+    each = share / max(1, len(calls))
+    timings = interleave(calls, rounds=rounds, budget_s=each, **clock(device))
     found = []
     for key, timing in timings.items():
         name, mode = key.split("|")
@@ -174,11 +176,7 @@ def _bound(competitor: Competitor, problem: Problem, device: Device) -> Function
 
 def _expected(problem: Problem) -> dict[str, Tensor]:
     """Output and gradients in float64, on the device if it has the memory, of the same inputs."""
-    wide = replace(
-        problem,
-        inputs={name: value.double() for name, value in problem.inputs.items()},
-        d_out=problem.d_out.double(),
-    )
+    wide = problem.double()
     try:
         return {k: v.cpu() for k, v in named(wide, *gradients(_eager(wide), wide)).items()}
     except torch.OutOfMemoryError:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.core.harness import Budget
 from bench.core.report import Progress, Report, print_table
-from bench.gpu.device import Budget, Device
+from bench.gpu.device import Device
 from grand_fast import Graph, ops
 from grand_fast.ops.scores import DIRECTIONS, NORMALIZERS, SCORES, AbstractScore
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.core.harness import Budget, interleave
 from bench.core.report import Progress, Report, milliseconds, print_table
-from bench.gpu.device import Budget, Call, Device, interleave
+from bench.gpu.device import Call, Device, clock
 from bench.gpu_report.compile import Launch, record
 from bench.gpu_report.metrics import label
 
@@ -111,7 +112,8 @@ def _measure(
             report.skipped.append(f"{name}, {text}: {str(problem).splitlines()[0]}")
             continue
         calls[text] = lambda variant=variant: _run(variant)  # type: ignore[misc]
-    timings = interleave(calls, device, rounds=rounds, budget_s=2.0)
+    each = 2.0 / len(calls)  # seconds
+    timings = interleave(calls, rounds=rounds, budget_s=each, **clock(device))
     default = timings.pop("")
     ratios = {text: timing.median / default.median for text, timing in timings.items()}
     found = [

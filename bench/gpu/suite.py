@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from bench.core import graphs
+from bench.core.harness import Budget
 from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
 from bench.core.problem import PAPER_SHAPES, Shape
 from bench.core.report import Progress, Report
 from bench.gpu import competitors, correctness
-from bench.gpu.device import Budget, Cuda, Device, rates
+from bench.gpu.device import Cuda, Device, rates
 from bench.gpu.search import Pass, measure_kernels
 from grand_fast import Graph
 from grand_fast.kernels.csr import Csr

@@ -2,19 +2,14 @@
 
 import argparse
 
-from bench.core import fresh, graphs, machine
-from bench.core.check import check, expected
+from bench.core import fresh, graphs
+from bench.core.check import agreeing
 from bench.core.plots import plot_memory_per_shape
 from bench.core.problem import (
     MODES,
-    OURS,
     PAPER_SHAPES,
-    RIVALS,
-    Competitor,
     Mode,
-    Problem,
     Shape,
-    UnavailableError,
     runner,
 )
 from bench.core.report import Progress, Report, Row, print_table
@@ -40,7 +35,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
     for shape in shapes:
         slow = shape == shapes[0] and not options.quick
         competitors = [c for c in bench_op.COMPETITORS if slow or not c.slow]
-        names = _checked(graph, shape, competitors, report, progress)
+        problem = bench_op.setup(graph, shape)
+        names = list(agreeing(problem, competitors, str(shape), report, progress))
         measure(names, graph, shape, options, report, progress)
     progress.close()
     if options.out:
@@ -78,7 +74,7 @@ def measure(
                     "peak_bytes": peak["bytes"],
                 }
             )
-    _over_ours(rows, report)
+    report.against_ours(rows, "peak_bytes", "peak memory above inputs", inverse=True)
     report.rows += rows
     progress.done()
     _print(f"{shape}, {graph}", rows)
@@ -94,46 +90,6 @@ def peak_memory(
         runner(chosen.make(tiny), tiny, each)()
     problem = bench_op.setup(graphs.load(graph, nodes=nodes), shape)
     return fresh.peak(runner(chosen.make(problem), problem, mode))
-
-
-def _checked(
-    graph: Graph,
-    shape: Shape,
-    competitors: list[Competitor],
-    report: Report,
-    progress: Progress,
-) -> list[str]:
-    """The competitors that fit into memory and agree with the reference."""
-    problem: Problem = bench_op.setup(graph, shape)
-    progress.say(f"{shape}: reference")
-    want = expected(problem)
-    names = []
-    for competitor in competitors:
-        name = f"{shape}: {competitor.name}"
-        progress.say(f"{name}: check")
-        try:
-            machine.require_memory(name, competitor.bytes_needed(problem))
-            function = competitor.make(problem)
-            if competitor.exact:
-                check(competitor.name, function, problem, want)
-            names.append(competitor.name)
-        except (UnavailableError, machine.DoesNotFitError) as reason:
-            report.skipped.append(f"{name}: {reason}")
-        except AssertionError as difference:
-            report.failed.append(f"{shape}: {difference}")
-    return names
-
-
-def _over_ours(rows: list[Row], report: Report) -> None:
-    ours = {row["mode"]: row["peak_bytes"] for row in rows if row["competitor"] == OURS}
-    for row in rows:
-        if row["competitor"] != OURS and row["mode"] in ours:
-            row["ours_over_this"] = ours[row["mode"]] / row["peak_bytes"]
-            if row["competitor"] in RIVALS:
-                name = f"{row['op']} {row['shape']} {row['mode']}, peak memory above inputs"
-                report.figure(
-                    f"{name}: ours over {RIVALS[row['competitor']]}", row["ours_over_this"], "×"
-                )
 
 
 def _print(title: str, rows: list[Row]) -> None:

@@ -4,19 +4,16 @@ import argparse
 from types import ModuleType
 
 from bench.core import floor, graphs, machine
-from bench.core.check import check, expected
-from bench.core.harness import interleave, timed
+from bench.core.check import agreeing
+from bench.core.harness import interleave
 from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
 from bench.core.problem import (
     MODES,
-    OURS,
     PAPER_SHAPES,
-    RIVALS,
     Competitor,
     Function,
     Problem,
     Shape,
-    UnavailableError,
     runner,
 )
 from bench.core.report import Progress, Report, Row, milliseconds, print_table
@@ -117,32 +114,16 @@ def _compare(
 ) -> list[str]:
     """Check, time and print the competitors on one shape; returns those that agree."""
     problem = module.setup(graph, shape)
-    progress.say(f"{problem.op} {shape}: reference")
-    want = expected(problem)
-    functions, first_call = {}, {}
-    for competitor in competitors:
-        name = f"{problem.op} {shape}: {competitor.name}"
-        progress.say(f"{name}: check")
-        try:
-            machine.require_memory(name, competitor.bytes_needed(problem))
-            function = competitor.make(problem)
-            first_call[competitor.name] = timed(runner(function, problem, "forward+backward"))
-            if competitor.exact:
-                check(competitor.name, function, problem, want)
-            functions[competitor.name] = function
-        except (UnavailableError, machine.DoesNotFitError) as reason:
-            report.skipped.append(f"{name}: {reason}")
-        except AssertionError as difference:
-            report.failed.append(f"{problem.op} {shape}: {difference}")
-    del want
+    found = agreeing(problem, competitors, f"{problem.op} {shape}", report, progress)
+    functions = {name: function for name, (function, _) in found.items()}
     rows = _time(problem, functions, rounds, report, progress)
     for row in rows:
-        row |= {"graph": report.header["graph"], "first_call_s": first_call[row["competitor"]]}
-    _over_ours(rows, report)
+        row |= {"graph": report.header["graph"], "first_call_s": found[row["competitor"]][1]}
+    report.against_ours(rows, "median_s", "time", inverse=False)
     report.rows += rows
     progress.done()
     _print(problem, rows, report.header["machine"][-1])
-    return list(functions)
+    return list(found)
 
 
 def _time(
@@ -183,19 +164,6 @@ def _time(
             row["copy_percent"] = 100 * row["gb_per_s"] / rates["copy_gb_per_s"]
         rows.append(row)
     return rows
-
-
-def _over_ours(rows: list[Row], report: Report) -> None:
-    """Each time over ours; against the rivals, as figures too."""
-    ours = {row["mode"]: row["median_s"] for row in rows if row["competitor"] == OURS}
-    for row in rows:
-        if row["mode"] in ours:
-            row["over_ours"] = row["median_s"] / ours[row["mode"]]
-            if row["competitor"] in RIVALS:
-                name = f"{row['op']} {row['shape']} {row['mode']}, time"
-                report.figure(
-                    f"{name}: {RIVALS[row['competitor']]} over ours", row["over_ours"], "×"
-                )
 
 
 def _print(problem: Problem, rows: list[Row], rates: dict[str, float]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.core.harness import Budget
 from bench.core.options import PAPER_PARTS
 from bench.core.report import Report, Row
 from bench.paper import accuracy, depth, parameters, superpixels, sweeps
-from bench.paper.budget import Budget
 from bench.paper.jobs import Job, work
 from bench.paper.published import FEATURES_CLASSES
 from bench.paper.store import Store, write_json

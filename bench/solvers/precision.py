@@ -13,7 +13,7 @@ from bench.core.configurations import BY_DATASET, load_graph
 from bench.core.harness import interleave
 from bench.core.problem import Problem
 from bench.core.report import Progress, Report, Row, print_table
-from bench.solvers.problem import nonlinear_term, setup, widened
+from bench.solvers.problem import nonlinear_term, setup
 from bench.solvers.step import Copies
 from grand_fast.solvers import AbstractTerm, Stats, Uniformisation
 from grand_fast.solvers.methods.table import ADAPTIVE
@@ -68,7 +68,7 @@ def _measure(
     quick: bool,
 ) -> None:
     progress.say(f"{variant} on {graph}: reference in float64")
-    wide = widened(problem)
+    wide = problem.double()
     exact = _reference(variant, wide, report)
     x, term = problem.inputs["x"], _term(variant, problem)
     points = _points(variant, term, x, quick=quick)

@@ -1,7 +1,7 @@
 """What the suite solves: GRAND-nl from x and the weights of its projections to x(T), and peers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torchdiffeq
@@ -15,7 +15,6 @@ from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import diffusion_by, released_attention
 from grand_fast.nn import AttentionDiffusion
 from grand_fast.nn.terms import NonlinearDiffusion
-from grand_fast.ops.backends import plan
 
 STEP = 1.0  # of all fixed steps whose cost is measured, in units of t with alpha = 1
 METHOD = "rk4"
@@ -24,8 +23,7 @@ STAGES = 4  # its evaluations a step
 
 def setup(graph: gf.Graph, shape: Shape) -> Problem:
     """Random features and projections, as the suite `ops` draws them."""
-    for transposed in (False, True):
-        graph.csr(plan("cpu"), transposed=transposed)  # or the first call does it
+    graphs.prepare(graph)
     return bench_attention_diffusion.setup(graph, shape)
 
 
@@ -115,12 +113,6 @@ SOLVERS = {
         ),
     )
 }
-
-
-def widened(problem: Problem) -> Problem:
-    """The same in float64."""
-    inputs = {name: t.double() for name, t in problem.inputs.items()}
-    return replace(problem, inputs=inputs, d_out=problem.d_out.double())
 
 
 def peak_memory(

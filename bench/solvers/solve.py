@@ -79,7 +79,7 @@ def _agreeing(
 ) -> list[str]:
     """Those whose state and gradients are those of our checkpointed solve in float64."""
     progress.say(f"{steps} steps: grand-fast in float64")
-    wide = solves.widened(problem)
+    wide = problem.double()
     want = named(wide, *gradients(SOLVERS[CHECKPOINT].make(wide, steps), wide))
     agreeing = []
     for name in names:

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +17,6 @@ from bench.__main__ import main
 from bench.core import floor, graphs, machine
 from bench.core.check import check, expected, named
 from bench.core.configurations import CONFIGURATIONS, Configuration
-from bench.core.fresh import peak
 from bench.core.fresh import run as run_fresh
 from bench.core.harness import MIN_ROUNDS, Timing, interleave
 from bench.core.problem import OURS, Competitor, Problem, Shape, gradients
@@ -35,6 +33,7 @@ from bench.tuned import problem as tuned
 from bench.tuned import suite
 from grand_fast.kernels.csr_diffusion import cpu
 from grand_fast.testing import assert_close
+from tests.bench import _fresh_tasks
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape(10, 2, 6)
@@ -206,8 +205,7 @@ def test_tuned_competitor_agrees(configuration: Configuration, competitor: str) 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.dataset)
 def test_released_sequence_is_the_reference(configuration: Configuration) -> None:
     problem = tuned.setup(configuration, graphs.load("random", nodes=200))
-    wide = replace(problem, inputs={name: t.double() for name, t in problem.inputs.items()},
-                   d_out=problem.d_out.double())  # fmt: skip
+    wide = problem.double()
     with gf.backend("reference"):
         out, grads = gradients(tuned.COMPETITORS[OURS](wide), wide)
     for name, value in named(wide, out, grads).items():
@@ -231,22 +229,13 @@ def test_refuses_what_does_not_fit() -> None:
         machine.require_memory("a graph", 10**15)
 
 
-def peak_of_an_array(size: int) -> dict[str, float]:
-    """What `test_peak_memory_in_a_fresh_process` runs there."""
-    return peak(lambda: torch.ones(size, dtype=torch.uint8))
-
-
-def broken() -> dict[str, float]:
-    raise ValueError("out of luck")
-
-
 def test_peak_memory_in_a_fresh_process() -> None:
     size = 100 * 2**20
-    found = run_fresh(peak_of_an_array, size=size)
+    found = run_fresh(_fresh_tasks.peak_of_an_array, size=size)
     assert found["bytes"] == pytest.approx(size, rel=0.05)
     assert found["process_bytes"] > found["bytes"]
     with pytest.raises(RuntimeError, match="ValueError: out of luck"):
-        run_fresh(broken)
+        run_fresh(_fresh_tasks.broken)
 
 
 def test_short_names_of_sizes() -> None:
@@ -260,7 +249,7 @@ def test_it_is_a_program() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,7 +286,7 @@ def test_command_line(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_tuned_command_line(data_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     assert main(["tuned", "--dataset", "cora", "--rounds", "3", "--json", str(path),

@@ -12,6 +12,7 @@ import torch
 
 import grand_fast.training.trainer
 from bench.__main__ import main
+from bench.core.harness import REPEAT_S, Budget
 from bench.core.options import PAPER_DATASETS
 from bench.core.report import Report
 from bench.core.setting import setting
@@ -22,7 +23,6 @@ from bench.paper import (
     published,
     suite,
 )
-from bench.paper.budget import REPEAT_S, Budget
 from bench.paper.comparison import Comparison, compare, mean_std, text
 from bench.paper.jobs import Job, train, work
 from bench.paper.store import Store
@@ -114,9 +114,8 @@ def test_budget_interrupts():
 def test_budget_interrupts_after_what_is_left(monkeypatch):
     """By a clock of its own: the first two seconds were spent before."""
     now, asked = 100.0, []
-    monkeypatch.setattr("bench.paper.budget.time.monotonic", lambda: now)
-    monkeypatch.setattr("bench.paper.budget.signal.setitimer", lambda *args: asked.append(args))
-    budget = Budget(7.0)
+    monkeypatch.setattr("bench.core.harness.signal.setitimer", lambda *args: asked.append(args))
+    budget = Budget(7.0, clock=lambda: now)
     now = 102.0
     with budget:
         assert asked == [(signal.ITIMER_REAL, 5.0, REPEAT_S)]

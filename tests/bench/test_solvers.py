@@ -12,7 +12,7 @@ from bench.core.check import check, named
 from bench.core.problem import OURS, Shape, gradients
 from bench.core.report import Report
 from bench.solvers import precision, step
-from bench.solvers.problem import CHECKPOINT, RELEASED, SOLVERS, setup, widened
+from bench.solvers.problem import CHECKPOINT, RELEASED, SOLVERS, setup
 from bench.solvers.solve import TOLERANCE
 from grand_fast.testing import assert_close
 
@@ -22,7 +22,7 @@ SHAPE = Shape(8, 2, 8)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers_agree(name: str) -> None:
     problem = setup(graphs.load("random", nodes=300), SHAPE)
-    wide = widened(problem)
+    wide = problem.double()
     want = named(wide, *gradients(SOLVERS[CHECKPOINT].make(wide, 2), wide))
     function = SOLVERS[name].make(problem, 2)
     check(name, function, problem, want, tolerance=dict.fromkeys(want, TOLERANCE))
@@ -40,7 +40,7 @@ def test_steps_of_copies_are_the_same(method: str, attempts: int) -> None:
 
 
 def test_the_reference_is_confirmed_by_a_second_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = widened(setup(graphs.load("random", nodes=300), SHAPE))
+    problem = setup(graphs.load("random", nodes=300), SHAPE).double()
     report = Report("solvers", {})
     for variant in precision.VARIANTS:
         precision._reference(variant, problem, report)
@@ -60,7 +60,7 @@ def test_the_released_sequence_on_arxiv_fits_no_small_machine() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
