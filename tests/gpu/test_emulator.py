@@ -197,7 +197,7 @@ def test_gradients_by_alpha():
     _check({"dx": by_attention.dx, "dalpha": by_attention.dalpha}, {"dx": dx, "dalpha": dalpha})
 
 
-@pytest.mark.parametrize("d", (64, 80, 6))
+@pytest.mark.parametrize("d", (64, 6))
 def test_keys_that_are_the_state(d):
     """One head, the projection of the keys absorbed: each row is gathered once for both."""
     graph = make_graph()
@@ -277,9 +277,7 @@ def test_bytes_requested_are_those_of_cost():
     assert launch.barriers == launch.shuffles == 0
 
 
-@pytest.mark.parametrize(
-    "shape", [(128, 4, 128), (64, 8, 128), (80, 8, 128), (256, 4, 128), (64, 1, 64)], ids=str
-)
+@pytest.mark.parametrize("shape", [(128, 4, 128), (64, 8, 128), (64, 1, 64)], ids=str)
 def test_nine_tenths_of_the_bytes_come_in_loads_of_128_bits(shape):
     """Of the bytes gathered: rows are long, so that what each loads once hardly counts."""
     n, degree = 12, 100

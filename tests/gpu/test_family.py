@@ -37,6 +37,8 @@ CASES = [  # score, normaliser, direction, whether edges have weights; H, d_k
     ("gat", "squareplus", "receiver", True, (3, 1)),
 ]
 IDS = ["-".join((*case[:3], *["weighted"] * case[3])) for case in CASES]
+# Each function of the dot product with each normaliser, and these with each direction
+FEW = [CASES[i] for i in (0, 1, 3, 4, 6)]
 each_case = pytest.mark.parametrize("case", CASES, ids=IDS)
 
 
@@ -94,7 +96,7 @@ def test_attention_diffusion(case):
     _compare(attention_diffusion, graph, _inputs(graph, case), case)
 
 
-@each_case
+@pytest.mark.parametrize("case", FEW, ids=[IDS[i] for i in map(CASES.index, FEW)])
 def test_edge_attention(case):
     graph, mean_heads = make_graph(), CASES.index(case) % 2 == 0
     inputs = _inputs(graph, case)
