@@ -9,14 +9,14 @@ from torch import Tensor
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
 from grand_fast.kernels.weighting import AttentionGradients, Weighting
-from grand_fast.ops._add import check_add, pairs
 from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._autograd import Gradients, Operator
-from grand_fast.ops._call import Call
 from grand_fast.ops._promotion import promoted_edges
-from grand_fast.ops.backends import Backend, choose, launchers, plan
+from grand_fast.ops.backends import Backend, choose
+from grand_fast.ops.calls import Call
 from grand_fast.ops.checks import (
     channel_vector,
+    check_add,
     check_graph,
     check_source,
     check_tensor,
@@ -135,20 +135,20 @@ def _forward(
     x0: Tensor | None,
     *others: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    of_backend = plan(call.backend)
-    f, norm = launchers(_OP, call.backend).attention_diffusion_fwd(
+    on = call.on(_OP)
+    f, norm = on.kernels.attention_diffusion_fwd(
         x,
         q,
         k,
         weighting=call.weighting,
         edge_weight=edge_weight,
         top=top,
-        alpha=alpha,
+        alpha=call.scaled(alpha),
         beta=beta,
         x0=x0,
-        add=pairs(x, call.of_x, call.scales, others),
-        csr=call.graph.csr(of_backend),
-        csr_t=call.graph.csr(of_backend, transposed=True),
+        add=call.add(x, others),
+        csr=on.csr,
+        csr_t=on.csr_t,
     )
     return f, (norm,)
 
@@ -158,8 +158,8 @@ def _backward(
 ) -> Gradients:
     x, q, k, alpha, edge_weight, top = inputs
     needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dedge_weight, needs_dtop = needs
-    of_backend = plan(call.backend)
-    grads: AttentionGradients = launchers(_OP, call.backend).attention_diffusion_bwd(
+    on = call.on(_OP)
+    grads: AttentionGradients = on.kernels.attention_diffusion_bwd(
         df,
         x,
         q,
@@ -168,19 +168,20 @@ def _backward(
         edge_weight=edge_weight,
         top=top,
         norm=saved[0],
-        alpha=alpha,
+        alpha=call.scaled(alpha),
         df_scale=call.of_x,
-        csr=call.graph.csr(of_backend),
-        csr_t=call.graph.csr(of_backend, transposed=True),
+        csr=on.csr,
+        csr_t=on.csr_t,
         needs_dqk=needs_dq or needs_dk or needs_dedge_weight or needs_dtop,
         needs_dalpha=needs_dalpha,
         needs_dedge_weight=needs_dedge_weight,
     )
-    return grads.dx, grads.dq, grads.dk, grads.dalpha, grads.dedge_weight, grads.dtop
+    dalpha = None if grads.dalpha is None else call.scaled(grads.dalpha)
+    return grads.dx, grads.dq, grads.dk, dalpha, grads.dedge_weight, grads.dtop
 
 
 def _reference(call: Call, *tensors: Any) -> Tensor:
-    return _forward(call._replace(backend="reference"), *tensors)[0]
+    return _forward(call.by_reference(), *tensors)[0]
 
 
 def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:

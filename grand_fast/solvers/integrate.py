@@ -168,6 +168,8 @@ def integrate(
         )
         adjoint = "direct"
     solver = solver_of(method, rtol, atol, x0)
+    if _is_planned(x0, solver, adjoint):
+        term = term.planned(x0)
 
     beside = regularized(term, x0, solver, regularizers, generator) if regularizers else None
     if beside is not None and beside.needs_derivatives and memory_limit is not None:
@@ -220,3 +222,17 @@ def integrate(
     if x is x0:  # where no step counts, or one that changes nothing: the caller's own stays theirs
         x = x.clone()
     return Solution(x, result.stats, t, xs, penalties, result.status, counted.counter, counted.nfe)
+
+
+def _is_planned(x0: Tensor, solver: AbstractSolver, adjoint: Adjoint) -> bool:
+    """Whether all evaluations of the solve are alike, so that they can be prepared at once.
+
+    In a region of autocast, in a program that is compiled and under torch.func the operators have
+    more to do; the continuous adjoint and methods that want a matrix ask for the term's own
+    tensors.
+    """
+    if torch.compiler.is_compiling() or transforms_active() or solver.wants_matrix:
+        return False
+    if adjoint == "continuous" and torch.is_grad_enabled():
+        return False
+    return not torch.is_autocast_enabled(x0.device.type)

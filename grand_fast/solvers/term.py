@@ -39,7 +39,11 @@ class AbstractTerm(ABC):
     A term whose kernel can add `tau · f` to a tensor in the same pass overrides `axpy`; every
     solver then gains from it without knowing. What a method returns may lie in memory that its next
     call writes again: solvers copy that, and do not copy what is new.
+
+    returns_new: what is returned is like `x`, and known to nobody else: no solver need look.
     """
+
+    returns_new = False
 
     @abstractmethod
     def vf(self, t: float, x: Tensor) -> Tensor:
@@ -64,10 +68,16 @@ class AbstractTerm(ABC):
         """A term g and a tensor c like the state with `f(t, x) = g(t, x) + c`; by default f, None.
 
         A step by slopes adds c to each of its combinations: backward then finds the gradient by c
-        in one pass a step, not in one an evaluation. What g computes of its parameters alone, it
-        may compute here, once.
+        in one pass a step, not in one an evaluation.
         """
         return self, None
+
+    def planned(self, x: Tensor) -> "AbstractTerm":
+        """The same f for one solve, whose states are like `x`; by default itself.
+
+        What every evaluation would check, look up or pack again may be done here, once.
+        """
+        return self
 
     def cut(self) -> Self:
         """A copy whose own tensors are leaves, in the order of `tensors()`.
@@ -215,11 +225,15 @@ class CountedTerm(AbstractTerm):
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""
         self.counter.nfe += 1
+        if self.term.returns_new:
+            return self.term.vf(t, x)
         return owned(check_field(self.term.vf(t, x), x))
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`, counted once."""
         self.counter.nfe += 1
+        if self.term.returns_new:
+            return self.term.axpy(t, x, base, tau)
         return _owned_update(self.term, t, x, base, tau)
 
     def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:

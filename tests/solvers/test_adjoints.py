@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
-from grand_fast.ops.recompute import is_lean, lean
+from grand_fast.ops.calls import recompute, recompute_limit
 from grand_fast.solvers import ContinuousOptions, SolveError
 from grand_fast.solvers.gradients.memory_limit import first_part
 from grand_fast.testing import assert_close, random_graph
@@ -347,13 +347,13 @@ def test_steps_that_run_again_keep_no_more_than_they_must(limit):
     f, seen = field(), []
 
     def told(t, x):
-        seen.append(is_lean())
+        seen.append(recompute_limit() < math.inf)
         return f(t, x)
 
     x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
     gf.integrate(told, x0, 6.4, method="rk4", step_size=0.1, memory_limit=limit).x.sum().backward()
     backward = seen[-64 * 4 :]
-    assert len(seen) > len(backward) and all(backward) and not is_lean()
+    assert len(seen) > len(backward) and all(backward) and recompute_limit() == math.inf
 
 
 def test_lean_blocks_keep_no_projections(monkeypatch):
@@ -382,6 +382,6 @@ def test_lean_blocks_keep_projections_that_are_small_beside_the_state(share, is_
     layer = AttentionDiffusion(8, 4, 2, alpha=1.0)
     graph, x = random_graph("loops", 60), torch.randn(60, 8)
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t), lean(share):
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t), recompute(share):
         layer(x, graph)
     assert is_kept == any(t.shape == (60, 8) and t is not x and t.stride(1) for t in saved)

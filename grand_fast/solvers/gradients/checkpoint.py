@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from grand_fast.ops.backends import is_mapped, outside_transforms, transforms_active
-from grand_fast.ops.recompute import lean
+from grand_fast.ops.calls import recompute
 from grand_fast.solvers.solver import AbstractSolver, Carry
 from grand_fast.solvers.term import AbstractTerm
 
@@ -43,12 +43,12 @@ def run_again(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def _leanly(function: Callable[..., Any], *given: Any) -> Any:
-    with lean():
+    with recompute():
         return function(*given)
 
 
 def _plainly(function: Callable[..., Any], *given: Any) -> Any:
-    with lean(), outside_transforms():
+    with recompute(), outside_transforms():
         return function(*given)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from grand_fast.ops.recompute import lean
+from grand_fast.ops.calls import recompute
 from grand_fast.solvers.gradients.checkpoint import Take, run_again
 from grand_fast.solvers.problem import Problem, Result
 from grand_fast.solvers.solution import Stats, Status
@@ -92,7 +92,7 @@ def kept_bytes(step: Take, state: State) -> int:
 
     x = state[0].detach().requires_grad_()
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
-    with torch.enable_grad(), lean(), hooks:
+    with torch.enable_grad(), recompute(), hooks:
         result = step(x, state[1])
     del result
     return sum(kept.values())
