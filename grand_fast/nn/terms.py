@@ -40,7 +40,7 @@ class NonlinearDiffusion(AbstractTerm):
         term.returns_new = term._planned is not None
         return term
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
         """The field without its source, and the source."""
         if not isinstance(self.source, Tensor):
             return self, None
@@ -108,7 +108,7 @@ class LinearDiffusion(AbstractLinearTerm):
         given = (self.a, self.alpha, self.beta, self.source)
         return tuple(t for t in given if isinstance(t, Tensor))
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
         """The diffusion without its source, and that."""
         if self.source is None or self.beta is None:
             return self, None

@@ -73,13 +73,13 @@ def attention_diffusion(
     check_graph(_OP, graph)
     check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
     check_query_key(_OP, q, k, graph, like=x)
-    of_score, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
+    score_object, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
     check_edge_weight(_OP, edge_weight, graph, x)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     beta, x0 = check_source(_OP, beta, x0, x)
-    of_x, scales, others = check_add(_OP, add, x)
+    x_scale, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    q, k = of_score.prepare(q, k)
+    q, k = score_object.prepare(q, k)
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     return prepared_diffusion(
         x,
@@ -92,7 +92,7 @@ def attention_diffusion(
         alpha=alpha,
         beta=beta,
         x0=x0,
-        add=(of_x, scales, others),
+        add=(x_scale, scales, others),
         name=name,
     )
 
@@ -116,8 +116,8 @@ def prepared_diffusion(
 
     `edge_weight` in slot order; `alpha`, `beta` `[d]`; `add` as `check_add` returns it.
     """
-    of_x, scales, others = add
-    call = Call(graph, name, weighting, of_x=of_x, scales=scales)
+    x_scale, scales, others = add
+    call = Call(graph, name, weighting, x_scale=x_scale, scales=scales)
     q, k = inner_contiguous(q), inner_contiguous(k)
     tensors = (inner_contiguous(x), q, k, alpha, edge_weight, top, beta, x0, *others)
     return _operator(call, *tensors)
@@ -169,7 +169,7 @@ def _backward(
         top=top,
         norm=saved[0],
         alpha=call.scaled(alpha),
-        df_scale=call.of_x,
+        df_scale=call.x_scale,
         csr=on.csr,
         csr_t=on.csr_t,
         needs_dqk=needs_dq or needs_dk or needs_dedge_weight or needs_dtop,
@@ -192,7 +192,7 @@ def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Te
 _operator = Operator(
     _OP,
     inputs=("x", "q", "k", "alpha", "edge_weight?", "top?"),
-    options=("weighting", "of_x", "scales"),
+    options=("weighting", "x_scale", "scales"),
     has_source=True,
     saves=1,
     forward=_forward,

@@ -24,7 +24,7 @@ PLAIN = {
     "heads": "int heads",
     "score": "str score",
     "mean_heads": "bool mean_heads",
-    "of_x": "float of_x",
+    "x_scale": "float x_scale",
     "scales": "float[] scales",
 }
 _WEIGHTING_FIELDS = 5
@@ -55,7 +55,7 @@ class Resolved:
 class Call(NamedTuple):
     """What an operator is given beside tensors.
 
-    scale, of_x, scales: the result is `scale · f + of_x · x + Σ scales · others`.
+    scale, x_scale, scales: the result is `scale · f + x_scale · x + Σ scales · others`.
     resolved:            once for many calls; None: by each.
     saves:               whether what forward saves for backward is asked for.
     """
@@ -67,7 +67,7 @@ class Call(NamedTuple):
     score: str = "scaled_dot"
     mean_heads: bool = False
     resolved: Resolved | None = None
-    of_x: float = 0.0
+    x_scale: float = 0.0
     scales: tuple[float, ...] = ()
     scale: float = 1.0
     saves: bool = True
@@ -87,7 +87,7 @@ class Call(NamedTuple):
     def add(self, x: Tensor, others: Sequence[Tensor]) -> Add:
         """The pairs that are added to f, those of `x` as one."""
         pairs = list(zip(self.scales, others, strict=True))
-        return [(self.of_x, x), *pairs] if self.of_x else pairs
+        return [(self.x_scale, x), *pairs] if self.x_scale else pairs
 
     def flat(self, options: Sequence[str]) -> list[Any]:
         """The graph's arrays, the backend and those of the fields, as plain arguments."""
@@ -151,19 +151,19 @@ class Planned:
     def __init__(self, operator: Any, call: Call, parameters: Sequence[Tensor | None]) -> None:
         self._operator, self._parameters = operator, (*parameters, None, None)  # no beta, no x0
         self._is_reference = call.backend == "reference"
-        self._head: Any = call[: Call._fields.index("of_x")]
+        self._head: Any = call[: Call._fields.index("x_scale")]
 
     def __call__(self, x: Tensor, *, scale: float = 1.0, add: Add = ()) -> Tensor:
         """Like `x`, in new memory; differentiable by `x`, each `y` and what it was made from."""
-        of_x, scales, others = 0.0, [], []
+        x_scale, scales, others = 0.0, [], []
         for c, y in add:
             if y is x:
-                of_x += c
+                x_scale += c
             else:
                 scales.append(c)
                 others.append(_ready(y))
         saves = torch.is_grad_enabled()
-        call = Call(*self._head, of_x, tuple(scales), scale, saves)  # type: ignore[call-arg]
+        call = Call(*self._head, x_scale, tuple(scales), scale, saves)  # type: ignore[call-arg]
         given = (call, _ready(x), *self._parameters, *others)
         result: Tensor
         if self._is_reference:

@@ -141,7 +141,7 @@ def check_add(op: str, add: Any, x: Tensor) -> tuple[float, tuple[float, ...], l
 
     Backward has a pass that writes the gradient by `x` anyway; the share of `x` goes into it.
     """
-    of_x, scales, others = 0.0, [], []
+    x_scale, scales, others = 0.0, [], []
     for pair in add:
         fits = isinstance(pair, tuple | list) and len(pair) == 2
         if not fits or isinstance(pair[0], bool) or not isinstance(pair[0], int | float):
@@ -149,13 +149,13 @@ def check_add(op: str, add: Any, x: Tensor) -> tuple[float, tuple[float, ...], l
             raise TypeError(message(op, "add", "must hold pairs (float, Tensor [N, d])", got))
         scale, y = pair
         if y is x:
-            of_x += scale
+            x_scale += scale
             continue
         sizes = (x.shape[0], x.shape[1])
         check_tensor(op, "add", y, letters="[N, d]", sizes=sizes, like=x)
         scales.append(float(scale))
         others.append(inner_contiguous(y))
-    return of_x, tuple(scales), others
+    return x_scale, tuple(scales), others
 
 
 def inner_contiguous(t: Tensor) -> Tensor:

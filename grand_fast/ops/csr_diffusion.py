@@ -65,8 +65,8 @@ def csr_diffusion(
     """
     call, a, alpha = _checked(x, a, graph, alpha, edge_order, backend)
     beta, x0 = check_source(_OP, beta, x0, x)
-    of_x, scales, others = check_add(_OP, add, x)
-    call = call._replace(of_x=of_x, scales=scales)
+    x_scale, scales, others = check_add(_OP, add, x)
+    call = call._replace(x_scale=x_scale, scales=scales)
     return _operator(call, inner_contiguous(x), a, alpha, beta, x0, *others)
 
 
@@ -131,7 +131,7 @@ def _backward(
         x,
         a,
         alpha=call.scaled(alpha),
-        df_scale=call.of_x,
+        df_scale=call.x_scale,
         csr=on.csr,
         csr_t=on.csr_t,
         needs_dx=needs_dx,
@@ -152,7 +152,7 @@ def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
 _operator = Operator(
     _OP,
     inputs=("x", "a", "alpha"),
-    options=("of_x", "scales"),
+    options=("x_scale", "scales"),
     has_source=True,
     saves=0,
     forward=_forward,

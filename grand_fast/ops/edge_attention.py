@@ -73,12 +73,12 @@ def edge_attention(
     """
     check_graph(_OP, graph)
     check_query_key(_OP, q, k, graph, like=None)
-    of_score, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
+    score_object, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
     check_edge_weight(_OP, edge_weight, graph, q)
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)
     name = choose(_OP, backend, q)
     dtype = q.dtype
-    q, k = (inner_contiguous(t) for t in of_score.prepare(q, k))
+    q, k = (inner_contiguous(t) for t in score_object.prepare(q, k))
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     call = Call(graph, name, weighting, mean_heads=mean_heads)
     a = _operator(call, q, k, w, top).to(dtype)

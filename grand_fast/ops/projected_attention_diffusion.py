@@ -84,8 +84,8 @@ def projected_attention_diffusion(
         backend=backend,
     )
     beta, x0 = check_source(_OP, beta, x0, x)
-    of_x, scales, others = check_add(_OP, add, x)
-    call = call._replace(of_x=of_x, scales=scales)
+    x_scale, scales, others = check_add(_OP, add, x)
+    call = call._replace(x_scale=x_scale, scales=scales)
     return _operator(call, inner_contiguous(x), *parameters, beta, x0, *others)
 
 
@@ -132,19 +132,19 @@ def _checked(
         got = f"{heads} for 2·d_att = {weight.shape[0]}"
         raise ValueError(message(_OP, "heads", "must divide d_att", got))
     d_k = weight.shape[0] // (2 * heads)
-    of_score, weighting = check_attention(_OP, score, normalizer, normalize, d_k)
+    score_object, weighting = check_attention(_OP, score, normalizer, normalize, d_k)
     check_edge_weight(_OP, edge_weight, graph, x)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     name = choose(_OP, backend, x)
     w = None if edge_weight is None else to_slots(edge_weight, graph)
-    call = Call(graph, name, weighting, heads, of_score.name)
-    return call, (weight, bias, alpha, w, *of_score.parameters(x))
+    call = Call(graph, name, weighting, heads, score_object.name)
+    return call, (weight, bias, alpha, w, *score_object.parameters(x))
 
 
 _operator = Operator(
     _OP,
     inputs=("x", "weight", "bias", "alpha", "edge_weight?", "sigma?", "lengthscale?"),
-    options=("weighting", "heads", "score", "of_x", "scales"),
+    options=("weighting", "heads", "score", "x_scale", "scales"),
     has_source=True,
     saves=1,  # norm; a compiled program projects again in backward rather than hold q and k
     forward=forward,

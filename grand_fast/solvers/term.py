@@ -64,7 +64,7 @@ class AbstractTerm(ABC):
             "adjoint_params."
         )
 
-    def apart(self) -> tuple["AbstractTerm", Tensor | None]:
+    def split_constant(self) -> tuple["AbstractTerm", Tensor | None]:
         """A term g and a tensor c like the state with `f(t, x) = g(t, x) + c`; by default f, None.
 
         A step by slopes adds c to each of its combinations: backward then finds the gradient by c
@@ -79,7 +79,7 @@ class AbstractTerm(ABC):
         """
         return self
 
-    def cut(self) -> Self:
+    def detached(self) -> Self:
         """A copy whose own tensors are leaves, in the order of `tensors()`.
 
         Where one of them was computed from another, as the weights of attention from the source,
@@ -87,7 +87,7 @@ class AbstractTerm(ABC):
         """
         term = copy(self)
         for name, value in vars(self).items():
-            setattr(term, name, _cut(value))
+            setattr(term, name, _detached(value))
         return term
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
@@ -109,11 +109,11 @@ class AbstractTerm(ABC):
         )
 
 
-def _cut(value: Any) -> Any:
+def _detached(value: Any) -> Any:
     if isinstance(value, AbstractTerm):
-        return value.cut()
+        return value.detached()
     if isinstance(value, list | tuple):
-        return [_cut(v) for v in value]
+        return [_detached(v) for v in value]
     if isinstance(value, Tensor) and not value.is_leaf:
         return value.detach().requires_grad_()
     return value
@@ -215,9 +215,9 @@ class CountedTerm(AbstractTerm):
         """Those of the term."""
         return self.term.tensors()
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
         """Those of the term; g counts here."""
-        term, constant = self.term.apart()
+        term, constant = self.term.split_constant()
         counted = CountedTerm(term)
         counted.counter = self.counter
         return counted, constant

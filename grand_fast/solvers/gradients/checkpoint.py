@@ -112,7 +112,7 @@ class _Saved:
     """What autograd saves of a step: kept while the step runs, later had by running it again."""
 
     def __init__(self, step: Take, x: Tensor, carry: Carry) -> None:
-        self.step, self.state = step, tuple(_cut(t) for t in (x, *carry))
+        self.step, self.state = step, tuple(_detached(t) for t in (x, *carry))
         self.kept: list[Tensor] | None = []
         self.count = 0
         self.random = torch.get_rng_state(), *get_device_states(x)
@@ -160,7 +160,7 @@ class _Saved:
         return found
 
 
-def _cut(t: Tensor) -> Tensor:
+def _detached(t: Tensor) -> Tensor:
     return t.detach().requires_grad_(t.requires_grad)
 
 
