@@ -1,5 +1,6 @@
 """Gradients of a solve: direct, checkpointed, within a memory limit, by the continuous adjoint."""
 
+import math
 from contextlib import nullcontext
 from importlib import import_module
 from math import comb
@@ -356,8 +357,8 @@ def test_steps_that_run_again_keep_no_more_than_they_must(limit):
     assert len(seen) > len(backward) and all(backward) and recompute_limit() == math.inf
 
 
-def test_lean_blocks_keep_no_projections(monkeypatch):
-    operator = import_module("grand_fast.ops.projected_attention_diffusion")
+def test_recompute_blocks_keep_no_projections(monkeypatch):
+    operator = import_module("grand_fast.ops._projected_attention")
     monkeypatch.setattr(operator, "_ALWAYS_KEPT", 0)
     layer = AttentionDiffusion(4, 256, 2, alpha=1.0)
     graph, x = random_graph("loops", 60), torch.randn(60, 4)
@@ -368,7 +369,7 @@ def test_lean_blocks_keep_no_projections(monkeypatch):
         return t
 
     largest = []
-    for block in (nullcontext, lean):
+    for block in (nullcontext, recompute):
         sizes.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), block():
             layer(x, graph)
@@ -378,7 +379,7 @@ def test_lean_blocks_keep_no_projections(monkeypatch):
 
 
 @pytest.mark.parametrize(("share", "is_kept"), [(0.9, False), (1.0, True)])
-def test_lean_blocks_keep_projections_that_are_small_beside_the_state(share, is_kept):
+def test_recompute_blocks_keep_projections_that_are_small_beside_the_state(share, is_kept):
     layer = AttentionDiffusion(8, 4, 2, alpha=1.0)
     graph, x = random_graph("loops", 60), torch.randn(60, 8)
     saved = []
