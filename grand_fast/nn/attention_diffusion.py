@@ -11,15 +11,16 @@ from torch.nn import functional
 from grand_fast import ops
 from grand_fast.graph import Graph
 from grand_fast.nn._ends import check_sizes
-from grand_fast.nn._linear import is_plain, joined, reset
+from grand_fast.nn._linear import is_plain, is_silent, joined, reset
 from grand_fast.nn._scale import DiffusionScale
+from grand_fast.ops.calls import Planned
 from grand_fast.ops.checks import check_graph, check_tensor
 from grand_fast.ops.edge_order import EdgeOrder
 from grand_fast.ops.mixed_values import mixed_values
+from grand_fast.ops.projected_attention_diffusion import planned
 from grand_fast.ops.scores import AbstractScore, check_attention
 
 Add = Sequence[tuple[float, Tensor]]
-Packed = tuple[Tensor, Tensor, Tensor | float]
 _NAME = "AttentionDiffusion"
 _CONSTANT = 1e-5  # that of GRAND's released code
 
@@ -128,13 +129,12 @@ class AttentionDiffusion(nn.Module):
         scale: float = 1.0,
         add: Add = (),
         source: Tensor | Literal[False] | None = None,
-        packed: Packed | None = None,
     ) -> Tensor:
         """`scale · f + Σ c y`, `[N, channels]`, from the state `x [N, channels]`.
 
         `x0` is shaped like `x` and comes with `source=True` only; `source`, in its place, is
         `beta x0` as `.scale.source(x0)` gives it, or False: f without it. `add` holds the pairs
-        `(c, y)`. `packed` is `.packed()`, where many calls share it.
+        `(c, y)`.
         """
         self._check("x", x, graph)
         if source is None:
@@ -158,16 +158,13 @@ class AttentionDiffusion(nn.Module):
                 edge_weight=self._edge_weight(x, graph),
             )
             return self.field_of(mixed, x, x0, scale=scale, add=add)
-        packed = packed or self.packed()
-        alpha = self.scale.alpha if packed is None else packed[2]
+        packed, alpha = self._packed(), self.scale.alpha
         field: Callable[..., Tensor]
         if packed is None:
             q, k = self.query_key(x)
             field = partial(ops.attention_diffusion, x, q, k, graph)
         else:
-            field = partial(
-                ops.projected_attention_diffusion, x, *packed[:2], graph, heads=self.heads
-            )
+            field = partial(ops.projected_attention_diffusion, x, *packed, graph, heads=self.heads)
         return field(
             alpha=alpha if scale == 1.0 else scale * alpha,
             beta=beta,
@@ -233,13 +230,28 @@ class AttentionDiffusion(nn.Module):
             f = f + scale * self.scale.beta * x0
         return ops.stage_update([*add, (1.0, f)]) if add else f
 
-    def packed(self) -> Packed | None:
-        """Weight and bias of queries, then keys, and alpha: without `mix_features`, all of f.
+    def planned(self, x: Tensor, graph: Graph) -> Planned | None:
+        """f without its source for the many states, like `x`, of a solve.
 
-        None where a projection must be called.
+        None where that is not one operator: a projection, or this module, must be called.
         """
+        if self.mix_features or not is_silent(self, AttentionDiffusion.forward):
+            return None
         packed = self._packed()
-        return None if packed is None else (*packed, self.scale.alpha)
+        if packed is None:
+            return None
+        self._check("x", x, graph)
+        return planned(
+            x,
+            *packed,
+            graph,
+            heads=self.heads,
+            alpha=self.scale.alpha,
+            score=self._score(),
+            normalizer=self.normalizer,
+            normalize=self.normalize,
+            edge_weight=self._edge_weight(x, graph),
+        )
 
     def _packed(self) -> tuple[Tensor, Tensor] | None:
         if self.is_gat:

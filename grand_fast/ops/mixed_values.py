@@ -32,9 +32,9 @@ def mixed_values(
     A call of the diffusion kernels for each head, with `v^h` as its state and added again:
     `(A^h v^h − v^h + v^h) / H`, on top of the heads before. Nothing of size `E` is stored.
     """
-    of_score, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
+    score_object, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
     name = choose(_OP, "auto", values[0])
-    q, k = of_score.prepare(q, k)
+    q, k = score_object.prepare(q, k)
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     share = 1 / len(values)
     before: tuple[tuple[float, ...], list[Tensor]] = ((), [])

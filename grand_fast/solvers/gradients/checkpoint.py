@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from grand_fast.ops.backends import is_mapped, outside_transforms, transforms_active
-from grand_fast.ops.recompute import lean
+from grand_fast.ops.calls import recompute
 from grand_fast.solvers.solver import AbstractSolver, Carry
 from grand_fast.solvers.term import AbstractTerm
 
@@ -43,12 +43,12 @@ def run_again(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def _leanly(function: Callable[..., Any], *given: Any) -> Any:
-    with lean():
+    with recompute():
         return function(*given)
 
 
 def _plainly(function: Callable[..., Any], *given: Any) -> Any:
-    with lean(), outside_transforms():
+    with recompute(), outside_transforms():
         return function(*given)
 
 
@@ -112,7 +112,7 @@ class _Saved:
     """What autograd saves of a step: kept while the step runs, later had by running it again."""
 
     def __init__(self, step: Take, x: Tensor, carry: Carry) -> None:
-        self.step, self.state = step, tuple(_cut(t) for t in (x, *carry))
+        self.step, self.state = step, tuple(_detached(t) for t in (x, *carry))
         self.kept: list[Tensor] | None = []
         self.count = 0
         self.random = torch.get_rng_state(), *get_device_states(x)
@@ -160,7 +160,7 @@ class _Saved:
         return found
 
 
-def _cut(t: Tensor) -> Tensor:
+def _detached(t: Tensor) -> Tensor:
     return t.detach().requires_grad_(t.requires_grad)
 
 
