@@ -13,10 +13,10 @@ from grand_fast.graph import Graph
 from grand_fast.nn._ends import check_sizes
 from grand_fast.nn._linear import is_plain, is_silent, joined, reset
 from grand_fast.nn._scale import DiffusionScale
+from grand_fast.ops.attention_diffusion import mixed_values
 from grand_fast.ops.calls import Planned
 from grand_fast.ops.checks import check_graph, check_tensor
 from grand_fast.ops.edge_order import EdgeOrder
-from grand_fast.ops.mixed_values import mixed_values
 from grand_fast.ops.projected_attention_diffusion import planned
 from grand_fast.ops.scores import AbstractScore, check_attention
 

@@ -6,7 +6,7 @@ of them computed again, and dk written over k.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
@@ -17,14 +17,8 @@ from torch.nn import functional
 from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._autograd import Gradients
 from grand_fast.ops._largest_score import add_top_gradients, find_top, reference_top
-from grand_fast.ops._projection import (
-    absorbed,
-    add_input_gradient,
-    packed_projection,
-    parameter_gradients,
-)
 from grand_fast.ops._score_columns import prepared, score_gradients, side_by_side
-from grand_fast.ops.backends import launchers
+from grand_fast.ops.backends import launchers, projection
 from grand_fast.ops.calls import Call, recompute_limit
 from grand_fast.ops.checks import inner_contiguous
 from grand_fast.ops.scores import SCORES, AbstractScore, ExpKernel, ScaledDot
@@ -54,7 +48,7 @@ def forward(
     on, is_absorbed = call.on(OPERATOR), _is_absorbed(x, weight, edge_weight, call)
     if is_absorbed:
         qk = x.new_empty(0, weight.shape[0])
-        q, k = absorbed(x, weight, bias)
+        q, k = _absorbed(x, weight, bias)
     else:
         qk = (on.project or packed_projection(weight, bias, call.backend))(x)
         q, k = _split(qk, call.heads)
@@ -138,9 +132,9 @@ def backward(
         dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk] if joined is None else [joined]
         if needs_dx and grads.dx is not None:
             for dy, part in zip(dqk, weight.chunk(len(dqk)), strict=True):
-                add_input_gradient(grads.dx, dy, part, call.backend)
+                _add_input_gradient(grads.dx, dy, part, call.backend)
         if needs_dweight or needs_dbias:
-            shares = [parameter_gradients(dy, x, call.backend) for dy in dqk]
+            shares = [_parameter_gradients(dy, x, call.backend) for dy in dqk]
             dweight, dbias = map(torch.cat, zip(*shares, strict=True))
     dalpha = None if grads.dalpha is None else call.scaled(grads.dalpha)
     of_field = (grads.dx, dweight, dbias, dalpha, grads.dedge_weight)
@@ -235,3 +229,36 @@ def _is_kept(qk: Tensor, x: Tensor) -> bool:
     else:
         free = psutil.virtual_memory().available
     return size < _SHARE_KEPT * free
+
+
+def packed_projection(weight: Tensor, bias: Tensor, name: str) -> Callable[[Tensor], Tensor]:
+    """`x [N, d]` → q and k, side by side, `[N, 2·d_att]`; the weights are packed once."""
+    if name == "cpu":
+        return projection().Projection(weight, bias)  # type: ignore[no-any-return]
+    return lambda x: functional.linear(x, weight, bias)
+
+
+def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor, name: str) -> None:
+    """`dx += dy weight`, in place."""
+    if name == "cpu":
+        projection().add_input_gradient(dx, dy, weight)
+    else:
+        dx.addmm_(dy, weight)
+
+
+def _parameter_gradients(dy: Tensor, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Gradients by weight and bias."""
+    if name == "cpu":
+        return projection().parameter_gradients(dy, x)  # type: ignore[no-any-return]
+    return dy.t() @ x, dy.sum(0)
+
+
+def _absorbed(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """q̃ = W_kᵀ (W_q x + b_q) and x in place of the keys, `[N, 1, d]`; equal up to a row's constant.
+
+    The kernel divides by √d where √d_att is due.
+    """
+    (w_q, w_k), b_q = weight.chunk(2), bias.chunk(2)[0]
+    scale = math.sqrt(w_k.shape[1] / w_k.shape[0])
+    q = functional.linear(x, scale * (w_k.t() @ w_q), scale * (w_k.t() @ b_q))
+    return q.unsqueeze(1), x.unsqueeze(1)

@@ -1,5 +1,6 @@
 """`attention_diffusion`: GRAND's vector field, edge attention and aggregation in one pass."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +10,8 @@ from torch import Tensor
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
 from grand_fast.kernels.weighting import AttentionGradients, Weighting
-from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._autograd import Gradients, Operator
-from grand_fast.ops._promotion import promoted_edges
+from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops.backends import Backend, choose
 from grand_fast.ops.calls import Call
 from grand_fast.ops.checks import (
@@ -121,6 +121,46 @@ def prepared_diffusion(
     q, k = inner_contiguous(q), inner_contiguous(k)
     tensors = (inner_contiguous(x), q, k, alpha, edge_weight, top, beta, x0, *others)
     return _operator(call, *tensors)
+
+
+@autocast_inputs
+def mixed_values(
+    values: Sequence[Tensor],
+    q: Tensor,
+    k: Tensor,
+    graph: Graph,
+    *,
+    score: str | AbstractScore,
+    normalizer: str,
+    normalize: str,
+    edge_weight: Tensor | None,
+) -> Tensor:
+    """`mean_h A^h v^h` `[N, d_v]` of `H` tensors `v^h` `[N, d_v]`; the rest as `edge_attention`.
+
+    A call of the diffusion kernels for each head, with `v^h` as its state and added again:
+    `(A^h v^h − v^h + v^h) / H`, on top of the heads before. Nothing of size `E` is stored.
+    """
+    score_object, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
+    name = choose(_OP, "auto", values[0])
+    q, k = score_object.prepare(q, k)
+    w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
+    share = 1 / len(values)
+    before: tuple[tuple[float, ...], list[Tensor]] = ((), [])
+    for v, q_h, k_h in zip(values, q.unbind(1), k.unbind(1), strict=True):
+        mixed = prepared_diffusion(
+            v,
+            q_h.unsqueeze(1),
+            k_h.unsqueeze(1),
+            graph,
+            weighting=weighting,
+            edge_weight=w,
+            top=top,
+            alpha=channel_vector(_OP, "alpha", share, v),
+            add=(share, *before),
+            name=name,
+        )
+        before = ((1.0,), [mixed])
+    return mixed
 
 
 def _forward(

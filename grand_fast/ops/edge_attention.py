@@ -8,10 +8,9 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.weighting import AttentionGradients, Weighting
-from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._autograd import Gradients, Operator
+from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops._largest_score import score_top
-from grand_fast.ops._promotion import promoted_edges
 from grand_fast.ops.backends import Backend, choose
 from grand_fast.ops.calls import Call
 from grand_fast.ops.checks import (

@@ -7,11 +7,16 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
-from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._autograd import Operator
-from grand_fast.ops._projected_attention import OPERATOR, backward, fake, forward, reference
-from grand_fast.ops._projection import packed_projection
-from grand_fast.ops._promotion import promoted_edges
+from grand_fast.ops._input_types import autocast_inputs, promoted_edges
+from grand_fast.ops._projected_attention import (
+    OPERATOR,
+    backward,
+    fake,
+    forward,
+    packed_projection,
+    reference,
+)
 from grand_fast.ops.backends import Backend, choose
 from grand_fast.ops.calls import Call, Planned, Resolved
 from grand_fast.ops.checks import (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from grand_fast.ops._autocast import widest_terms
+from grand_fast.ops._input_types import widest_terms
 from grand_fast.ops._source import added_gradients
 from grand_fast.ops.backends import Backend, choose, is_batched, launchers, transforms_active
 from grand_fast.ops.checks import check_tensor, message
