@@ -40,8 +40,10 @@ __all__ = [
     "Chunk",
     "Floats",
     "Int",
+    "Ints",
     "Kernel",
     "Matrix",
+    "Variable",
     "Vec",
     "chunks",
 ]
