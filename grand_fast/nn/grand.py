@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grand_fast.graph import Graph
-from grand_fast.nn._diffusion import AbstractDiffusion
+from grand_fast.nn._solve import AbstractDiffusion
 from grand_fast.nn._ends import MLP, check_labels, check_no_decoder, check_sizes
 from grand_fast.nn._given import check_state, graph_of
 from grand_fast.nn._linear import is_plain, reset
