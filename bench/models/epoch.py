@@ -20,7 +20,7 @@ from bench.models.setting import Setting, grand, setting
 from grand_fast.data.datasets import NodeData, Split
 from grand_fast.data.features import is_sparse
 from grand_fast.nn import GRAND
-from grand_fast.nn.sparse_linear import csr_pair
+from grand_fast.nn.encoder import csr_pair
 from grand_fast.ops.backends import plan
 from grand_fast.training.optimizers import make_optimizer
 from grand_fast.training.presets import Preset

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from grand_fast.graph import Graph
-from grand_fast.nn._scale import DiffusionScale
+from grand_fast.nn._layers import DiffusionScale
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.nn.terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
 from grand_fast.ops.backends import transforms_active, unwrapped

@@ -10,9 +10,8 @@ from torch.nn import functional
 
 from grand_fast import ops
 from grand_fast.graph import Graph
-from grand_fast.nn._ends import check_sizes
-from grand_fast.nn._linear import is_plain, joined, reset
-from grand_fast.nn._scale import DiffusionScale
+from grand_fast.nn._layers import DiffusionScale, is_plain, joined, reset
+from grand_fast.nn.encoder import check_sizes
 from grand_fast.ops.checks import check_graph, check_tensor
 from grand_fast.ops.edge_order import EdgeOrder
 from grand_fast.ops.mixed_values import mixed_values

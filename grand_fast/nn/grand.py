@@ -8,15 +8,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grand_fast.graph import Graph
-from grand_fast.nn._solve import AbstractDiffusion
-from grand_fast.nn._ends import MLP, check_labels, check_no_decoder, check_sizes
 from grand_fast.nn._given import check_state, graph_of
-from grand_fast.nn._linear import is_plain, reset
-from grand_fast.nn._relu_dropout import relu_dropout
-from grand_fast.nn._scale import DiffusionScale
+from grand_fast.nn._layers import DiffusionScale, is_plain, reset
+from grand_fast.nn._solve import AbstractDiffusion
 from grand_fast.nn._thinning import check_thinning, thinned
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
-from grand_fast.nn.sparse_linear import sparse_linear
+from grand_fast.nn.encoder import (
+    MLP,
+    check_labels,
+    check_no_decoder,
+    check_sizes,
+    relu_dropout,
+    sparse_linear,
+)
 from grand_fast.ops.scores import AbstractScore
 from grand_fast.solvers import Adjoint, Method
 from grand_fast.solvers.regularizers import Regularizer

@@ -6,10 +6,10 @@ from typing import Literal
 from torch import Tensor
 
 from grand_fast.graph import Graph
-from grand_fast.nn._solve import AbstractDiffusion
-from grand_fast.nn._ends import check_sizes
 from grand_fast.nn._given import check_state, graph_of
+from grand_fast.nn._solve import AbstractDiffusion
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.nn.encoder import check_sizes
 from grand_fast.ops.scores import AbstractScore
 from grand_fast.solvers import Adjoint, Method
 from grand_fast.solvers.regularizers import Regularizer
