@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,11 +11,9 @@ from grand_fast.solvers.checks import check_choice
 from grand_fast.solvers.owned import owned
 from grand_fast.solvers.problem import Result
 from grand_fast.solvers.solution import Status
+from grand_fast.solvers.solve import Regularizer
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, check_field
-
-Regularizer = Literal["kinetic", "directional", "jacobian", "divergence"]
-REGULARIZERS = ("kinetic", "directional", "jacobian", "divergence")
 
 
 class RegularizedTerm(AbstractTerm):
@@ -121,7 +119,7 @@ def regularized(
             "For one, write regularizers=('kinetic',)."
         )
     for name in names:
-        check_choice("regularizers", name, REGULARIZERS)
+        check_choice("regularizers", name, get_args(Regularizer))
     if generator is not None and not isinstance(generator, torch.Generator):
         got = type(generator).__name__
         raise TypeError(f"integrate: `generator` must be a torch.Generator or None, got {got}.")

@@ -146,10 +146,10 @@ def _on(split: Split, device: torch.device) -> Split:
 
 def _checked_penalties(model: GRAND, penalties: Mapping[str, float]) -> Mapping[str, float]:
     for name in penalties:
-        if name not in model.regularizers:
+        if name not in model.solve.regularizers:
             raise ValueError(
                 f"fit: `penalties` must be among the model's regularizers "
-                f"{tuple(model.regularizers)}, got {name!r}. Build it with "
+                f"{tuple(model.solve.regularizers)}, got {name!r}. Build it with "
                 f"regularizers=({name!r},)."
             )
     return penalties

@@ -138,9 +138,9 @@ class Trainer:
         self.model.eval()
         known = self._known(self.split.train) if self.use_labels else None
         if self.early_stop == 1:
-            states = [(float(self.model.T), self.model(self.data.x, self.graph, known))]
+            states = [(float(self.model.solve.T), self.model(self.data.x, self.graph, known))]
         else:
-            end = self.early_stop * self.model.T
+            end = self.early_stop * self.model.solve.T
             states = self.model.trajectory(self.data.x, self.graph, end, known)
         found = []
         for at, logits in states:
