@@ -1,4 +1,4 @@
-"""The configurations in `configs/`, one per data set and variant; in `configs/released/` some with
+"""The configurations of the package, one per data set and variant; in `released/` some with
 the values that the paper's released code tuned, unchanged."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from pathlib import Path
 from grand_fast.training.options import choose, read_config
 from grand_fast.training.presets import Preset
 
-FOLDER = Path(__file__).parent / "configs"
+FOLDER = Path(__file__).parents[2] / "grand_fast" / "training" / "configurations"
 RELEASED = FOLDER / "released"
 
 
