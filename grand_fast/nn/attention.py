@@ -1,9 +1,12 @@
 """`Attention`: what an attention is, declared once for layers, models and the command line."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from grand_fast.ops.scores import DIRECTIONS, NORMALIZERS, SCORES, AbstractScore
 from grand_fast.solvers.options import option
+
+_option = partial(option, group="model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +30,13 @@ class Attention:
             is nearly the same on all edges of a row. Not with `"gat"`, which has neither.
     """
 
-    heads: int = option(1, "attention heads", low=1)
-    attention_channels: int | None = option(None, "of all heads together", low=1)
-    score: str | AbstractScore = option(
+    heads: int = _option(1, "attention heads", low=1)
+    attention_channels: int | None = _option(None, "of all heads together", low=1)
+    score: str | AbstractScore = _option(
         "scaled_dot", "of an edge, from query and key", choices=tuple(SCORES)
     )
-    normalizer: str = option("softmax", "of the scores", choices=NORMALIZERS)
-    normalize: str = option("receiver", "whose edges weigh 1 together", choices=DIRECTIONS)
-    reweight: bool = option(False, "multiply the scores by the edge weights")
+    normalizer: str = _option("softmax", "of the scores", choices=NORMALIZERS)
+    normalize: str = _option("receiver", "whose edges weigh 1 together", choices=DIRECTIONS)
+    reweight: bool = _option(False, "multiply the scores by the edge weights")
     mix_features: bool = False
-    constant_init: bool = option(False, "queries and keys start from equal weights")
+    constant_init: bool = _option(False, "queries and keys start from equal weights")

@@ -4,6 +4,22 @@ import math
 from collections.abc import Sequence
 
 
+class OptionError(Exception):
+    """An option that does not fit another, or what is solved: no fault of a program."""
+
+
+class OptionTypeError(OptionError, TypeError):
+    """One that does not fit the term."""
+
+
+class OptionValueError(OptionError, ValueError):
+    """One whose value does not fit."""
+
+
+class UnsupportedOptionError(OptionError, NotImplementedError):
+    """One that is not supported beside another."""
+
+
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """`value` is one of `known`."""
     if value not in known:

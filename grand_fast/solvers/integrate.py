@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from grand_fast.ops.backends import transforms_active
-from grand_fast.solvers.checks import check_choice, check_number, check_times
+from grand_fast.solvers.checks import (
+    UnsupportedOptionError,
+    check_choice,
+    check_number,
+    check_times,
+)
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS, checkpoint_differentiating
 from grand_fast.solvers.gradients.checkpoint_adaptive import CheckpointedPair
 from grand_fast.solvers.gradients.continuous import continuous
@@ -101,7 +106,7 @@ def integrate(
 
     beside = regularized(term, x0, solver, regularizers, generator) if regularizers else None
     if beside is not None and beside.needs_derivatives and solve.memory_limit is not None:
-        raise NotImplementedError(
+        raise UnsupportedOptionError(
             "integrate: `memory_limit` must come with no regularizers but kinetic, got more. "
             "Leave it out: one state a step is kept."
         )

@@ -26,6 +26,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     needs: tuple[str, ...] = (),
+    group: str = "",
 ) -> Any:
     """A field that a command line and a file of options may set.
 
@@ -35,9 +36,10 @@ def option(
         choices: the names that may be given, if only some may; of a `Literal` its own.
         low, above, below: bounds of a number: the least, and those that it must not reach.
         needs: the name of another option, and the values of it with which this one has an effect.
+        group: the heading in `--help`.
     """
     bounds = {"low": low, "above": above, "below": below}
-    about = {"help": text, "choices": choices, "bounds": bounds, "needs": needs}
+    about = {"help": text, "choices": choices, "bounds": bounds, "needs": needs, "group": group}
     return field(default=default, metadata=about)
 
 

@@ -7,13 +7,15 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from grand_fast.solvers.checks import check_choice
+from grand_fast.solvers.checks import UnsupportedOptionError, check_choice
 from grand_fast.solvers.owned import owned
 from grand_fast.solvers.problem import Result
 from grand_fast.solvers.solution import Status
 from grand_fast.solvers.solve import Regularizer
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, check_field
+
+REGULARIZERS = get_args(Regularizer)
 
 
 class RegularizedTerm(AbstractTerm):
@@ -119,14 +121,14 @@ def regularized(
             "For one, write regularizers=('kinetic',)."
         )
     for name in names:
-        check_choice("regularizers", name, get_args(Regularizer))
+        check_choice("regularizers", name, REGULARIZERS)
     if generator is not None and not isinstance(generator, torch.Generator):
         got = type(generator).__name__
         raise TypeError(f"integrate: `generator` must be a torch.Generator or None, got {got}.")
     if x0.dim() == 0:
         raise ValueError("integrate: `x0` must have an axis of nodes for `regularizers`, got [].")
     if solver.wants_matrix:
-        raise NotImplementedError(
+        raise UnsupportedOptionError(
             "integrate: `regularizers` must come with a method that takes any f, got one that "
             "takes a matrix. Use rk4 or dopri5."
         )

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from grand_fast.ops.backends import is_mapped
-from grand_fast.solvers.checks import check_choice, check_count, check_number
+from grand_fast.solvers.checks import OptionValueError, check_choice, check_count, check_number
 from grand_fast.solvers.methods.table import METHODS, Method
 from grand_fast.solvers.options import option
 from grand_fast.solvers.solver import AbstractSolver
@@ -18,6 +19,7 @@ from grand_fast.solvers.tolerances import Convention, tolerances
 
 Adjoint = Literal["direct", "checkpoint", "continuous"]
 Regularizer = Literal["kinetic", "directional", "jacobian", "divergence"]
+_option = partial(option, group="solver")
 # Methods whose steps go the same way whatever the values of the state
 _TRACEABLE = ("euler", "midpoint", "rk4", "rk4_classic", "explicit_adams")
 
@@ -93,25 +95,27 @@ class Solve:
     Reference: GRAND (Chamberlain et al. 2021), section 3.3 and appendix F.
     """
 
-    method: Method | AbstractSolver = option("rk4", "how the diffusion is integrated")
-    T: float = option(1.0, "diffusion time", low=0)
-    step_size: float | None = option(1.0, "of methods with fixed steps", above=0)
-    rtol: float | None = option(None, "relative tolerance where steps are chosen", above=0)
-    atol: float | None = option(None, "absolute tolerance there", above=0)
-    tol_scale: float | None = option(None, "instead of both: atol = 1e-7 X, rtol = 1e-9 X", above=0)
+    method: Method | AbstractSolver = _option("rk4", "how the diffusion is integrated")
+    T: float = _option(1.0, "diffusion time", low=0)
+    step_size: float | None = _option(1.0, "of methods with fixed steps", above=0)
+    rtol: float | None = _option(None, "relative tolerance where steps are chosen", above=0)
+    atol: float | None = _option(None, "absolute tolerance there", above=0)
+    tol_scale: float | None = _option(
+        None, "instead of both: atol = 1e-7 X, rtol = 1e-9 X", above=0
+    )
     tol_convention: Convention = "released"
-    adjoint: Adjoint = option("checkpoint", "gradient of the solve")
-    tol_scale_adjoint: float | None = option(
+    adjoint: Adjoint = _option("checkpoint", "gradient of the solve")
+    tol_scale_adjoint: float | None = _option(
         None, "tolerance scale of adjoint continuous", above=0, needs=("adjoint", "continuous")
     )
     adjoint_method: Method | AbstractSolver | None = None
     adjoint_options: ContinuousOptions | None = None
-    memory_limit: int | None = option(
+    memory_limit: int | None = _option(
         None, "bytes that adjoint checkpoint may keep", low=1, needs=("adjoint", "checkpoint")
     )
     first_step: float | None = None
     max_steps: int | None = None
-    max_nfe: int | None = option(None, "evaluations of f after which a solve gives up", low=1)
+    max_nfe: int | None = _option(None, "evaluations of f after which a solve gives up", low=1)
     regularizers: Sequence[Regularizer] = ()
 
     def check(self) -> None:
@@ -122,7 +126,7 @@ class Solve:
         """
         check_choice("adjoint", self.adjoint, get_args(Adjoint))
         if self.memory_limit is not None and self.adjoint != "checkpoint":
-            raise ValueError(
+            raise OptionValueError(
                 f"integrate: `memory_limit` must come with adjoint 'checkpoint', got "
                 f"{self.adjoint!r}."
             )

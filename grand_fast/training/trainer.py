@@ -26,6 +26,7 @@ from grand_fast.training.checkpoint import (
 )
 from grand_fast.training.environment import peak_memory_bytes
 from grand_fast.training.history import Epoch, history_of, history_tensor
+from grand_fast.training.option_types import BadOptionError
 
 CRITERIA = ("accuracy", "loss")  # of validation, by which the best epoch is chosen
 
@@ -196,9 +197,9 @@ class Trainer:
                 content["weights"],
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise BadOptionError(
                 f"fit: `state` must be that of this model and these options, got {path}: {error}. "
-                f"Delete it, or train with --restart."
+                f"Delete it, or train with {{--restart}}."
             ) from error
 
 

@@ -3,7 +3,9 @@
 import copy
 import inspect
 import pickle
+import re
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,3 +180,11 @@ def test_the_signature_lists_the_options(taker):
     assert parameters["step_size"].default == (None if taker is gf.integrate else 1.0)
     assert "options" not in parameters
     assert "{Solve" not in taker.__doc__ and "{Attention" not in taker.__doc__
+
+
+@pytest.mark.parametrize("name", ["max_nfe", "memory_limit"])
+def test_an_option_is_declared_once(name):
+    """Where it is declared, and where it is obeyed; those who pass it on take it whole."""
+    root = Path(gf.__file__).parent
+    mentions = [p for p in root.rglob("*.py") if re.search(rf"\b{name}\b", p.read_text())]
+    assert root / "solvers" / "solve.py" in mentions and len(mentions) <= 4
