@@ -9,9 +9,8 @@ from torch import Tensor
 
 from grand_fast.solvers.first_step import first_step
 from grand_fast.solvers.gradients.checkpoint import Differentiate
-from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.solution import Stats, Status
-from grand_fast.solvers.solver import AbstractSolver, Carry
+from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver, Carry
 from grand_fast.solvers.step_control import (
     AbstractStepControl,
     AdaptiveSteps,
@@ -83,7 +82,7 @@ class Problem:
     def control(self, x0: Tensor, carry: Carry) -> AbstractStepControl:
         """What proposes the steps."""
         start = self.stops[0]
-        if not isinstance(self.solver, EmbeddedRungeKutta):
+        if not isinstance(self.solver, AbstractAdaptiveSolver):
             takes_steps = len(self.stops) > 1
             return FixedSteps(
                 EvenGrid(start, self.stops[-1], self.step_size),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grand_fast.ops import stage_update
+from grand_fast.solvers.checks import OptionTypeError
 from grand_fast.solvers.owned import owned
 
 Scale = float | Tensor  # a float, a scalar tensor, or one value per channel
@@ -96,14 +97,14 @@ class AbstractTerm(ABC):
 
     def freeze(self, t: float, x: Tensor) -> "AbstractLinearTerm":
         """The term with its matrix held at the state `x`, for methods that solve linear systems."""
-        raise TypeError(
+        raise OptionTypeError(
             f"integrate: `term` must have a matrix that can be held constant, `freeze`, for "
             f"semi_implicit_euler, got {type(self).__name__}. Use an explicit method such as rk4."
         )
 
     def linear(self) -> "AbstractLinearTerm":
         """The term itself, if its matrix is constant."""
-        raise TypeError(
+        raise OptionTypeError(
             f"integrate: `term` must be linear, with a constant matrix, for uniformisation, got "
             f"{type(self).__name__}. Use semi_implicit_euler or rk4, or GRAND with variant='l'."
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.ops.calls import recompute
+from grand_fast.solvers.checks import OptionValueError
 from grand_fast.solvers.gradients.checkpoint import Take, run_again
 from grand_fast.solvers.problem import Problem, Result
 from grand_fast.solvers.solution import Stats, Status
@@ -113,7 +114,7 @@ def states_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int
     wanted = longer * least_states(max(parts))
     if states < wanted:
         least = work + (given_out + wanted) * size
-        raise ValueError(
+        raise OptionValueError(
             f"integrate: `memory_limit` must be at least {least} bytes for this state, method and "
             f"output times, got {limit}. One step's backward takes {work}."
         )

@@ -56,6 +56,8 @@ class AbstractAdams(AbstractSolver):
     are, up to m − 1, as if all steps were as long as this one.
     """
 
+    holds_slopes = True
+
     order = TRUE_ORDER
 
     def __init__(self, name: str, max_order: int | None) -> None:
