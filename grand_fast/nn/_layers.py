@@ -16,16 +16,23 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     Pruning, weight norms and other parametrisations, hooks, adapters, quantised and lazy layers all
     show in one of these attributes; they must be called.
     """
-    if type(layer) is not nn.Linear or "forward" in vars(layer):
-        return False
-    if layer._forward_pre_hooks or layer._forward_hooks:
-        return False
-    if layer._backward_pre_hooks or layer._backward_hooks:
-        return False
-    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if type(layer) is not nn.Linear or not is_silent(layer, nn.Linear.forward):
         return False
     # A subclass of Tensor may do anything in a product; a compiler's own is one
     return torch.compiler.is_compiling() or type(layer.weight) in _TENSORS
+
+
+def is_silent(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
+    """Whether calling `module` is `forward` and nothing else: no hook is told of it."""
+    if type(module).forward is not forward or "forward" in vars(module):
+        return False
+    hooks = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    return not any(hooks) and not _has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def joined(first: nn.Linear, second: nn.Linear, *, names: tuple[str, str]) -> tuple[Tensor, Tensor]:

@@ -11,17 +11,18 @@ from torch.nn import functional
 
 from grand_fast import ops
 from grand_fast.graph import Graph
-from grand_fast.nn._layers import DiffusionScale, is_plain, joined, reset
+from grand_fast.nn._layers import DiffusionScale, is_plain, is_silent, joined, reset
 from grand_fast.nn.attention import Attention
 from grand_fast.nn.encoder import check_sizes
+from grand_fast.ops.attention_diffusion import mixed_values
+from grand_fast.ops.calls import Planned
 from grand_fast.ops.checks import check_graph, check_tensor
 from grand_fast.ops.edge_order import EdgeOrder
-from grand_fast.ops.mixed_values import mixed_values
-from grand_fast.ops.scores import AbstractScore, check_attention
+from grand_fast.ops.projected_attention_diffusion import planned
+from grand_fast.ops.scores import check_attention
 from grand_fast.solvers.options import gathered, refuse, shows, takes
 
 Add = Sequence[tuple[float, Tensor]]
-Packed = tuple[Tensor, Tensor, Tensor | float]
 _NAME = "AttentionDiffusion"
 _CONSTANT = 1e-5  # that of GRAND's released code
 
@@ -125,13 +126,12 @@ class AttentionDiffusion(nn.Module):
         scale: float = 1.0,
         add: Add = (),
         source: Tensor | Literal[False] | None = None,
-        packed: Packed | None = None,
     ) -> Tensor:
         """`scale · f + Σ c y`, `[N, channels]`, from the state `x [N, channels]`.
 
         `x0` is shaped like `x` and comes with `source=True` only; `source`, in its place, is
         `beta x0` as `.scale.source(x0)` gives it, or False: f without it. `add` holds the pairs
-        `(c, y)`. `packed` is `.packed()`, where many calls share it.
+        `(c, y)`.
         """
         self._check("x", x, graph)
         if source is None:
@@ -144,35 +144,22 @@ class AttentionDiffusion(nn.Module):
         beta = None if x0 is None or self.scale.beta is None else scale * self.scale.beta
         if self.options.mix_features:
             q, k = self.query_key(x)
-            mixed = mixed_values(
-                self.values(x),
-                q,
-                k,
-                graph,
-                score=self._score(),
-                normalizer=self.options.normalizer,
-                normalize=self.options.normalize,
-                edge_weight=self._edge_weight(x, graph),
-            )
+            mixed = mixed_values(self.values(x), q, k, graph, **self._weighting(x, graph))
             return self.field_of(mixed, x, x0, scale=scale, add=add)
-        packed = packed or self.packed()
-        alpha = self.scale.alpha if packed is None else packed[2]
+        packed, alpha = self._packed(), self.scale.alpha
         field: Callable[..., Tensor]
         if packed is None:
             q, k = self.query_key(x)
             field = partial(ops.attention_diffusion, x, q, k, graph)
         else:
             field = partial(
-                ops.projected_attention_diffusion, x, *packed[:2], graph, heads=self.options.heads
+                ops.projected_attention_diffusion, x, *packed, graph, heads=self.options.heads
             )
         return field(
             alpha=alpha if scale == 1.0 else scale * alpha,
             beta=beta,
             x0=x0,
-            score=self._score(),
-            normalizer=self.options.normalizer,
-            normalize=self.options.normalize,
-            edge_weight=self._edge_weight(x, graph),
+            **self._weighting(x, graph),
             add=add,
         )
 
@@ -186,10 +173,7 @@ class AttentionDiffusion(nn.Module):
             q,
             k,
             graph,
-            score=self._score(),
-            normalizer=self.options.normalizer,
-            normalize=self.options.normalize,
-            edge_weight=self._edge_weight(x, graph),
+            **self._weighting(x, graph),
             mean_heads=mean_heads,
             edge_order=edge_order,
         )
@@ -230,13 +214,25 @@ class AttentionDiffusion(nn.Module):
             f = f + scale * self.scale.beta * x0
         return ops.stage_update([*add, (1.0, f)]) if add else f
 
-    def packed(self) -> Packed | None:
-        """Weight and bias of queries, then keys, and alpha: without `mix_features`, all of f.
+    def planned(self, x: Tensor, graph: Graph) -> Planned | None:
+        """f without its source for the many states, like `x`, of a solve.
 
-        None where a projection must be called.
+        None where that is not one operator: a projection, or this module, must be called.
         """
+        if self.options.mix_features or not is_silent(self, AttentionDiffusion.forward):
+            return None
         packed = self._packed()
-        return None if packed is None else (*packed, self.scale.alpha)
+        if packed is None:
+            return None
+        self._check("x", x, graph)
+        return planned(
+            x,
+            *packed,
+            graph,
+            heads=self.options.heads,
+            alpha=self.scale.alpha,
+            **self._weighting(x, graph),
+        )
 
     def _packed(self) -> tuple[Tensor, Tensor] | None:
         if self.is_gat:
@@ -255,15 +251,16 @@ class AttentionDiffusion(nn.Module):
         first = self.shared if self.is_gat else self.query
         return first.weight if is_plain(first) else None
 
-    def _score(self) -> str | AbstractScore:
-        if self.options.score == ops.ExpKernel.name:
-            return ops.ExpKernel(self.sigma, self.lengthscale)
-        return self.options.score
-
-    def _edge_weight(self, x: Tensor, graph: Graph) -> Tensor | None:
-        if not self.options.reweight or graph.edge_weight is None:
-            return None
-        return graph.edge_weight.to(x.dtype)
+    def _weighting(self, x: Tensor, graph: Graph) -> dict[str, Any]:
+        """What makes the weights of the edges, as operators take it."""
+        options, edge_weight = self.options, graph.edge_weight if self.options.reweight else None
+        is_learned = options.score == ops.ExpKernel.name
+        return {
+            "score": ops.ExpKernel(self.sigma, self.lengthscale) if is_learned else options.score,
+            "normalizer": options.normalizer,
+            "normalize": options.normalize,
+            "edge_weight": None if edge_weight is None else edge_weight.to(x.dtype),
+        }
 
     def _check(self, name: str, value: Tensor, graph: Graph) -> None:
         check_graph(_NAME, graph)
@@ -272,10 +269,9 @@ class AttentionDiffusion(nn.Module):
         check_tensor(_NAME, name, value, letters="[N, channels]", sizes=sizes, graph=graph)
 
     def _check_source(self, x0: Tensor | None, graph: Graph) -> None:
-        if (self.scale.beta is None) != (x0 is None):
-            expected = (
-                "None without source=True" if self.scale.beta is None else "given: source=True"
-            )
+        has_source = self.scale.beta is not None
+        if has_source == (x0 is None):
+            expected = "given: source=True" if has_source else "None without source=True"
             raise ValueError(f"AttentionDiffusion: `x0` must be {expected}.")
         if x0 is not None:
             self._check("x0", x0, graph)

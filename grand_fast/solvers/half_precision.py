@@ -53,9 +53,9 @@ class WideTerm(AbstractTerm):
         """Those of the term."""
         return self.term.tensors()
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
         """Those of the term."""
-        term, constant = self.term.apart()
+        term, constant = self.term.split_constant()
         if constant is not None:
             constant = constant.to(wide(self.dtype))
         return WideTerm(term, self.dtype), constant

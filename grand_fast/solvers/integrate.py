@@ -18,7 +18,7 @@ from grand_fast.solvers.checks import (
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS, checkpoint_differentiating
 from grand_fast.solvers.gradients.checkpoint_adaptive import CheckpointedPair
 from grand_fast.solvers.gradients.continuous import continuous
-from grand_fast.solvers.gradients.memory_limit import limited
+from grand_fast.solvers.gradients.memory_limit import checkpoint_within
 from grand_fast.solvers.half_precision import WideTerm, is_widened
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS, solver_of
@@ -26,7 +26,7 @@ from grand_fast.solvers.options import gathered, refuse, takes
 from grand_fast.solvers.problem import Problem
 from grand_fast.solvers.regularizers import regularized, separated
 from grand_fast.solvers.solution import Solution, Status
-from grand_fast.solvers.solve import Solve
+from grand_fast.solvers.solve import Adjoint, Solve
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, CountedTerm, FunctionTerm
 
@@ -103,6 +103,8 @@ def integrate(
         solve.check_transformable(term, x0, solver)
         adjoint = "direct"
     solver = solver_of(method, rtol, atol, x0)
+    if _is_planned(x0, solver, adjoint):
+        term = term.planned(x0)
 
     beside = regularized(term, x0, solver, regularizers, generator) if regularizers else None
     if beside is not None and beside.needs_derivatives and solve.memory_limit is not None:
@@ -125,22 +127,22 @@ def integrate(
         **solve.steps(),
     )
     if observe is not None:
-        hears = observe
-        result = problem.observed(lambda t, x: hears(t, x.to(x0.dtype)))
+        call = observe
+        result = problem.observed(lambda t, x: call(t, x.to(x0.dtype)))
     elif not torch.is_grad_enabled():
-        result = problem.march(ADJOINTS["direct"])
+        result = problem.solve(ADJOINTS["direct"])
     elif adjoint == "continuous":
         result = continuous(problem, solve.continuous(), x0.dtype)
     elif solve.memory_limit is not None:
-        result = limited(problem, solve.memory_limit)
+        result = checkpoint_within(problem, solve.memory_limit)
     elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
-        result = problem.march(checkpoint_differentiating)
+        result = problem.solve(checkpoint_differentiating)
     elif adjoint == "checkpoint" and type(solver) is EmbeddedRungeKutta and solver.pair.is_fsal:
-        result = replace(problem, solver=CheckpointedPair(solver)).march(
+        result = replace(problem, solver=CheckpointedPair(solver)).solve(
             lambda step, x, carry: step(x, carry)
         )
     else:
-        result = problem.march(ADJOINTS[adjoint])
+        result = problem.solve(ADJOINTS[adjoint])
     result = result.to(x0.dtype)
     penalties: dict[str, Tensor] = {}
     if beside is not None:
@@ -152,3 +154,17 @@ def integrate(
     if x is x0:  # where no step counts, or one that changes nothing: the caller's own stays theirs
         x = x.clone()
     return Solution(x, result.stats, t, xs, penalties, result.status, counted.counter, counted.nfe)
+
+
+def _is_planned(x0: Tensor, solver: AbstractSolver, adjoint: Adjoint) -> bool:
+    """Whether all evaluations of the solve are alike, so that they can be prepared at once.
+
+    In a region of autocast, in a program that is compiled and under torch.func the operators have
+    more to do; the continuous adjoint and methods that want a matrix ask for the term's own
+    tensors.
+    """
+    if torch.compiler.is_compiling() or transforms_active() or solver.wants_matrix:
+        return False
+    if adjoint == "continuous" and torch.is_grad_enabled():
+        return False
+    return not torch.is_autocast_enabled(x0.device.type)

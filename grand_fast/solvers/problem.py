@@ -19,7 +19,7 @@ from grand_fast.solvers.step_control import (
     FixedSteps,
 )
 from grand_fast.solvers.term import CountedTerm
-from grand_fast.solvers.time_loop import Callbacks, march
+from grand_fast.solvers.time_loop import Callbacks, run_steps
 
 
 class Result(NamedTuple):
@@ -57,7 +57,7 @@ class Problem:
     max_steps: int | None = field(default=None, kw_only=True)
     max_nfe: int | None = field(default=None, kw_only=True)
 
-    def march(
+    def solve(
         self, differentiate: Differentiate, *, x0: Tensor | None = None,
         callbacks: Callbacks | None = None,
     ) -> Result:  # fmt: skip
@@ -66,7 +66,7 @@ class Problem:
         before = self.term.nfe
         carry = self.solver.start(self.term, self.stops[0], x0)
         control = self.control(x0, carry)
-        found, x = march(
+        found, x = run_steps(
             self.term,
             x0,
             self.stops,
@@ -116,7 +116,7 @@ class Problem:
             observe(t, x)
 
         with torch.no_grad():
-            result = self.march(
+            result = self.solve(
                 lambda step, x, carry: step(x, carry), x0=x0, callbacks=Callbacks(accept=before)
             )
         observe(result.t, result.x)

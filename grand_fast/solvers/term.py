@@ -40,7 +40,11 @@ class AbstractTerm(ABC):
     A term whose kernel can add `tau · f` to a tensor in the same pass overrides `axpy`; every
     solver then gains from it without knowing. What a method returns may lie in memory that its next
     call writes again: solvers copy that, and do not copy what is new.
+
+    returns_new: what is returned is like `x`, and known to nobody else: no solver need look.
     """
+
+    returns_new = False
 
     @abstractmethod
     def vf(self, t: float, x: Tensor) -> Tensor:
@@ -61,16 +65,22 @@ class AbstractTerm(ABC):
             "adjoint_params."
         )
 
-    def apart(self) -> tuple["AbstractTerm", Tensor | None]:
+    def split_constant(self) -> tuple["AbstractTerm", Tensor | None]:
         """A term g and a tensor c like the state with `f(t, x) = g(t, x) + c`; by default f, None.
 
         A step by slopes adds c to each of its combinations: backward then finds the gradient by c
-        in one pass a step, not in one an evaluation. What g computes of its parameters alone, it
-        may compute here, once.
+        in one pass a step, not in one an evaluation.
         """
         return self, None
 
-    def cut(self) -> Self:
+    def planned(self, x: Tensor) -> "AbstractTerm":
+        """The same f for one solve, whose states are like `x`; by default itself.
+
+        What every evaluation would check, look up or pack again may be done here, once.
+        """
+        return self
+
+    def detached(self) -> Self:
         """A copy whose own tensors are leaves, in the order of `tensors()`.
 
         Where one of them was computed from another, as the weights of attention from the source,
@@ -78,7 +88,7 @@ class AbstractTerm(ABC):
         """
         term = copy(self)
         for name, value in vars(self).items():
-            setattr(term, name, _cut(value))
+            setattr(term, name, _detached(value))
         return term
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
@@ -100,11 +110,11 @@ class AbstractTerm(ABC):
         )
 
 
-def _cut(value: Any) -> Any:
+def _detached(value: Any) -> Any:
     if isinstance(value, AbstractTerm):
-        return value.cut()
+        return value.detached()
     if isinstance(value, list | tuple):
-        return [_cut(v) for v in value]
+        return [_detached(v) for v in value]
     if isinstance(value, Tensor) and not value.is_leaf:
         return value.detach().requires_grad_()
     return value
@@ -206,9 +216,9 @@ class CountedTerm(AbstractTerm):
         """Those of the term."""
         return self.term.tensors()
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
         """Those of the term; g counts here."""
-        term, constant = self.term.apart()
+        term, constant = self.term.split_constant()
         counted = CountedTerm(term)
         counted.counter = self.counter
         return counted, constant
@@ -216,11 +226,15 @@ class CountedTerm(AbstractTerm):
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""
         self.counter.nfe += 1
+        if self.term.returns_new:
+            return self.term.vf(t, x)
         return owned(check_field(self.term.vf(t, x), x))
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`, counted once."""
         self.counter.nfe += 1
+        if self.term.returns_new:
+            return self.term.axpy(t, x, base, tau)
         return _owned_update(self.term, t, x, base, tau)
 
     def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:

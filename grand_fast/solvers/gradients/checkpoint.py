@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from grand_fast.ops.backends import outside_transforms, transforms_active
-from grand_fast.ops.recompute import lean
+from grand_fast.ops.calls import recompute
 from grand_fast.solvers.solver import Carry
 
 Take = Callable[[Tensor, Carry], Any]  # a step, or tensors and numbers that hold one
@@ -40,12 +40,12 @@ def run_again(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def _leanly(function: Callable[..., Any], *given: Any) -> Any:
-    with lean():
+    with recompute():
         return function(*given)
 
 
 def _plainly(function: Callable[..., Any], *given: Any) -> Any:
-    with lean(), outside_transforms():
+    with recompute(), outside_transforms():
         return function(*given)
 
 
@@ -70,7 +70,7 @@ class _Saved:
     """What autograd saves of a step: kept while the step runs, later had by running it again."""
 
     def __init__(self, step: Take, x: Tensor, carry: Carry) -> None:
-        self.step, self.state = step, tuple(_cut(t) for t in (x, *carry))
+        self.step, self.state = step, tuple(_detached(t) for t in (x, *carry))
         self.kept: list[Tensor] | None = []
         self.count = 0
         self.random = torch.get_rng_state(), *get_device_states(x)
@@ -118,7 +118,7 @@ class _Saved:
         return found
 
 
-def _cut(t: Tensor) -> Tensor:
+def _detached(t: Tensor) -> Tensor:
     return t.detach().requires_grad_(t.requires_grad)
 
 

@@ -128,7 +128,7 @@ def continuous(problem: Problem, options: ContinuousOptions, dtype: torch.dtype)
         return known, [at[t] for t in known], [known.index(t) for t in _reached(problem, result)]
 
     if options.params is None:
-        term, tensors = problem.term.cut(), problem.term.tensors()
+        term, tensors = problem.term.detached(), problem.term.tensors()
         leaves = term.tensors()
     else:
         term, tensors = problem.term, tuple(options.params)
@@ -185,7 +185,7 @@ def _integrator(problem: Problem, options: ContinuousOptions, dtype: torch.dtype
         result = Problem(
             CountedTerm(whole), state, [0.0, tau], solver=solver, step_size=options.step_size,
             first_step=tau,
-        ).march(ADJOINTS["direct"])  # fmt: skip
+        ).solve(ADJOINTS["direct"])  # fmt: skip
         if result.status is not Status.SUCCESS:
             raise SolveError(
                 f"integrate: adjoint 'continuous': {result.status.name} at t = "

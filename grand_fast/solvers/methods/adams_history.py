@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from grand_fast.solvers.methods.rk4 import THREE_EIGHTHS
 from grand_fast.solvers.methods.runge_kutta import ExplicitRungeKutta
+from grand_fast.solvers.methods.tableaux import THREE_EIGHTHS
 from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
 from grand_fast.solvers.term import AbstractTerm
 

@@ -71,7 +71,7 @@ class EmbeddedRungeKutta(AbstractSolver):
     def of(self, term: AbstractTerm) -> Self:
         """For one solve of `term`: with what it adds to f at all times left out of the slopes."""
         own = copy(self)
-        own.rest, own.constant = term.apart()
+        own.rest, own.constant = term.split_constant()
         return own
 
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
