@@ -10,7 +10,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -77,16 +77,12 @@ def refuse(operator: str, options: Mapping[str, Any], function: Callable[..., An
     Raises:
         TypeError: one is; it names the nearest known.
     """
-    if options:
-        _refuse(operator, next(iter(options)), function)
-
-
-def _refuse(operator: str, name: str, function: Callable[..., Any]) -> NoReturn:
-    parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f"Did you mean `{near[0]}`?" if near else f"The options are {', '.join(known)}."
-    raise TypeError(f"{operator}: `{name}` is not an option. {meant}")
+    for name in options:
+        parameters = inspect.signature(function).parameters.values()
+        known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"Did you mean `{near[0]}`?" if near else f"The options are {', '.join(known)}."
+        raise TypeError(f"{operator}: `{name}` is not an option. {meant}")
 
 
 def takes(*kinds: type, without: tuple[str, ...] = (), **defaults: Any) -> Callable[[T], T]:

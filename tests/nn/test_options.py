@@ -151,6 +151,14 @@ def test_fields_are_attributes_of_the_model(x):
         model.solve.T = 1.0
 
 
+def test_regularizers_are_integrated_while_training_alone(x):
+    model = build(GRAND, 4, 6, 3, solve=gf.Solve(regularizers=("kinetic",)))
+    model(x, random_graph("hub"))
+    assert set(model.penalties) == {"kinetic"}
+    model.eval()(x, random_graph("hub"))
+    assert model.penalties == {} and model.regularizers == ("kinetic",)
+
+
 @pytest.mark.parametrize("move", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies(move, x):
     model = build(GRAND, 4, 6, 3, solve=SOLVE, attention=ATTENTION)

@@ -71,6 +71,17 @@ def test_a_data_set_trains_by_its_own(dataset, variant):
     assert usual_file(dataset, variant) == FOLDER / f"{dataset}-{variant}.toml"
 
 
+@pytest.mark.parametrize("table", ["table1", "table2"])
+def test_they_are_those_of_the_published_tables(table):
+    runs = json.loads((ROOT / "bench" / "results" / "paper" / f"{table}.json").read_text())["runs"]
+    found = {(r["dataset"], r["model"].removeprefix("GRAND-")): r["options"] for r in runs
+             if r["model"].startswith("GRAND-")}  # fmt: skip
+    assert len(found) == 9
+    for (dataset, variant), options in found.items():
+        trained = choose(dataset, {}, {"variant": variant}).options()
+        assert trained == Preset().options() | options
+
+
 def test_a_variant_without_a_file_trains_by_that_of_nl():
     want = replace(configuration("Photo", "nl"), variant="laplacian")
     assert choose("Photo", {}, {"variant": "laplacian"}) == want
