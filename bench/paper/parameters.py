@@ -9,10 +9,10 @@ import torch
 
 from bench.core.report import Report, Row, print_table
 from bench.core.setting import grand
-from bench.models.configurations import configuration, configurations
 from bench.paper.peers import PEERS, build, peer_preset
 from bench.paper.published import ARXIV_PARAMETERS, FEATURES_CLASSES
 from grand_fast.data.datasets import NodeData
+from grand_fast.training.configurations import configuration, configurations
 
 HEAD = ["", "encoder", "diffusion", "decoder", "all", "paper", "difference"]
 
