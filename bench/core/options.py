@@ -15,16 +15,10 @@ SUITES = {
     "scaling": ("bench.ops.scaling", "time per edge against the size of the graph"),
     "overhead": ("bench.ops.overhead", "Python around the kernels: of an evaluation, of a call"),
     "tuned": ("bench.tuned.suite", "seven tuned configurations of the paper on their graphs"),
-    "solvers": (
-        "bench.solvers.suite",
-        "error, time and memory of the solvers against torchdiffeq",
-    ),
+    "solvers": ("bench.solvers.suite", "error, time and memory of the solvers against torchdiffeq"),
     "models": ("bench.models.suite", "an epoch of tuned models against the released code's"),
     "paper": ("bench.paper.suite", "the experiments of the paper, beside its numbers"),
-    "gpu": (
-        "bench.gpu.suite",
-        "GPU kernels on a GPU: right, how fast, how lean",
-    ),
+    "gpu": ("bench.gpu.suite", "GPU kernels on a GPU: right, how fast, how lean"),
     "gpu-report": ("bench.gpu_report.suite", "machine code of the GPU kernels, without a GPU"),
 }
 SOLVER_PARTS = ("step", "solve", "kept", "precision")

@@ -76,11 +76,7 @@ def _family() -> Iterator[Operator]:
         text = f"{name} {normalizer} {normalize}"
         if (i + j + m) % 2:
             shapes, text = shapes | {"edge_weight": "e"}, f"{text} weighted"
-        options: dict[str, Any] = {
-            "score": score,
-            "normalizer": normalizer,
-            "normalize": normalize,
-        }
+        options: dict[str, Any] = {"score": score, "normalizer": normalizer, "normalize": normalize}
         attention = partial(ops.edge_attention, mean_heads=m == j, **options)
         yield Operator(f"edge_attention {text}", shapes, attention)
         diffusion = partial(ops.attention_diffusion, **options)

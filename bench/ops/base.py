@@ -61,10 +61,7 @@ def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report)
         folder = tree.parent
         graph_file = folder / "graph.npz"
         np.savez(graph_file, edge_index=graph.edge_index().numpy(), num_nodes=graph.num_nodes)
-        with (
-            worker(BASE, tree, graph_file) as base,
-            worker(TREE, ROOT, graph_file) as ours,
-        ):
+        with worker(BASE, tree, graph_file) as base, worker(TREE, ROOT, graph_file) as ours:
             for each in (base, ours):
                 try:
                     each.answer()

@@ -5,13 +5,7 @@ import argparse
 from bench.core import fresh, graphs
 from bench.core.check import agreeing
 from bench.core.plots import plot_memory_per_shape
-from bench.core.problem import (
-    MODES,
-    PAPER_SHAPES,
-    Mode,
-    Shape,
-    runner,
-)
+from bench.core.problem import MODES, PAPER_SHAPES, Mode, Shape, runner
 from bench.core.report import Progress, Report, Row, print_table
 from bench.ops import bench_attention_diffusion as bench_op
 from grand_fast import Graph

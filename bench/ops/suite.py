@@ -7,15 +7,7 @@ from bench.core import floor, graphs, machine
 from bench.core.check import agreeing
 from bench.core.harness import interleave
 from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
-from bench.core.problem import (
-    MODES,
-    PAPER_SHAPES,
-    Competitor,
-    Function,
-    Problem,
-    Shape,
-    runner,
-)
+from bench.core.problem import MODES, PAPER_SHAPES, Competitor, Function, Problem, Shape, runner
 from bench.core.report import Progress, Report, Row, milliseconds, print_table
 from bench.ops import (
     base,

@@ -38,12 +38,7 @@ def draw_accuracies(found: Sequence[Comparison], path: Path, *, title: str) -> N
 
 
 def draw_lines(
-    runs: Sequence[Row],
-    path: Path,
-    *,
-    panels: Mapping[str, str],
-    xlabel: str,
-    title: str,
+    runs: Sequence[Row], path: Path, *, panels: Mapping[str, str], xlabel: str, title: str
 ) -> None:
     """A panel for each key of `panels`, with its label; a line for each model over `at`.
 

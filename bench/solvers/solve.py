@@ -54,11 +54,7 @@ def _released_steps(problem: Problem, report: Report) -> int | None:
 
 
 def _measure(
-    case: _Case,
-    problem: Problem,
-    options: argparse.Namespace,
-    report: Report,
-    progress: Progress,
+    case: _Case, problem: Problem, options: argparse.Namespace, report: Report, progress: Progress
 ) -> None:
     steps, names = case
     rounds = options.rounds or (3 if options.quick else 5)
