@@ -16,7 +16,7 @@ from bench.core.problem import (
     UnavailableError,
     gradients,
 )
-from bench.core.report import Progress, Report
+from bench.core.report import Report
 from grand_fast import Graph
 from grand_fast.kernels.csr import Csr
 from grand_fast.testing import assert_close
@@ -80,21 +80,17 @@ def check(
 
 
 def agreeing(
-    problem: Problem,
-    competitors: Sequence[Competitor],
-    case: str,
-    report: Report,
-    progress: Progress,
+    problem: Problem, competitors: Sequence[Competitor], case: str, report: Report
 ) -> dict[str, tuple[Function, float]]:
     """The competitors that fit into memory and agree with the reference, by name.
 
     With each the seconds of its first forward+backward. The others are named in the report.
     """
-    progress.say(f"{case}: reference")
+    report.say(f"{case}: reference")
     want, found = expected(problem), {}
     for competitor in competitors:
         name = f"{case}: {competitor.name}"
-        progress.say(f"{name}: check")
+        report.say(f"{name}: check")
         try:
             machine.require_memory(name, competitor.bytes_needed(problem))
             function = competitor.make(problem)

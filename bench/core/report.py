@@ -16,6 +16,37 @@ from grand_fast.training.checkpoint import write_file
 Row = dict[str, Any]
 
 
+class Progress:
+    """Steps done, and what runs now: a bar on a terminal; elsewhere, as in a log, a line each."""
+
+    def __init__(self, steps: int) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._steps, self._done, self._start = steps, 0, time.monotonic()
+        self._bar = tqdm(
+            total=steps,
+            disable=not (steps and self._terminal),
+            bar_format="{bar:20} {n_fmt}/{total_fmt} {elapsed} {desc}",
+            leave=False,
+        )
+
+    def say(self, text: str) -> None:
+        """Show what runs now."""
+        self._bar.set_description_str(text.replace("|", ", "))
+
+    def done(self) -> None:
+        """One step further; the line is cleared, so that a table can be printed."""
+        self._bar.update()
+        self._bar.clear()
+        self._done += 1
+        if self._steps and not self._terminal:
+            seconds = time.monotonic() - self._start
+            print(f"{self._done}/{self._steps} steps, {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Clear the line for good."""
+        self._bar.close()
+
+
 @dataclass
 class Report:
     """Everything that a suite measured.
@@ -35,6 +66,25 @@ class Report:
     failed: list[str] = field(default_factory=list)
     saved: str = "nothing"
     compared_with: str = "the reference"
+
+    def __post_init__(self) -> None:
+        self.start(0)
+
+    def start(self, steps: int) -> None:
+        """Show progress, of so many steps from here on."""
+        self._progress = Progress(steps)
+
+    def say(self, text: str) -> None:
+        """Show what runs now."""
+        self._progress.say(text)
+
+    def done(self) -> None:
+        """One step further."""
+        self._progress.done()
+
+    def close(self) -> None:
+        """Show progress no more."""
+        self._progress.close()
 
     def figure(self, name: str, value: float, unit: str) -> None:
         """Add one named number."""
@@ -101,34 +151,3 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
 def milliseconds(row: Row) -> str:
     """Median and spread."""
     return f"{row['median_s'] * 1e3:.1f} [{row['p10_s'] * 1e3:.1f}–{row['p90_s'] * 1e3:.1f}]"
-
-
-class Progress:
-    """Steps done, and what runs now: a bar on a terminal; elsewhere, as in a log, a line each."""
-
-    def __init__(self, steps: int) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._steps, self._done, self._start = steps, 0, time.monotonic()
-        self._bar = tqdm(
-            total=steps,
-            disable=not self._terminal,
-            bar_format="{bar:20} {n_fmt}/{total_fmt} {elapsed} {desc}",
-            leave=False,
-        )
-
-    def say(self, text: str) -> None:
-        """Show what runs now."""
-        self._bar.set_description_str(text.replace("|", ", "))
-
-    def done(self) -> None:
-        """One step further; the line is cleared, so that a table can be printed."""
-        self._bar.update()
-        self._bar.clear()
-        self._done += 1
-        if not self._terminal:
-            seconds = time.monotonic() - self._start
-            print(f"{self._done}/{self._steps} steps, {seconds:.0f} s", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Clear the line for good."""
-        self._bar.close()

@@ -22,7 +22,7 @@ from bench.core.problem import (
     gradients,
     runner,
 )
-from bench.core.report import Progress, Report, Row, milliseconds, print_table
+from bench.core.report import Report, Row, milliseconds, print_table
 from bench.gpu.device import Call, Device, clock, to_device
 from bench.ops import (
     bench_attention_diffusion,
@@ -52,7 +52,6 @@ def compare(
     device: Device,
     rates: dict[str, float],
     report: Report,
-    progress: Progress,
     budget: Budget,
     *,
     rounds: int,
@@ -63,7 +62,7 @@ def compare(
     case = f"{cpu.op} {shape} {str(dtype).removeprefix('torch.')}"
     if not budget.allows(case, 10.0):
         return
-    progress.say(f"{case}: reference")
+    report.say(f"{case}: reference")
     problem = replace(
         cpu,
         graph=graph.to(device.device),
@@ -76,7 +75,7 @@ def compare(
     rows: dict[str, Row] = {}
     for competitor in competitors:
         name = _ON_GPU.get(competitor.name, competitor.name)
-        progress.say(f"{case}: {name}")
+        report.say(f"{case}: {name}")
         if competitor.name != OURS and not budget.allows(f"{case}: {name}", 5.0):
             continue
         try:
@@ -140,7 +139,7 @@ def compare(
             row["copy_percent"] = 100 * row["gb_per_s_max"] / rates["copy_gb_per_s"]
         found.append(row)
     report.rows += found
-    progress.done()
+    report.done()
     _print(case, found)
 
 

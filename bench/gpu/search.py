@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.core.harness import Budget, interleave
-from bench.core.report import Progress, Report, milliseconds, print_table
+from bench.core.report import Report, milliseconds, print_table
 from bench.gpu.device import Call, Device, clock
 from bench.gpu_report.compile import Launch, record
 from bench.gpu_report.metrics import label
@@ -26,7 +26,6 @@ def measure_kernels(
     passes: dict[str, Pass],
     device: Device,
     report: Report,
-    progress: Progress,
     budget: Budget,
     *,
     rounds: int,
@@ -38,7 +37,7 @@ def measure_kernels(
     """
     lines = []
     for name, run in passes.items():
-        progress.say(f"launch parameters: {name}")
+        report.say(f"launch parameters: {name}")
         for launch, variants in _launches(run, report):
             if not budget.allows(f"launch parameters of {label(launch)}", 5.0):
                 continue
@@ -57,7 +56,7 @@ def measure_kernels(
                     f"{best['ratio']:.2f}×",
                 ]
             )
-        progress.done()
+        report.done()
     head = ["pass", "kernel", "ms", "over model", "best variant", "its time"]
     print_table("our kernels, and the best of other launch parameters", head, lines)
 

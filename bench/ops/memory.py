@@ -6,7 +6,7 @@ from bench.core import fresh, graphs
 from bench.core.check import agreeing
 from bench.core.plots import plot_memory_per_shape
 from bench.core.problem import MODES, PAPER_SHAPES, Mode, Shape, runner
-from bench.core.report import Progress, Report, Row, print_table
+from bench.core.report import Report, Row, print_table
 from bench.ops import bench_attention_diffusion as bench_op
 from grand_fast import Graph
 
@@ -25,31 +25,26 @@ def run(options: argparse.Namespace, report: Report) -> None:
     shapes = [options.shape] if options.shape else list(PAPER_SHAPES)
     if options.quick:
         shapes = shapes[:1]
-    progress = Progress(len(shapes))
+    report.start(len(shapes))
     for shape in shapes:
         slow = shape == shapes[0] and not options.quick
         competitors = [c for c in bench_op.COMPETITORS if slow or not c.slow]
         problem = bench_op.setup(graph, shape)
-        names = list(agreeing(problem, competitors, str(shape), report, progress))
-        measure(names, graph, shape, options, report, progress)
-    progress.close()
+        names = list(agreeing(problem, competitors, str(shape), report))
+        measure(names, graph, shape, options, report)
+    report.close()
     if options.out:
         plot_memory_per_shape(report.rows, options.out / PICTURE)
 
 
 def measure(
-    names: list[str],
-    graph: Graph,
-    shape: Shape,
-    options: argparse.Namespace,
-    report: Report,
-    progress: Progress,
+    names: list[str], graph: Graph, shape: Shape, options: argparse.Namespace, report: Report
 ) -> None:
     """The peaks of these competitors, which have been checked, on one shape."""
     rows = []
     for name in names:
         for mode in MODES:
-            progress.say(f"memory {shape}: {name}, {mode}")
+            report.say(f"memory {shape}: {name}, {mode}")
             try:
                 peak = fresh.run(
                     peak_memory, competitor=name, mode=mode, shape=shape, graph=options.graph,
@@ -70,7 +65,7 @@ def measure(
             )
     report.against_ours(rows, "peak_bytes", "peak memory above inputs", inverse=True)
     report.rows += rows
-    progress.done()
+    report.done()
     _print(f"{shape}, {graph}", rows)
 
 

@@ -8,7 +8,7 @@ from bench.core.check import agreeing
 from bench.core.harness import interleave
 from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
 from bench.core.problem import MODES, PAPER_SHAPES, Competitor, Function, Problem, Shape, runner
-from bench.core.report import Progress, Report, Row, milliseconds, print_table
+from bench.core.report import Report, Row, milliseconds, print_table
 from bench.ops import (
     base,
     bench_attention_diffusion,
@@ -66,18 +66,18 @@ def run(options: argparse.Namespace, report: Report) -> None:
     problems.append((bench_stage_update, shapes[0]))
     rounds = options.rounds or (3 if options.quick else 9)
     weighed = shapes if options.all else shapes[: 0 if options.quick else 1]
-    progress = Progress(len(problems) + (1 if options.quick else 2) + len(weighed))
+    report.start(len(problems) + (1 if options.quick else 2) + len(weighed))
     agreeing = {}
     for module, shape in problems:
         slow = shape == shapes[0] and not options.quick
         competitors = [c for c in module.COMPETITORS if slow or not c.slow]
-        names = _compare(module, graph, shape, competitors, rounds, report, progress)
+        names = _compare(module, graph, shape, competitors, rounds, report)
         agreeing[module, shape] = names
-    passes.run(graph, shapes[0], rounds, report, progress, quick=options.quick)
+    passes.run(graph, shapes[0], rounds, report, quick=options.quick)
     for shape in weighed:
         names = agreeing[bench_attention_diffusion, shape]
-        memory.measure(names, graph, shape, options, report, progress)
-    progress.close()
+        memory.measure(names, graph, shape, options, report)
+    report.close()
     if options.all:
         scaling.measure(options, report)
     if options.out:
@@ -102,28 +102,23 @@ def _compare(
     competitors: list[Competitor],
     rounds: int,
     report: Report,
-    progress: Progress,
 ) -> list[str]:
     """Check, time and print the competitors on one shape; returns those that agree."""
     problem = module.setup(graph, shape)
-    found = agreeing(problem, competitors, f"{problem.op} {shape}", report, progress)
+    found = agreeing(problem, competitors, f"{problem.op} {shape}", report)
     functions = {name: function for name, (function, _) in found.items()}
-    rows = _time(problem, functions, rounds, report, progress)
+    rows = _time(problem, functions, rounds, report)
     for row in rows:
         row |= {"graph": report.header["graph"], "first_call_s": found[row["competitor"]][1]}
     report.against_ours(rows, "median_s", "time", inverse=False)
     report.rows += rows
-    progress.done()
+    report.done()
     _print(problem, rows, report.header["machine"][-1])
     return list(found)
 
 
 def _time(
-    problem: Problem,
-    functions: dict[str, Function],
-    rounds: int,
-    report: Report,
-    progress: Progress,
+    problem: Problem, functions: dict[str, Function], rounds: int, report: Report
 ) -> list[Row]:
     calls = {
         (f"{name}|{mode}"): runner(function, problem, mode)
@@ -131,7 +126,7 @@ def _time(
         for mode in MODES
     }
     beside = floor.calls(problem)
-    timings = interleave(calls | beside, rounds=rounds, tick=progress.say)
+    timings = interleave(calls | beside, rounds=rounds, tick=report.say)
     machine_timings = {name: timings[name] for name in beside}
     rates = floor.rates(problem, machine_timings)
     floors = floor.seconds(problem, machine_timings)

@@ -12,7 +12,7 @@ from bench.core import fresh, machine
 from bench.core.check import check, named
 from bench.core.harness import interleave
 from bench.core.problem import Problem, gradients, runner
-from bench.core.report import Progress, Report, Row, milliseconds, print_table
+from bench.core.report import Report, Row, milliseconds, print_table
 from bench.solvers import problem as solves
 from bench.solvers.problem import CHECKPOINT, DIRECT, RELEASED, SOLVERS, STRONGEST
 
@@ -31,15 +31,15 @@ class _Case(NamedTuple):
     names: tuple[str, ...]
 
 
-def run(problem: Problem, options: argparse.Namespace, report: Report, progress: Progress) -> None:
+def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
     """Check, time and weigh; one step where as many as `STEPS` do not fit into memory."""
-    _measure(_Case(STEPS, (DIRECT, CHECKPOINT, STRONGEST)), problem, options, report, progress)
+    _measure(_Case(STEPS, (DIRECT, CHECKPOINT, STRONGEST)), problem, options, report)
     if options.quick:
         report.skipped.append("with --quick, torchdiffeq over the released sequence.")
         return
     steps = _released_steps(problem, report)
     if steps is not None:
-        _measure(_Case(steps, (DIRECT, CHECKPOINT, RELEASED)), problem, options, report, progress)
+        _measure(_Case(steps, (DIRECT, CHECKPOINT, RELEASED)), problem, options, report)
 
 
 def _released_steps(problem: Problem, report: Report) -> int | None:
@@ -53,16 +53,14 @@ def _released_steps(problem: Problem, report: Report) -> int | None:
     return None
 
 
-def _measure(
-    case: _Case, problem: Problem, options: argparse.Namespace, report: Report, progress: Progress
-) -> None:
+def _measure(case: _Case, problem: Problem, options: argparse.Namespace, report: Report) -> None:
     steps, names = case
     rounds = options.rounds or (3 if options.quick else 5)
-    rows = _time(problem, steps, _agreeing(problem, steps, names, report, progress),
-                 rounds, progress)  # fmt: skip
-    progress.done()
-    _weigh(rows, problem, options, report, progress)
-    progress.done()
+    rows = _time(problem, steps, _agreeing(problem, steps, names, report),
+                 rounds)  # fmt: skip
+    report.done()
+    _weigh(rows, problem, options, report)
+    report.done()
     report.rows += rows
     _figures(rows, report)
     _print(rows, problem)
@@ -70,16 +68,14 @@ def _measure(
         report.write(options.json)
 
 
-def _agreeing(
-    problem: Problem, steps: int, names: tuple[str, ...], report: Report, progress: Progress
-) -> list[str]:
+def _agreeing(problem: Problem, steps: int, names: tuple[str, ...], report: Report) -> list[str]:
     """Those whose state and gradients are those of our checkpointed solve in float64."""
-    progress.say(f"{steps} steps: grand-fast in float64")
+    report.say(f"{steps} steps: grand-fast in float64")
     wide = problem.double()
     want = named(wide, *gradients(SOLVERS[CHECKPOINT].make(wide, steps), wide))
     agreeing = []
     for name in names:
-        progress.say(f"{steps} steps: {name}, check")
+        report.say(f"{steps} steps: {name}, check")
         try:
             function = SOLVERS[name].make(problem, steps)
             check(name, function, problem, want, tolerance=dict.fromkeys(want, TOLERANCE))
@@ -89,14 +85,12 @@ def _agreeing(
     return agreeing
 
 
-def _time(
-    problem: Problem, steps: int, names: list[str], rounds: int, progress: Progress
-) -> list[Row]:
+def _time(problem: Problem, steps: int, names: list[str], rounds: int) -> list[Row]:
     calls = {
         name: runner(SOLVERS[name].make(problem, steps), problem, "forward+backward")
         for name in names
     }
-    timings = interleave(calls, rounds=rounds, budget_s=BUDGET_S, tick=progress.say)
+    timings = interleave(calls, rounds=rounds, budget_s=BUDGET_S, tick=report.say)
     return [
         {
             "op": "solve",
@@ -112,15 +106,9 @@ def _time(
     ]
 
 
-def _weigh(
-    rows: list[Row],
-    problem: Problem,
-    options: argparse.Namespace,
-    report: Report,
-    progress: Progress,
-) -> None:
+def _weigh(rows: list[Row], problem: Problem, options: argparse.Namespace, report: Report) -> None:
     for row in rows:
-        progress.say(f"{row['steps']} steps: {row['competitor']}, memory")
+        report.say(f"{row['steps']} steps: {row['competitor']}, memory")
         try:
             row["peak_bytes"] = fresh.run(
                 solves.peak_memory, solver=row["competitor"], steps=row["steps"],
@@ -158,9 +146,7 @@ def _print(rows: list[Row], problem: Problem) -> None:
         print_table(f"{title}{problem.shape}, {problem.graph}", ["", "ms", "peak MB"], cells)
 
 
-def run_kept(
-    problem: Problem, options: argparse.Namespace, report: Report, progress: Progress
-) -> None:
+def run_kept(problem: Problem, options: argparse.Namespace, report: Report) -> None:
     """Peaks of forward+backward over the number of steps, in fresh processes; their slope."""
     state = problem.inputs["x"].numel()
     counts = QUICK_KEPT_STEPS if options.quick else KEPT_STEPS
@@ -168,7 +154,7 @@ def run_kept(
     rows: list[Row] = []
     for steps, limit_bytes in [*((steps, None) for steps in counts), (counts[-1], limit)]:
         within = f" within {limit / 1e6:.0f} MB" if limit_bytes else ""
-        progress.say(f"memory of {steps} steps{within}")
+        report.say(f"memory of {steps} steps{within}")
         peak = fresh.run(
             solves.peak_memory, solver=CHECKPOINT, steps=steps, shape=problem.shape,
             graph=options.graph, nodes=options.nodes, memory_limit=limit_bytes,
@@ -181,7 +167,7 @@ def run_kept(
     report.figure(f"memory_limit, {counts[-1]} RK4 steps: peak above inputs over the limit",
                   limited / limit, "×")  # fmt: skip
     report.rows += [row | {"shape": str(problem.shape), "competitor": CHECKPOINT} for row in rows]
-    progress.done()
+    report.done()
     cells = [
         [
             str(row["steps"]),

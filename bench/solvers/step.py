@@ -11,7 +11,7 @@ import grand_fast as gf
 from bench.core import fresh, machine
 from bench.core.harness import interleave
 from bench.core.problem import OURS, Problem
-from bench.core.report import Progress, Report, Row, milliseconds, print_table
+from bench.core.report import Report, Row, milliseconds, print_table
 from grand_fast.testing import assert_close
 
 TORCHDIFFEQ, TORCHODE = "torchdiffeq", "torchode"
@@ -81,18 +81,18 @@ def _torchode(method: str, x: Tensor, f: Callable[..., Tensor]) -> Tensor:
     return last
 
 
-def run(problem: Problem, options: argparse.Namespace, report: Report, progress: Progress) -> None:
+def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
     """Time and memory per step, for RK4 and DOPRI5."""
     x = problem.inputs["x"]
     for method in METHODS:
         rivals = [TORCHDIFFEQ]
         if method == "dopri5":
             rivals += _installed(report)
-        counts = _checked(method, [OURS, *rivals], x, report, progress)
-        rows = _time(method, counts, x, options.rounds or (3 if options.quick else 9), progress)
-        progress.done()
-        _weigh(rows, x, report, progress)
-        progress.done()
+        counts = _checked(method, [OURS, *rivals], x, report)
+        rows = _time(method, counts, x, options.rounds or (3 if options.quick else 9))
+        report.done()
+        _weigh(rows, x, report)
+        report.done()
         _figures(method, rows, report)
         report.rows += rows
         _print(method, rows, x)
@@ -107,14 +107,12 @@ def _installed(report: Report) -> list[str]:
     return [TORCHODE]
 
 
-def _checked(
-    method: str, names: list[str], x: Tensor, report: Report, progress: Progress
-) -> dict[str, int]:
+def _checked(method: str, names: list[str], x: Tensor, report: Report) -> dict[str, int]:
     """Attempts of each that gives torchdiffeq's answer."""
     counts, want = {}, None
     with torch.no_grad():
         for name in reversed(names):  # torchdiffeq before ours
-            progress.say(f"{method}, f a copy: {name}, check")
+            report.say(f"{method}, f a copy: {name}, check")
             f = Copies()
             got = solve(name, method, x, f)
             want = got if name == TORCHDIFFEQ else want
@@ -128,9 +126,7 @@ def _checked(
     return {name: counts[name] for name in names if name in counts}
 
 
-def _time(
-    method: str, counts: dict[str, int], x: Tensor, rounds: int, progress: Progress
-) -> list[Row]:
+def _time(method: str, counts: dict[str, int], x: Tensor, rounds: int) -> list[Row]:
     evaluations = 4 * STEPS
 
     def call(name: str) -> Callable[[], object]:
@@ -141,7 +137,7 @@ def _time(
             x.clone()
 
     calls = {name: call(name) for name in counts} | {COPY: copies}
-    timings = interleave(calls, rounds=rounds, tick=lambda n: progress.say(f"{method}, {n}"))
+    timings = interleave(calls, rounds=rounds, tick=lambda n: report.say(f"{method}, {n}"))
     copy_s = timings[COPY].median / evaluations
     rows = []
     for name, count in counts.items():
@@ -162,11 +158,11 @@ def _time(
     return rows
 
 
-def _weigh(rows: list[Row], x: Tensor, report: Report, progress: Progress) -> None:
+def _weigh(rows: list[Row], x: Tensor, report: Report) -> None:
     """Peak above the state of the solve without a graph, and of forward+backward a step."""
     for row in rows:
         for key, differentiated in (("peak_bytes", False), ("differentiated_peak_bytes", True)):
-            progress.say(f"{row['method']}, {row['competitor']}, memory")
+            report.say(f"{row['method']}, {row['competitor']}, memory")
             name = f"memory of {row['competitor']}, {row['method']}, f a copy"
             try:
                 if differentiated and row["competitor"] == TORCHODE:

@@ -5,7 +5,7 @@ import argparse
 from bench.core import graphs
 from bench.core.plots import plot_solve, plot_work_precision
 from bench.core.problem import PAPER_SHAPES
-from bench.core.report import Progress, Report
+from bench.core.report import Report
 from bench.solvers import precision, solve, step
 from bench.solvers.problem import setup
 
@@ -40,10 +40,10 @@ def run(options: argparse.Namespace, report: Report) -> None:
     graph = graphs.load(options.graph, nodes=options.nodes)
     problem = setup(graph, options.shape or PAPER_SHAPES[0])
     sizes = {"step": 4, "solve": 2 if options.quick else 4, "kept": 1, "precision": 4}
-    progress = Progress(sum(sizes[part] for part in parts))
+    report.start(sum(sizes[part] for part in parts))
     for part in parts:
-        runs[part](problem, options, report, progress)
-    progress.close()
+        runs[part](problem, options, report)
+    report.close()
     if options.out and "precision" in parts:
         plot_work_precision(report.rows, options.out / "solvers_work_precision.png")
     if options.out and "solve" in parts:

@@ -10,7 +10,7 @@ from bench.core.configurations import BY_DATASET, CONFIGURATIONS, Configuration,
 from bench.core.harness import interleave
 from bench.core.plots import plot_tuned
 from bench.core.problem import MODES, OURS, Function, Mode, runner
-from bench.core.report import Progress, Report, Row, milliseconds, print_table
+from bench.core.report import Report, Row, milliseconds, print_table
 from bench.tuned.problem import COMPETITORS, RELEASED, TunedProblem, expected, peak_memory, setup
 
 EPILOG = """\
@@ -41,12 +41,12 @@ def run(options: argparse.Namespace, report: Report) -> None:
     elif options.quick:
         chosen = tuple(BY_DATASET[name] for name in QUICK)
     rounds = options.rounds or (3 if options.quick else 9)
-    progress = Progress(len(chosen) * (1 if options.quick else 2))
+    report.start(len(chosen) * (1 if options.quick else 2))
     for configuration in chosen:
-        names = _compare(configuration, rounds, report, progress)
+        names = _compare(configuration, rounds, report)
         if not options.quick:
-            _weigh(configuration, names, report, progress)
-    progress.close()
+            _weigh(configuration, names, report)
+    report.close()
     if options.quick:
         report.skipped.append("with --quick, the peak memory and the larger graphs.")
     _print(report.rows)
@@ -55,18 +55,16 @@ def run(options: argparse.Namespace, report: Report) -> None:
         plot_tuned(report.rows, options.out / PICTURE)
 
 
-def _compare(
-    configuration: Configuration, rounds: int, report: Report, progress: Progress
-) -> list[str]:
+def _compare(configuration: Configuration, rounds: int, report: Report) -> list[str]:
     """Check and time the competitors in one configuration; returns those that agree."""
     dataset = configuration.dataset
-    progress.say(f"{dataset}: graph")
+    report.say(f"{dataset}: graph")
     problem = setup(configuration, load_graph(configuration))
-    progress.say(f"{dataset}: {RELEASED} in float64")
+    report.say(f"{dataset}: {RELEASED} in float64")
     want = expected(problem)
     functions = {}
     for name, make in COMPETITORS.items():
-        progress.say(f"{dataset}: {name}, check")
+        report.say(f"{dataset}: {name}, check")
         try:
             function = make(problem)
             check(name, function, problem, want, tolerance=CANCELLING)
@@ -74,14 +72,12 @@ def _compare(
         except AssertionError as difference:
             report.failed.append(f"{configuration}: {difference}")
     del want
-    report.rows += _time(problem, functions, rounds, progress)
-    progress.done()
+    report.rows += _time(problem, functions, rounds)
+    report.done()
     return list(functions)
 
 
-def _time(
-    problem: TunedProblem, functions: dict[str, Function], rounds: int, progress: Progress
-) -> list[Row]:
+def _time(problem: TunedProblem, functions: dict[str, Function], rounds: int) -> list[Row]:
     calls = {
         (name, mode): runner(function, problem, mode)
         for name, function in functions.items()
@@ -94,7 +90,7 @@ def _time(
         {text: calls[key] for text, key in by_text.items()},
         rounds=rounds,
         repeats=dict.fromkeys(by_text, SHORT_REPEATS) if small else {},
-        tick=progress.say,
+        tick=report.say,
     )
     return [
         {
@@ -111,9 +107,7 @@ def _time(
     ]
 
 
-def _weigh(
-    configuration: Configuration, names: list[str], report: Report, progress: Progress
-) -> None:
+def _weigh(configuration: Configuration, names: list[str], report: Report) -> None:
     """Add the peak memory of forward+backward to its row: the median of some fresh processes.
 
     A system that takes idle pages back while a call runs makes a peak look lower, now and then.
@@ -122,7 +116,7 @@ def _weigh(
     for name in names:
         peaks = []
         for run in range(MEMORY_RUNS):
-            progress.say(f"{configuration.dataset}: {name}, memory {run + 1}/{MEMORY_RUNS}")
+            report.say(f"{configuration.dataset}: {name}, memory {run + 1}/{MEMORY_RUNS}")
             try:
                 peak = fresh.run(
                     peak_memory, dataset=configuration.dataset, competitor=name, mode=mode
@@ -134,7 +128,7 @@ def _weigh(
         if len(peaks) == MEMORY_RUNS:
             row = _row(report.rows, configuration.dataset, name, mode)
             row |= {"peak_bytes": float(np.median(peaks)), "peak_bytes_of_runs": peaks}
-    progress.done()
+    report.done()
 
 
 def _row(rows: list[Row], dataset: str, name: str, mode: Mode) -> Row:

@@ -19,7 +19,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from bench.core import graphs
 from bench.core.harness import Budget, interleave, timed
 from bench.core.problem import OURS, Competitor, Shape, UnavailableError
-from bench.core.report import Progress, Report
+from bench.core.report import Report
 from bench.gpu import competitors, correctness, search, suite
 from bench.gpu.device import clock, rates
 from bench.peers import dgl
@@ -118,7 +118,7 @@ def compare(found, *added, module=competitors.MODULES[1], budget=None):
     known = {c.name: c for c in competitors.peers(module)}
     competitors.compare(
         module, graphs.load("random", nodes=8), SHAPE, torch.float32, Host(),
-        {"copy_gb_per_s": 1.0}, found, Progress(1), budget or Budget(60.0), rounds=1,
+        {"copy_gb_per_s": 1.0}, found, budget or Budget(60.0), rounds=1,
         competitors=(known[OURS], *added),
     )  # fmt: skip
 
@@ -157,7 +157,7 @@ def test_our_own_failure_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         competitors.compare(
             competitors.MODULES[1], graphs.load("random", nodes=8), SHAPE, torch.float32, Host(),
-            {"copy_gb_per_s": 1.0}, report(), Progress(1), Budget(60.0), rounds=1,
+            {"copy_gb_per_s": 1.0}, report(), Budget(60.0), rounds=1,
             competitors=(broken,),
         )  # fmt: skip
 
@@ -168,9 +168,7 @@ def test_a_wrong_kernel_fails_the_check():
         return y * 1.01 if backend == "gpu" else y
 
     found, operator = report(), replace(correctness.OPERATORS[3], call=wrong)
-    correctness.check_kernels(
-        Host(), found, Progress(1), Budget(60.0), **SMALL, operators=(operator,)
-    )
+    correctness.check_kernels(Host(), found, Budget(60.0), **SMALL, operators=(operator,))
     assert len(found.failed) == len(correctness.DTYPES)
     assert "stage_update on random, d=5 H=2 d_k=3 float32: out: error" in found.failed[0]
 
@@ -188,7 +186,7 @@ def test_a_variant_is_checked_before_it_is_timed(monkeypatch):
     monkeypatch.setattr(search, "_PIECES", ())
     name = "csr_diffusion forward"
     found = report()
-    search.measure_kernels({name: passes[name]}, Host(), found, Progress(1), Budget(60.0), rounds=5)
+    search.measure_kernels({name: passes[name]}, Host(), found, Budget(60.0), rounds=5)
     assert any("BLOCK_E=2: error" in text for text in found.skipped)
     assert not any(v["changed"] == "BLOCK_E=2" for row in found.rows for v in row["variants"])
 
