@@ -15,11 +15,20 @@ import torch
 import grand_fast as gf
 from bench.__main__ import main
 from bench.core import floor, graphs, machine
-from bench.core.check import check, expected, named
+from bench.core.check import agreeing, check, expected, named
 from bench.core.configurations import CONFIGURATIONS, Configuration
 from bench.core.fresh import run as run_fresh
 from bench.core.harness import MIN_ROUNDS, Timing, interleave
-from bench.core.problem import OURS, Competitor, Problem, Shape, gradients
+from bench.core.problem import (
+    OURS,
+    Competitor,
+    Function,
+    Problem,
+    Shape,
+    UnavailableError,
+    gradients,
+)
+from bench.core.report import Report
 from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
@@ -175,6 +184,47 @@ def test_check_refuses_a_wrong_gradient() -> None:
     with pytest.raises(AssertionError, match="wrong: da"):
         check("wrong", lambda x, a: right(x, 1.01 * a - 0.01 * a.detach()), problem,
               expected(problem))  # fmt: skip
+
+
+def test_what_disagrees_or_is_missing_is_named_and_not_timed() -> None:
+    problem = bench_csr_diffusion.setup(graphs.load("random", nodes=100), SHAPE)
+
+    def missing(problem: Problem) -> Function:
+        raise UnavailableError("not installed")
+
+    competitors = [
+        Competitor("right", bench_csr_diffusion.ours),
+        Competitor("wrong", lambda problem: lambda x, a: 2 * x * a.sum()),
+        Competitor("other", lambda problem: lambda x, a: 2 * x * a.sum(), exact=False),
+        Competitor("missing", missing),
+        Competitor("huge", bench_csr_diffusion.ours, edge_floats=lambda shape: 10**12),
+    ]
+    report = Report("ops", {})
+    found = agreeing(problem, competitors, "case", report)
+    assert list(found) == ["right", "other"]
+    assert all(seconds > 0 for _, seconds in found.values())
+    assert len(report.failed) == 1 and report.failed[0].startswith("case: wrong: ")
+    assert report.skipped[0] == "case: missing: not installed"
+    assert "case: huge" in report.skipped[1] and "needs about" in report.skipped[1]
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_ratios_to_ours(inverse: bool) -> None:
+    values = {OURS: 2.0, "sampled_addmm + CSR": 8.0, "torch.compile": 4.0}
+    rows = [
+        {"op": "op", "shape": "8/1/8", "mode": "forward", "competitor": name, "s": value}
+        for name, value in values.items()
+    ]
+    report = Report("ops", {})
+    report.against_ours(rows, "s", "time", inverse=inverse)
+    column, other = ("ours_over_this", None) if inverse else ("over_ours", 1.0)
+    want = [other, 0.25, 0.5] if inverse else [other, 4.0, 2.0]
+    assert [row.get(column) for row in rows] == want
+    rival = "strongest PyTorch form (sampled_addmm + CSR)"
+    pair = f"ours over {rival}" if inverse else f"{rival} over ours"
+    assert report.figures == [
+        {"figure": f"op 8/1/8 forward, time: {pair}", "value": want[1], "unit": "×"}
+    ]
 
 
 def test_csr_passes_compute_one_gradient_each(monkeypatch: pytest.MonkeyPatch) -> None:
