@@ -16,11 +16,12 @@ Order:    one writer per output element, edges summed in CSR order, the longest 
 from functools import lru_cache
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward import attention_bwd
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeForm, EdgeInputs
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
 from grand_fast.kernels.cpu.attention.normalizer import (
     find_hub_norm,
     find_norm,
@@ -42,7 +43,7 @@ from grand_fast.kernels.cpu.gathered_sums import (
     store_partial,
     weighted_sum,
 )
-from grand_fast.kernels.cpu.language import Chunk, Int
+from grand_fast.kernels.cpu.language import Chunk, Int, Kernel
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size
 from grand_fast.kernels.csr import Add, Csr
@@ -52,16 +53,21 @@ from grand_fast.kernels.weighting import AttentionGradients, Weighting, scaled_d
 @lru_cache(maxsize=256)
 def _attention_diffusion_fwd_kernel(
     d: int,
-    form: EdgeForm,
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
     *,
+    weighting: Weighting,
+    weighted: bool,
     has_source: bool,
     n_add: int,
     known: bool,
     pieces: bool,
 ) -> Compiled:
     """`known`: what normalises the weights is, and not found for whole rows on the way."""
-    view = form.view("attention_diffusion_fwd", "receiver")
-    k, h = view.kernel, view.h
+    k = Kernel("attention_diffusion_fwd", dtype, index)
+    view = EdgeView(k, "receiver", h, d_k, weighting, weighted)
     x, col = k.matrix("x"), k.indices("col")
     scratch = k.matrix("scratch").row(k.thread)
     own_rows = forward_rows(view, known=known)
@@ -113,7 +119,7 @@ def attention_diffusion_fwd(
     work, has_source = csr.work, x0 is not None
     f = empty(n, d, dtype=x.dtype)
     alpha = alpha.to(x.dtype)
-    shape = (d, inputs.form(csr))
+    shape = (d, *inputs.shape, csr.col.dtype)
     buffer = scratch_size(work.longest)
     arguments: dict[str, Any] = inputs.arguments(csr)
     arguments |= {"x": x, "alpha": alpha, "f": f, "buffer": buffer}
@@ -124,14 +130,14 @@ def attention_diffusion_fwd(
     known = inputs.weighting.normalize == "sender"
     norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=x.dtype)
     kernel = _attention_diffusion_fwd_kernel(
-        *shape, has_source=has_source, n_add=len(add), known=known, pieces=False
+        *shape, **inputs.options, has_source=has_source, n_add=len(add), known=known, pieces=False
     )
     kernel(work, pieces=False, scratch=2 * buffer, norm=norm, **arguments)
     if work.hub_rows.numel():
         if not known:
             find_hub_norm(inputs, csr, norm)
         kernel = _attention_diffusion_fwd_kernel(
-            *shape, has_source=False, n_add=0, known=True, pieces=True
+            *shape, **inputs.options, has_source=False, n_add=0, known=True, pieces=True
         )
         partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, norm=norm, partial=partial, **arguments)

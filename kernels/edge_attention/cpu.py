@@ -14,11 +14,12 @@ Order:    one writer per output element, edges summed in CSR order, the longest 
 from functools import lru_cache
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward import attention_bwd
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeForm, EdgeInputs
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
 from grand_fast.kernels.cpu.attention.normalizer import (
     find_hub_norm,
     find_norm,
@@ -28,7 +29,7 @@ from grand_fast.kernels.cpu.attention.normalizer import (
 )
 from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer
 from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
-from grand_fast.kernels.cpu.language import Int, Vec
+from grand_fast.kernels.cpu.language import Int, Kernel, Vec
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, each_row, scratch_size
 from grand_fast.kernels.csr import Csr
@@ -37,15 +38,20 @@ from grand_fast.kernels.weighting import AttentionGradients, Weighting, scaled_d
 
 @lru_cache(maxsize=256)
 def _edge_attention_fwd_kernel(
-    form: EdgeForm,
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
     *,
+    weighting: Weighting,
+    weighted: bool,
     mean_heads: bool,
     known: bool,
     pieces: bool,
 ) -> Compiled:
     """`known`: what normalises the weights is, and not found for whole rows on the way."""
-    view = form.view("edge_attention_fwd", "receiver")
-    k, h = view.kernel, view.h
+    k = Kernel("edge_attention_fwd", dtype, index)
+    view = EdgeView(k, "receiver", h, d_k, weighting, weighted)
     scratch = k.matrix("scratch").row(k.thread)
     own_rows = forward_rows(view, known=known)
     with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=view.own_edges) as row:
@@ -100,17 +106,21 @@ def edge_attention_fwd(
     inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
     e, work = csr.col.numel(), csr.work
     a = empty(*((e,) if mean_heads else (e, h)), dtype=q.dtype)
-    form = inputs.form(csr)
+    options = inputs.options | {"mean_heads": mean_heads}
     arguments: dict[str, Any] = inputs.arguments(csr) | {"a": a}
     scratch = scratch_size(work.longest)
     known = inputs.weighting.normalize == "sender"
     norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=q.dtype)
-    kernel = _edge_attention_fwd_kernel(form, mean_heads=mean_heads, known=known, pieces=False)
+    kernel = _edge_attention_fwd_kernel(
+        *inputs.shape, csr.col.dtype, **options, known=known, pieces=False
+    )
     kernel(work, pieces=False, scratch=scratch, norm=norm, **arguments)
     if work.hub_rows.numel():
         if not known:
             find_hub_norm(inputs, csr, norm)
-        kernel = _edge_attention_fwd_kernel(form, mean_heads=mean_heads, known=True, pieces=True)
+        kernel = _edge_attention_fwd_kernel(
+            *inputs.shape, csr.col.dtype, **options, known=True, pieces=True
+        )
         kernel(work, pieces=True, scratch=scratch, norm=norm, **arguments)
     return a, norm
 

@@ -6,9 +6,10 @@ Also the only one where a diffusion needs nothing but `dx`.
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeForm, EdgeInputs, Side
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView, Side
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
     Source,
@@ -30,10 +31,11 @@ from grand_fast.kernels.cpu.gathered_sums import (
     store_partial,
     stretches,
 )
-from grand_fast.kernels.cpu.language import chunks
+from grand_fast.kernels.cpu.language import Kernel, chunks
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
+from grand_fast.kernels.weighting import Weighting
 
 _STRETCH_EDGES = 32  # the rows that this pass reads twice stay in the nearest cache
 
@@ -41,8 +43,13 @@ _STRETCH_EDGES = 32  # the rows that this pass reads twice stay in the nearest c
 @lru_cache(maxsize=256)
 def _other_kernel(
     d: int,
-    form: EdgeForm,
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
     *,
+    weighting: Weighting,
+    weighted: bool,
     rows: Side,
     source: Source,
     needs_d_own: bool,
@@ -50,8 +57,8 @@ def _other_kernel(
     needs_dalpha: bool,
     pieces: bool,
 ) -> Compiled:
-    view = form.view("attention_bwd_other", rows)
-    k, h, d_k, weighting = view.kernel, view.h, view.d_k, view.weighting
+    k = Kernel("attention_bwd_other", dtype, index)
+    view = EdgeView(k, rows, h, d_k, weighting, weighted)
     scratch, buffer = k.matrix("scratch").row(k.thread), k.number("buffer")
     sums_dx = source == "state" and rows == "sender"
     factor = score_factor(source, h)
@@ -128,14 +135,14 @@ def other_pass(
     Writes `dedge_weight` if given, on the view of A alone. Returns `dx` and, if needed, `dalpha` of
     a diffusion, on the view of Aᵀ alone.
     """
-    _, h, d_k = inputs.q.shape
+    h, d_k, dtype = inputs.shape
     work = csr.work
     rows: Side = "receiver" if csr.slot is None else "sender"
     name = "dq" if rows == "receiver" else "dk"
     sums_dx = rows == "sender" and upstream.x is not None
     state = StateGradient(upstream, work, needs_dalpha=needs_dalpha) if sums_dx else None
-    shape = (upstream.channels, inputs.form(csr))
-    switches: dict[str, Any] = {"rows": rows, "source": upstream.source}
+    shape = (upstream.channels, *inputs.shape, csr.col.dtype)
+    switches = inputs.options | {"rows": rows, "source": upstream.source}
     switches |= {"needs_d_own": d_own is not None, "needs_dw": dedge_weight is not None}
     buffer = scratch_size(_STRETCH_EDGES)
     scratch = buffer * (1 + h)  # the mean weights, and du of each group of heads
@@ -150,7 +157,7 @@ def other_pass(
     kernel = _other_kernel(*shape, **switches, needs_dalpha=needs_dalpha, pieces=False)
     kernel(work, pieces=False, scratch=scratch, **arguments, **outputs)
     if work.hub_rows.numel():
-        partial = empty(work.piece_begin.numel(), h, d_k, dtype=inputs.q.dtype)
+        partial = empty(work.piece_begin.numel(), h, d_k, dtype=dtype)
         outputs = {name: partial}
         if state is not None:
             outputs |= state.piece_arguments()

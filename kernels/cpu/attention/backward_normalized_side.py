@@ -3,9 +3,10 @@
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeForm, EdgeInputs, EdgeView
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
     Source,
@@ -25,11 +26,12 @@ from grand_fast.kernels.cpu.gathered_sums import (
     store_partial,
     weighted_sum,
 )
-from grand_fast.kernels.cpu.language import REGISTER_BYTES, chunks
+from grand_fast.kernels.cpu.language import REGISTER_BYTES, Kernel, chunks
 from grand_fast.kernels.cpu.math import fma, where_positive
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, Shares, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
+from grand_fast.kernels.weighting import Weighting
 
 _BUFFERS = 5  # at most: a ρ, t, the factor of du, φ, and the mean weights
 
@@ -37,16 +39,21 @@ _BUFFERS = 5  # at most: a ρ, t, the factor of du, φ, and the mean weights
 @lru_cache(maxsize=256)
 def _group_kernel(
     d: int,
-    form: EdgeForm,
+    h: int,
+    d_k: int,
+    dtype: torch.dtype,
+    index: torch.dtype,
     *,
+    weighting: Weighting,
+    weighted: bool,
     source: Source,
     needs_dw: bool,
     needs_dalpha: bool,
     step: Literal["whole", "delta", "sums"],
 ) -> Compiled:
     """`whole` rows; or for pieces of long rows first their `delta`, then, Δ known, their `sums`."""
-    view = form.view(f"attention_bwd_group_{step}", form.weighting.normalize)
-    k, h, d_k, weighting = view.kernel, view.h, view.d_k, view.weighting
+    k = Kernel(f"attention_bwd_group_{step}", dtype, index)
+    view = EdgeView(k, weighting.normalize, h, d_k, weighting, weighted)
     delta, scratch = k.matrix("delta"), k.matrix("scratch").row(k.thread)
     whole = step == "whole"
     sums_dx = source == "state" and view.rows == "sender" and step != "delta"
@@ -162,16 +169,16 @@ def group_pass(
 
     `dedge_weight` is given if it is to be written here, hence on the view of A alone.
     """
-    (n, h, d_k), dtype = inputs.q.shape, inputs.q.dtype
-    work = csr.work
+    h, d_k, dtype = inputs.shape
+    n, work = norm.shape[0], csr.work
     both = empty(n, 3, h, dtype=dtype)
     norm_beside_delta, delta = both[:, :2], both[:, 2]
     of_senders = inputs.weighting.normalize == "sender"
     name = "dk" if of_senders else "dq"
     sums_dx = of_senders and upstream.x is not None
     state = StateGradient(upstream, work, needs_dalpha=needs_dalpha) if sums_dx else None
-    shape = (upstream.channels, inputs.form(csr))
-    switches = {"source": upstream.source, "needs_dw": dedge_weight is not None}
+    shape = (upstream.channels, *inputs.shape, csr.col.dtype)
+    switches = inputs.options | {"source": upstream.source, "needs_dw": dedge_weight is not None}
     buffer = scratch_size(work.longest)
     arguments = inputs.arguments(csr) | upstream.arguments() | {"norm": norm, "buffer": buffer}
     if dedge_weight is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,11 +34,15 @@ class EdgeInputs:
     edge_weight: Tensor | None
     top: Tensor | None
 
-    def form(self, csr: Csr) -> EdgeForm:
-        """What kernels on the view `csr` are compiled for."""
-        _, h, d_k = self.q.shape
-        is_weighted = self.edge_weight is not None
-        return EdgeForm(h, d_k, self.q.dtype, csr.col.dtype, self.weighting, is_weighted)
+    @property
+    def shape(self) -> tuple[int, int, torch.dtype]:
+        """H, d_k and the dtype."""
+        return (*self.q.shape[1:], self.q.dtype)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What kernels are compiled for."""
+        return {"weighting": self.weighting, "weighted": self.edge_weight is not None}
 
     def arguments(self, csr: Csr) -> dict[str, Any]:
         """What kernels are given, for a pass over the view `csr`."""
@@ -223,22 +227,3 @@ class EdgeView:
     def _from_top(self, s: Vec) -> tuple[Vec, Vec]:
         v = s - self.kernel.vector("top").splat()
         return v, sqrt(fma(v, v, self.kernel.splat(4.0)))
-
-
-class EdgeForm(NamedTuple):
-    """What the kernels on edges are compiled for: sizes, types, and what makes weights.
-
-    ids: of the graph's arrays; weighted: whether edge weights multiply the scores.
-    """
-
-    h: int
-    d_k: int
-    dtype: torch.dtype
-    ids: torch.dtype
-    weighting: Weighting
-    weighted: bool
-
-    def view(self, kernel: str, rows: Side) -> EdgeView:
-        """The edges as a new kernel of that name sees them."""
-        k = Kernel(kernel, self.dtype, self.ids)
-        return EdgeView(k, rows, self.h, self.d_k, self.weighting, self.weighted)
