@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
             graph = graphs.load(kind, nodes=round(edges / graphs.edges_per_node()))
             report.say(text)
             if edges > CHECK_UP_TO or _agrees(graph, kind, shape, report):
-                rows += _time(graph, kind, shape, options.rounds or 5)
+                rows += _time(graph, kind, shape, options.rounds or 5, report)
             report.done()
         report.rows += rows
         _print(kind, shape, rows)
@@ -91,7 +91,7 @@ def _agrees(graph: Graph, kind: str, shape: Shape, report: Report) -> bool:
     return True
 
 
-def _time(graph: Graph, kind: str, shape: Shape, rounds: int) -> list[Row]:
+def _time(graph: Graph, kind: str, shape: Shape, rounds: int, report: Report) -> list[Row]:
     calls = attention_passes(graph, shape) | csr_passes(graph, shape.channels)
     calls["row gather floor"] = machine.gather_call(graph, shape.channels)
     timings = interleave(calls, rounds=rounds, tick=report.say)

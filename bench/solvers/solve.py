@@ -56,8 +56,7 @@ def _released_steps(problem: Problem, report: Report) -> int | None:
 def _measure(case: _Case, problem: Problem, options: argparse.Namespace, report: Report) -> None:
     steps, names = case
     rounds = options.rounds or (3 if options.quick else 5)
-    rows = _time(problem, steps, _agreeing(problem, steps, names, report),
-                 rounds)  # fmt: skip
+    rows = _time(problem, steps, _agreeing(problem, steps, names, report), rounds, report)
     report.done()
     _weigh(rows, problem, options, report)
     report.done()
@@ -85,7 +84,7 @@ def _agreeing(problem: Problem, steps: int, names: tuple[str, ...], report: Repo
     return agreeing
 
 
-def _time(problem: Problem, steps: int, names: list[str], rounds: int) -> list[Row]:
+def _time(problem: Problem, steps: int, names: list[str], rounds: int, report: Report) -> list[Row]:
     calls = {
         name: runner(SOLVERS[name].make(problem, steps), problem, "forward+backward")
         for name in names

@@ -89,7 +89,8 @@ def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
         if method == "dopri5":
             rivals += _installed(report)
         counts = _checked(method, [OURS, *rivals], x, report)
-        rows = _time(method, counts, x, options.rounds or (3 if options.quick else 9))
+        rounds = options.rounds or (3 if options.quick else 9)
+        rows = _time(method, counts, x, rounds, report)
         report.done()
         _weigh(rows, x, report)
         report.done()
@@ -126,7 +127,7 @@ def _checked(method: str, names: list[str], x: Tensor, report: Report) -> dict[s
     return {name: counts[name] for name in names if name in counts}
 
 
-def _time(method: str, counts: dict[str, int], x: Tensor, rounds: int) -> list[Row]:
+def _time(method: str, counts: dict[str, int], x: Tensor, rounds: int, report: Report) -> list[Row]:
     evaluations = 4 * STEPS
 
     def call(name: str) -> Callable[[], object]:

@@ -72,12 +72,14 @@ def _compare(configuration: Configuration, rounds: int, report: Report) -> list[
         except AssertionError as difference:
             report.failed.append(f"{configuration}: {difference}")
     del want
-    report.rows += _time(problem, functions, rounds)
+    report.rows += _time(problem, functions, rounds, report)
     report.done()
     return list(functions)
 
 
-def _time(problem: TunedProblem, functions: dict[str, Function], rounds: int) -> list[Row]:
+def _time(
+    problem: TunedProblem, functions: dict[str, Function], rounds: int, report: Report
+) -> list[Row]:
     calls = {
         (name, mode): runner(function, problem, mode)
         for name, function in functions.items()
