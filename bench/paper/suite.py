@@ -30,7 +30,7 @@ rewiring     figure 3, right: the same over K, the edges that rewiring keeps of 
 superpixels  figure 4: an image as a graph of superpixels under GRAND-nl and a constant Laplacian
 parameters   of every configuration
 
-Configurations are bench/models/configs/*.toml; the data are read from $GRAND_FAST_DATA. Each
+Configurations are those of grand-fast train; the data are read from $GRAND_FAST_DATA. Each
 finished run is added to OUT/PART.json at once, and a second call goes on with what is missing, or
 whose configuration has changed. OUT is bench/results/paper, where the runs of the main README are,
 unless --out says otherwise; pictures go there too. --budget ends a part after as many seconds; the
