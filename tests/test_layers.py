@@ -32,15 +32,9 @@ TOO_SHORT = {  # to be folded into those that use them; take out what is
     "grand_fast/data/features.py",
     "grand_fast/graph/subgraph.py",
     "grand_fast/graph/views.py",
-    "grand_fast/nn/_buffers.py",
-    "grand_fast/ops/_source.py",
-    "grand_fast/ops/edge_order.py",
-    "grand_fast/solvers/first_step.py",
     "grand_fast/solvers/owned.py",
-    "grand_fast/training/curves.py",
     "grand_fast/training/environment.py",
     "grand_fast/training/optimizers.py",
-    "kernels/cpu/column_dots.py",
     "kernels/gpu/attention/edge_backward.py",
 }
 # Names that a short file may have: those which others find it by. A module of the public interface

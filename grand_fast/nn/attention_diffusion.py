@@ -16,7 +16,7 @@ from grand_fast.nn.encoder import check_sizes
 from grand_fast.ops.attention_diffusion import mixed_values
 from grand_fast.ops.calls import Planned
 from grand_fast.ops.checks import check_graph, check_tensor
-from grand_fast.ops.edge_order import EdgeOrder
+from grand_fast.ops.edge_attention import EdgeOrder
 from grand_fast.ops.projected_attention_diffusion import planned
 from grand_fast.ops.scores import AbstractScore, check_attention
 from grand_fast.solvers.options import gathered, refuse, shows, takes

@@ -28,8 +28,7 @@ from grand_fast.ops.checks import (
     inner_contiguous,
     message,
 )
-from grand_fast.ops.edge_attention import check_edge_weight
-from grand_fast.ops.edge_order import to_slots
+from grand_fast.ops.edge_attention import check_edge_weight, to_slots
 from grand_fast.ops.scores import AbstractScore, check_attention
 
 _OP = "projected_attention_diffusion"
