@@ -29,7 +29,6 @@ from grand_fast.kernels.cpu.attention.normalizer import (
     row_weights,
 )
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, buffer_size
-from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
 from grand_fast.kernels.cpu.gathered_sums import (
     Term,
     add_arguments,
@@ -47,7 +46,7 @@ from grand_fast.kernels.cpu.language import Chunk, Int, Kernel
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row
 from grand_fast.kernels.csr import Add, Csr
-from grand_fast.kernels.weighting import AttentionGradients, Weighting, scaled_dot
+from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting, scaled_dot
 
 
 @lru_cache(maxsize=256)

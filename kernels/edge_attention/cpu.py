@@ -28,12 +28,11 @@ from grand_fast.kernels.cpu.attention.normalizer import (
     row_weights,
 )
 from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer, buffer_size
-from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
 from grand_fast.kernels.cpu.language import Int, Kernel, Vec
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, each_row
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import AttentionGradients, Weighting, scaled_dot
+from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting, scaled_dot
 
 
 @lru_cache(maxsize=256)

@@ -16,10 +16,9 @@ from torch import Tensor
 from grand_fast.kernels.cpu.attention.backward_far_side import other_pass
 from grand_fast.kernels.cpu.attention.backward_normalized_side import group_pass
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs
-from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import AttentionGradients
+from grand_fast.kernels.weighting import AttentionGradients, Upstream
 
 
 def attention_bwd(

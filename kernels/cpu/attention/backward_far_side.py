@@ -12,9 +12,7 @@ from torch import Tensor
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView, Side
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, buffer_size, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
-    Source,
     StateGradient,
-    Upstream,
     add_dw,
     head_chunks,
     head_terms,
@@ -35,7 +33,7 @@ from grand_fast.kernels.cpu.language import Kernel, chunks
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row, sum_pieces
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import Weighting
+from grand_fast.kernels.weighting import Source, Upstream, Weighting
 
 _STRETCH_EDGES = 32  # the rows that this pass reads twice stay in the nearest cache
 

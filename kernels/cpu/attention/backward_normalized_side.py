@@ -9,9 +9,7 @@ from torch import Tensor
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, buffer_size, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
-    Source,
     StateGradient,
-    Upstream,
     add_dw,
     head_terms,
     own_state_rows,
@@ -31,7 +29,7 @@ from grand_fast.kernels.cpu.math import fma, where_positive
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, Shares, each_row, sum_pieces
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import Weighting
+from grand_fast.kernels.weighting import Source, Upstream, Weighting
 
 _BUFFERS = 5  # at most: a ρ, t, the factor of du, φ, and the mean weights
 
