@@ -26,6 +26,7 @@ SUITES = {
     "ops": ("bench.ops.suite", "time of every operator against its peers and memory's floor"),
     "memory": ("bench.ops.memory", "peak memory of attention_diffusion against its peers"),
     "scaling": ("bench.ops.scaling", "time per edge against the size of the graph"),
+    "overhead": ("bench.ops.overhead", "Python around the kernels: of an evaluation, of a call"),
     "tuned": ("bench.tuned.suite", "seven tuned configurations of the paper on their graphs"),
     "solvers": (
         "bench.solvers.suite",

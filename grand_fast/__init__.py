@@ -8,11 +8,12 @@ from grand_fast._version import __version__
 from grand_fast.data.rewiring import diffusion_rewiring
 from grand_fast.graph import Graph
 from grand_fast.ops.backends import backend
-from grand_fast.solvers import Solution, Stats, Status, integrate, odeint, odeint_adjoint
+from grand_fast.solvers import Solution, Solve, Stats, Status, integrate, odeint, odeint_adjoint
 
 __all__ = [
     "Graph",
     "Solution",
+    "Solve",
     "Stats",
     "Status",
     "__version__",

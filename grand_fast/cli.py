@@ -8,46 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
 
 import grand_fast as gf
-from grand_fast.console import accept_every_character, say, until_closed
-from grand_fast.data.datasets import DATASETS
-from grand_fast.data.public_files import DataError
-from grand_fast.ops.backends import BACKENDS, cannot_run
-from grand_fast.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE, WriteError
-from grand_fast.training.folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
-from grand_fast.training.history import METRICS_FILE
-from grand_fast.training.option_types import (
-    BAD_ARGUMENTS,
-    BadOptionError,
-    OneLineParser,
-    device,
-    number,
-    one_of,
-)
-from grand_fast.training.options import (
-    EXAMPLES,
-    add_preset_options,
-    choose,
-    given_options,
-    preset_table,
-    read_config,
-)
-
-if TYPE_CHECKING:
-    from grand_fast.training.run import Experiment, Results
-
-FAILED, INTERRUPTED = 1, 130
+from grand_fast.console import FAILED, INTERRUPTED, accept_every_character, fail, say, until_closed
+from grand_fast.train_command import add_train
+from grand_fast.training.checkpoint import WriteError
+from grand_fast.training.option_types import BAD_ARGUMENTS, OneLineParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return until_closed(lambda: _run(arguments))
     except WriteError as error:
-        return _fail(str(error), FAILED)
+        return fail(str(error), FAILED)
 
 
 def _run(arguments: list[str]) -> int:
@@ -76,7 +47,7 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as stop:  # argparse has printed help or an error
         return stop.code if isinstance(stop.code, int) else BAD_ARGUMENTS
     except KeyboardInterrupt:
-        return _fail("interrupted.", INTERRUPTED)
+        return fail("interrupted.", INTERRUPTED)
     return code
 
 
@@ -89,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"grand-fast {gf.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_train(commands)
+    add_train(commands)
     info = commands.add_parser(
         "info",
         help="machine, backends, versions, and what is missing",
@@ -100,195 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     commands.add_parser("bench", help="run the benchmark suites of a checkout", add_help=False)
     return parser
-
-
-def _add_train(commands: Any) -> None:
-    parser = commands.add_parser(
-        "train",
-        usage="grand-fast train [--dataset NAME | --data FILE] [--config FILE.toml] [options]",
-        help="train GRAND on a data set",
-        description="Train GRAND to classify the nodes of a graph; keep the weights that are\n"
-        "best in validation, draw the training curves and report the test accuracy. A run that\n"
-        "was stopped, even by a kill or a power failure, goes on where it was when the same\n"
-        "command is given again, to the same result.",
-        epilog=EXAMPLES + preset_table(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(run=_train)
-
-    def add(flag: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
-        parser.add_argument(flag, type=kind, help=text, **more)
-
-    def choose(flag: str, known: Sequence[str], text: str, **more: Any) -> None:
-        add(flag, one_of(known), text, metavar="|".join(known), **more)
-
-    choose("--dataset", DATASETS, "default: digits, which needs no files")
-    add("--root", Path, "folder of the data sets (default: $GRAND_FAST_DATA, or data)",
-        metavar="DIR")  # fmt: skip
-    add("--data", Path, "your own graph instead: an npz file of edge_index [2, E], x [N, F], y [N] "
-        "(integers or words) and perhaps edge_weight, and train, val and test (ids of nodes or "
-        "masks, also called train_mask and so on); or a folder of such CSV files",
-        metavar="FILE")  # fmt: skip
-    add("--config", Path, "TOML file with any of the options of data, model, solver and training, "
-        "and perhaps dataset; those on the command line win", metavar="FILE.toml")  # fmt: skip
-    add("--seeds", number(int, low=1), "runs, with seeds 0 to N-1 (default: 1)", default=1,
-        metavar="N")  # fmt: skip
-    choose("--backend", BACKENDS, "of the operators (default: auto)", default="auto")
-    add("--device", device, "cpu, cuda or cuda:N (default: cuda if there is one, else cpu)",
-        metavar="DEVICE")  # fmt: skip
-    add("--out", Path, "folder of the run: weights, curves, metrics and what it needs to go on "
-        "(default: runs/DATASET-VARIANT, or that with a number where another run is)",
-        metavar="DIR")  # fmt: skip
-    parser.add_argument("--restart", action="store_true", help="begin anew where --out holds a "
-        "run, which is deleted")  # fmt: skip
-    add("--json", Path, "write the summary to FILE; without FILE to standard output, and all "
-        "else to standard error", metavar="FILE", nargs="?", const=Path("-"))  # fmt: skip
-    add_preset_options(parser)
-
-
-def _train(options: argparse.Namespace) -> int:
-    # scikit-learn, PyG and matplotlib are imported further down, where they are used
-    from grand_fast.training.run import run_seeds
-    from grand_fast.training.summary import summary, write_summary
-
-    to_stdout = options.json == Path("-")
-
-    def tell(line: str) -> None:
-        say(line, sys.stderr if to_stdout else sys.stdout)
-
-    try:
-        experiment = _experiment(options)
-        if reasons := _cannot_run(options.backend, experiment.device):
-            return _fail(reasons, FAILED)
-        check_writable(experiment.out, "--out")
-        if options.json is not None and not to_stdout:
-            if options.json.is_dir():
-                raise NotWritableError(f"--json must be a file, got the folder {options.json}.")
-            if options.json.is_file() or not options.json.exists():  # else a device or a pipe
-                check_writable(options.json.parent, "--json")
-        results = run_seeds(experiment, tell)
-        if results.runs:
-            _report(tell, summary(experiment, results))
-        _tell_files(tell, experiment, results)
-        if results.stopped is not None:
-            return _stopped(results, experiment)
-        if to_stdout:
-            say(json.dumps(summary(experiment, results), indent=2))
-        elif options.json is not None:
-            write_summary(options.json, summary(experiment, results))
-            tell(f"summary: {options.json}")
-    except BadOptionError as error:
-        return _fail(str(error), BAD_ARGUMENTS)
-    except BrokenPipeError:
-        raise
-    except (DataError, NotWritableError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        return _fail(_text(error, options.restart), FAILED)
-    except RuntimeError as error:
-        _, allocator, problem = str(error).partition("DefaultCPUAllocator: ")
-        if not allocator:
-            raise
-        return _fail(f"{problem.splitlines()[0]} Choose smaller sizes.", FAILED)
-    return 0
-
-
-def _text(error: Exception, restart: bool) -> str:
-    if isinstance(error, WriteError):
-        same = f"the same command{' without --restart' * restart}"
-        return f"{error} A run that was begun goes on when {same} is given again."
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}."
-    return str(error) or type(error).__name__
-
-
-def _tell_files(tell: Callable[[str], None], experiment: Experiment, results: Results) -> None:
-    seed = results.saved_seed
-    if seed is None:
-        return
-    of_seed = "" if experiment.seeds == 1 and seed == 0 else f", of seed {seed}"
-    if seed >= experiment.seeds:
-        of_seed += ", which an earlier command with more seeds trained: better in validation"
-    tell(f"weights: {experiment.out / WEIGHTS_FILE} (with {CONFIG_FILE}{of_seed})")
-    tell(f"curves:  {experiment.out / CURVES_FILE}")
-    tell(f"metrics: {experiment.out / METRICS_FILE}")
-
-
-def _stopped(results: Results, experiment: Experiment) -> int:
-    interrupted = results.stopped == "interrupted"
-    kept = "Nothing was saved"
-    if results.saved_seed is not None:
-        kept = f"The best weights so far are in {experiment.out}; load them with "
-        kept += "grand_fast.checkpoint.load_checkpoint"
-        if interrupted:
-            without = " without --restart" * experiment.restart
-            kept += f", or give the same command{without} to go on"
-    return _fail(f"{results.stopped}. {kept}.", INTERRUPTED if interrupted else FAILED)
-
-
-def _experiment(options: argparse.Namespace) -> Experiment:
-    """What the options ask for; raises BadOptionError, and DataError of the user's own graph."""
-    from grand_fast.data.user_file import read_graph
-    from grand_fast.training.run import Experiment
-
-    config = {} if options.config is None else read_config(options.config)
-    given = given_options(options)
-    own = None
-    if options.data is not None:
-        if options.dataset is not None or options.root is not None:
-            other = "--dataset" if options.dataset is not None else "--root"
-            raise BadOptionError(f"{other} is not used with --data, which is a graph of your own.")
-        own = read_graph(options.data)
-        split = "random" if own.public_split is None else "public"
-        chosen = choose(None, config, given, split=split)
-    else:
-        dataset = options.dataset or config.get("dataset", "digits")
-        if options.root is not None and dataset == "digits":
-            raise BadOptionError(
-                "--root is not used by digits, which is built in. Did you forget --dataset?"
-            )
-        chosen = choose(dataset, config, given)
-    name = dataset if own is None else own.name
-    experiment = Experiment(
-        name,
-        chosen,
-        options.seeds,
-        options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        options.out or Path("runs"),
-        options.root,
-        own,
-        options.backend,
-        options.restart,
-    )
-    if options.out is None:
-        folder = usual_folder(f"{name}-{chosen.variant}", experiment.configuration)
-        experiment = replace(experiment, out=folder)
-    return experiment
-
-
-def _report(tell: Callable[[str], None], content: dict[str, Any]) -> None:
-    runs = len(content["test_accuracy"])
-    count = "1 seed" if runs == 1 else f"{runs} seeds"
-    line = f"test accuracy {content['mean']:.4f} ± {content['std']:.4f} ({count})"
-    if spread := content["label_spreading"]:
-        line += (
-            f"; label spreading on the same graph and labels: "
-            f"{spread['mean']:.4f} ± {spread['std']:.4f}"
-        )
-    tell(line)
-
-
-def _cannot_run(backend: str, device: torch.device) -> str | None:
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return f"--device {device}: torch sees no GPU. Use --device cpu, or see grand-fast info."
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        return f"--device {device}: torch sees {torch.cuda.device_count()} GPUs."
-    source = "--backend"
-    if backend == "auto" and (backend := os.environ.get("GRAND_FAST_BACKEND") or backend) != "auto":
-        source = "GRAND_FAST_BACKEND"
-    if backend not in BACKENDS:
-        return f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}."
-    problem = cannot_run(backend, device, torch.float32)
-    return f"{source}: {problem}" if problem else None
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -302,7 +84,7 @@ def _info(options: argparse.Namespace) -> int:
 def _bench(arguments: list[str]) -> int:
     root = Path(__file__).resolve().parents[1]
     if not (root / "bench" / "__main__.py").is_file():
-        return _fail(
+        return fail(
             "bench: the suites are not installed with the package. Clone the repository and run "
             "`make bench`, or `python -m bench` in it.",
             FAILED,
@@ -313,8 +95,3 @@ def _bench(arguments: list[str]) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         return subprocess.run(command, env=environment).returncode
     return INTERRUPTED
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"grand-fast: {message}", file=sys.stderr)
-    return code

@@ -11,7 +11,9 @@ from typing import TextIO
 
 from grand_fast.training.checkpoint import WriteError
 
-CLOSED_PIPE = 141  # exit code, as of a process that SIGPIPE ended
+# Exit codes
+FAILED, INTERRUPTED = 1, 130
+CLOSED_PIPE = 141  # as of a process that SIGPIPE ended
 _HANDLER = "grand_fast_plain"
 _IN_ASCII = {"±": "+-", "×": "x", "–": "-", "−": "-", "→": "->", "…": "..."}
 
@@ -68,3 +70,9 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     text = error.object[error.start : error.end]
     plain = [_IN_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text]
     return "".join(plain), error.end
+
+
+def fail(message: str, code: int) -> int:
+    """Say in one line what went wrong; the exit code."""
+    print(f"grand-fast: {message}", file=sys.stderr)
+    return code

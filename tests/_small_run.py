@@ -6,9 +6,9 @@ import torch
 
 from grand_fast.data.datasets import NodeData, Split
 from grand_fast.training.checkpoint import WEIGHTS_FILE
+from grand_fast.training.experiment import Experiment
 from grand_fast.training.history import METRICS_FILE
 from grand_fast.training.presets import Preset
-from grand_fast.training.run import Experiment
 
 N = 60
 SMALL = Preset(

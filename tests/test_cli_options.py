@@ -10,8 +10,9 @@ import pytest
 from grand_fast import cli
 from grand_fast.data.datasets import DATASETS
 from grand_fast.training.checkpoint import load_checkpoint
+from grand_fast.training.configurations import configuration
 from grand_fast.training.options import add_preset_options, preset_table
-from grand_fast.training.presets import PRESETS, Preset, preset
+from grand_fast.training.presets import Preset, preset
 from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixture
 
 
@@ -116,7 +117,7 @@ def test_model_options(capsys, options):
     content = json.loads(capsys.readouterr().out)
     names = [option[2:].replace("-", "_") for option in options if option.startswith("--")]
     for name in names:
-        default = getattr(PRESETS["digits"], name.removeprefix("no_"))
+        default = getattr(configuration("digits", "nl"), name.removeprefix("no_"))
         assert content["options"][name.removeprefix("no_")] != default or name == "no_source"
     model = load_checkpoint(f"runs/digits-{content['variant']}")
     assert sum(p.numel() for p in model.parameters()) == content["parameters"]
@@ -151,7 +152,7 @@ def test_config(capsys):
     assert (chosen["variant"], chosen["T"], chosen["epochs"]) == ("l", 1.0, 2)
     assert (chosen["hidden"], chosen["source"]) == (6, False)  # the command line wins
     assert chosen["self_loops"] is None
-    assert chosen["labels_per_class"] == PRESETS["digits"].labels_per_class
+    assert chosen["labels_per_class"] == configuration("digits", "nl").labels_per_class
 
     assert cli.main(["train", *options, "--rtol", "0.1"]) == 0  # a pair instead of the scale
     chosen = json.loads(capsys.readouterr().out)["options"]
@@ -298,20 +299,19 @@ def test_bad_own_graph(capsys):
     assert "mine.npz: no such file" in fails(capsys, ["train", "--data", "mine.npz"], 1)
 
 
-def test_presets():
-    assert set(PRESETS) == set(DATASETS)
-    assert preset(None, split="public", self_loops="none") == Preset(
-        split="public", self_loops=None
-    )
-    assert preset("Cora", hidden=7, heads=None) == Preset(**(vars(PRESETS["Cora"]) | {"hidden": 7}))
+def test_a_value_may_be_none():
+    values = {"split": "public", "self_loops": "none"}
+    assert preset(values) == Preset(split="public", self_loops=None)
 
 
-def test_help_tells_presets_as_options():
+def test_help_tells_configurations_as_options():
     parser = argparse.ArgumentParser()
     add_preset_options(parser)
     words = preset_table().split()
-    places = [words.index(name) for name in PRESETS] + [len(words)]
-    for name, start, end in zip(PRESETS, places, places[1:], strict=False):
-        given = vars(parser.parse_args(words[start + 1 : end]))
-        assert preset(None, **given) == PRESETS[name]
     assert "(default: rk4)" in parser.format_help()
+    places = [words.index(name) for name in DATASETS]
+    for name, start in zip(DATASETS, places, strict=True):
+        end = next(i for i in range(start + 1, len(words)) if not words[i].startswith("--"))
+        given = vars(parser.parse_args(words[start + 1 : end]))
+        assert preset(given) == configuration(name, "nl")
+    assert "nl-rw --attention-quantile=0.1" in " ".join(words)

@@ -8,11 +8,11 @@ import pytest
 import grand_fast as gf
 
 SURFACE = {
-    gf: {"Graph", "Solution", "Stats", "Status", "__version__", "backend", "diffusion_rewiring",
-         "integrate", "nn", "odeint", "odeint_adjoint", "ops"},
+    gf: {"Graph", "Solution", "Solve", "Stats", "Status", "__version__", "backend",
+         "diffusion_rewiring", "integrate", "nn", "odeint", "odeint_adjoint", "ops"},
     gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "csr_diffusion", "edge_attention",
              "error_ratio", "projected_attention_diffusion", "stage_update"},
-    gf.nn: {"GRAND", "AttentionDiffusion", "GRANDConv"},
+    gf.nn: {"GRAND", "Attention", "AttentionDiffusion", "GRANDConv"},
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ FUNCTIONS = [
 ]  # fmt: skip
 OTHERS = [
     gf.backend, gf.ops.ExpKernel, gf.ops.GAT, gf.nn.GRAND, gf.nn.GRAND.trajectory, gf.nn.GRANDConv,
-    gf.nn.GRANDConv.forward, gf.nn.AttentionDiffusion,
+    gf.nn.GRANDConv.forward, gf.nn.Attention, gf.nn.AttentionDiffusion, gf.Solve,
 ]  # fmt: skip
 
 

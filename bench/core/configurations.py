@@ -1,12 +1,14 @@
 """The configuration that the paper's released code tuned for each data set, and its graph."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.core import graphs
 from bench.core.problem import Shape
 from grand_fast import Graph
 from grand_fast.data.datasets import largest_component, load
 from grand_fast.data.public_files import DataError
+from grand_fast.training.configurations import FOLDER, RELEASED, configuration
 
 ARXIV = "ogbn-arxiv"
 
@@ -35,18 +37,31 @@ class Configuration:
         return f"{self.dataset} {self.shape} {self.score} {self.normalizer}{direction}{source}"
 
 
+def _of_file(dataset: str, folder: Path = RELEASED) -> Configuration:
+    """That of the model which trains by a file."""
+    preset = configuration(dataset, "nl", folder)
+    assert preset.attention_channels is not None and isinstance(preset.score, str)
+    return Configuration(
+        dataset,
+        Shape(preset.hidden, preset.heads, preset.attention_channels),
+        preset.score,
+        preset.normalizer,
+        preset.normalize,
+        preset.source,
+        preset.self_loops,
+    )
+
+
+# Of CiteSeer and Photo there is no file with all that the released code tuned
 CONFIGURATIONS = (
-    Configuration("Cora", Shape(80, 8, 128), normalizer="squareplus", normalize="sender",
-                  source=True),
+    _of_file("Cora"),
     Configuration("CiteSeer", Shape(80, 8, 32), score="exp_kernel", normalizer="squareplus",
                   normalize="sender", source=True),
-    Configuration("PubMed", Shape(128, 1, 16), score="cosine", normalizer="squareplus",
-                  source=True),
-    Configuration("CoauthorCS", Shape(16, 4, 8), normalizer="squareplus", normalize="sender",
-                  self_loops=None),
-    Configuration("Computers", Shape(128, 4, 64), self_loops=1.71),
+    _of_file("PubMed"),
+    _of_file("CoauthorCS"),
+    _of_file("Computers"),
     Configuration("Photo", Shape(64, 4, 64), score="pearson", self_loops=0.058),
-    Configuration(ARXIV, Shape(162, 2, 32)),
+    _of_file(ARXIV, FOLDER),
 )  # fmt: skip
 BY_DATASET = {configuration.dataset: configuration for configuration in CONFIGURATIONS}
 

@@ -13,15 +13,15 @@ from torch.nn import functional
 from bench.core import graphs, machine
 from bench.core.configurations import ARXIV, BY_DATASET, load_graph
 from bench.core.problem import OURS
-from bench.models.configurations import FOLDER, configuration
-from bench.models.configurations import RELEASED as RELEASED_VALUES
 from bench.models.released import TUNED_ADJOINT, Continuous, ReleasedModel
 from bench.models.setting import Setting, grand, setting
 from grand_fast.data.datasets import NodeData, Split
 from grand_fast.data.features import is_sparse
 from grand_fast.nn import GRAND
-from grand_fast.nn.sparse_linear import csr_pair
+from grand_fast.nn.encoder import csr_pair
 from grand_fast.ops.backends import plan
+from grand_fast.training.configurations import FOLDER, configuration
+from grand_fast.training.configurations import RELEASED as RELEASED_VALUES
 from grand_fast.training.optimizers import make_optimizer
 from grand_fast.training.presets import Preset
 

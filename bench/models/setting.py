@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from grand_fast import Graph
 from grand_fast.data.datasets import NodeData, Split
 from grand_fast.nn import GRAND
 from grand_fast.training.prepare import prepared, splits_of
-from grand_fast.training.presets import Preset
-from grand_fast.training.run import model_config
+from grand_fast.training.presets import OPTIONS, Preset, model_config
 
 NOT_REWIRED = {name: getattr(Preset(), name) for name in (
     "rewiring", "rewiring_top_k", "rewiring_threshold", "rewiring_alpha", "rewiring_t"
@@ -32,7 +31,7 @@ def setting(dataset: str, preset: Preset, seed: int) -> Setting:
     Raises:
         DataError: files are missing or damaged; how to get them.
     """
-    names = [field.name for field in fields(Preset) if field.metadata["group"] == "data"]
+    names = [name for name, field in OPTIONS.items() if field.metadata["group"] == "data"]
     of_data = replace(Preset(), **{name: getattr(preset, name) for name in names})
     data, graph = _prepared(dataset, of_data)
     return Setting(data, graph, splits_of(data, of_data, seed + 1)[seed])

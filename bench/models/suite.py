@@ -28,8 +28,8 @@ from grand_fast.data.public_files import DataError
 
 EPILOG = f"""\
 One epoch of training, forward, backward and a step of the optimiser, of GRAND-nl and GRAND-l in the
-configuration that the paper's released code tuned (bench/models/configs/released), with dropout and
-without evaluation. The learning rate is 0, so that every epoch is the first one.
+configuration that the paper's released code tuned (grand_fast/training/configurations/released),
+with dropout and without evaluation. The learning rate is 0, so that every epoch is the first one.
 
 {OURS:<30} gradient of the solver's own steps, states kept (adjoint checkpoint)
 {RELEASED:<30} the released sequence under torchdiffeq, DOPRI5 at the same tolerances, and

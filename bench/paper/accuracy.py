@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.core.report import Report, Row, print_table
-from bench.models.configurations import configuration
 from bench.paper.comparison import HEAD, Comparison, compare
 from bench.paper.figures import draw_accuracies
 from bench.paper.jobs import Job
 from bench.paper.peers import peer_preset
 from bench.paper.published import GRAND_MODELS, PLANETOID, TABLE1, TABLE2
+from grand_fast.training.configurations import configuration
 
 ARXIV = "ogbn-arxiv"  # has a split of its own; takes hours, so it runs only where it is named
 # Peers of each table's rows; a random split of table 2 also draws the initialisation.

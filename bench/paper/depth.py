@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.core.report import Report, Row, print_table
-from bench.models.configurations import configuration
 from bench.paper.comparison import accuracies, mean_std, text
 from bench.paper.figures import draw_lines
 from bench.paper.jobs import Job
 from bench.paper.peers import peer_preset
+from grand_fast.training.configurations import configuration
 
 DATASET = "Cora"
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)

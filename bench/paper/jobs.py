@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from bench.paper.budget import Budget
 from bench.paper.peers import PEERS, build
 from bench.paper.store import Store
 from grand_fast.training.loop import fit
-from grand_fast.training.presets import Preset
-from grand_fast.training.run import training_config
+from grand_fast.training.presets import Preset, training_config
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Job:
 
     def row(self) -> Row:
         """What it is, as it stands in JSON."""
-        options: dict[str, Any] = asdict(self.preset)
+        options: dict[str, Any] = self.preset.options()
         if self.model in PEERS:
             options["layers"] = self.layers
         return {

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from bench.core.report import Report, Row, print_table
-from bench.models.configurations import configuration, configurations
 from bench.models.setting import grand
 from bench.paper.peers import PEERS, build, peer_preset
 from bench.paper.published import ARXIV_PARAMETERS, FEATURES_CLASSES
 from grand_fast.data.datasets import NodeData
+from grand_fast.training.configurations import configuration, configurations
 
 HEAD = ["", "encoder", "diffusion", "decoder", "all", "paper", "difference"]
 

@@ -16,7 +16,7 @@ from torch_geometric.nn import GATConv, GCNConv, GMMConv, SAGEConv
 from torch_geometric.utils import degree
 
 from grand_fast.data.datasets import NodeData
-from grand_fast.solvers import Stats
+from grand_fast.solvers import Solve, Stats
 from grand_fast.training.presets import Preset
 
 HIDDEN = 64
@@ -54,7 +54,7 @@ class Peer(nn.Module):
     stats = Stats(nfe=0, accepted=0, rejected=0)
     failure: str | None = None
     nfe_backward = 0
-    T = 0.0
+    solve = Solve(T=0.0)
 
     def __init__(
         self,

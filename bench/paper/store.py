@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from grand_fast.training.presets import Preset
 # What makes two runs the same run, beside the component of the graph; if other options differ, the
 # older one is out of date.
 IDENTITY = ("dataset", "model", "at", "seed")
-_DEFAULTS = asdict(Preset())
+_DEFAULTS = Preset().options()
 
 
 class Store:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.core.report import Report, Row, print_table
-from bench.models.configurations import configuration
 from bench.paper.comparison import accuracies, mean_std, text
 from bench.paper.figures import draw_lines
 from bench.paper.jobs import Job
+from grand_fast.training.configurations import configuration
 from grand_fast.training.presets import Preset
 
 DATASET, VARIANT = "Cora", "l"

@@ -1,8 +1,8 @@
 """`AttentionDiffusion`: the parameters of the attention, alpha and beta → GRAND's vector field."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +10,24 @@ from torch.nn import functional
 
 from grand_fast import ops
 from grand_fast.graph import Graph
-from grand_fast.nn._ends import check_sizes
-from grand_fast.nn._linear import is_plain, joined, reset
-from grand_fast.nn._scale import DiffusionScale
+from grand_fast.nn._layers import DiffusionScale, is_plain, is_silent, joined, reset
+from grand_fast.nn.attention import Attention
+from grand_fast.nn.encoder import check_sizes
+from grand_fast.ops.attention_diffusion import mixed_values
+from grand_fast.ops.calls import Planned
 from grand_fast.ops.checks import check_graph, check_tensor
 from grand_fast.ops.edge_order import EdgeOrder
-from grand_fast.ops.mixed_values import mixed_values
+from grand_fast.ops.projected_attention_diffusion import planned
 from grand_fast.ops.scores import AbstractScore, check_attention
+from grand_fast.solvers.options import gathered, refuse, shows, takes
 
 Add = Sequence[tuple[float, Tensor]]
-Packed = tuple[Tensor, Tensor, Tensor | float]
 _NAME = "AttentionDiffusion"
 _CONSTANT = 1e-5  # that of GRAND's released code
 
 
+@shows(Attention, "options")
+@takes(Attention)
 class AttentionDiffusion(nn.Module):
     """GRAND's vector field with learned attention.
 
@@ -32,16 +36,8 @@ class AttentionDiffusion(nn.Module):
 
     Args:
         channels: `d`, channels of the state.
-        attention_channels: `H · d_k`; by default `channels`.
-        heads: `H`; must divide `attention_channels`.
-        score: a name as in `ops.edge_attention`; `"exp_kernel"` then learns σ and ℓ, which start
-            at 1. Or an object, `ops.ExpKernel(…)`, `ops.GAT(…)`, whose values stay as they are.
-        normalizer, normalize: as in `ops.edge_attention`.
-        reweight: multiply the scores by the edge weights of the graph, where it has any.
-        mix_features: heads carry values of their own,
-            `f = alpha (W_out mean_h A^h W_V^h x − x) + beta x0`.
-        constant_init: start with all weights of queries and keys at 1e-5, so with an attention that
-            is nearly the same on all edges of a row. Not with `"gat"`, which has neither.
+        attention: how, as one `Attention`; else, or in place of its own, by keyword:
+        {Attention.Args}
         alpha: `"learned"` is the sigmoid of a parameter that starts at 0; a float fixes it.
         source: add `beta x0` with a learned `beta` that starts at 0.
         per_channel: `alpha` and `beta`, where learned, are `[channels]` instead of scalars.
@@ -61,19 +57,20 @@ class AttentionDiffusion(nn.Module):
         self,
         channels: int,
         attention_channels: int | None = None,
-        heads: int = 1,
+        heads: int | None = None,
         *,
-        score: str | AbstractScore = "scaled_dot",
-        normalizer: str = "softmax",
-        normalize: str = "receiver",
-        reweight: bool = False,
-        mix_features: bool = False,
-        constant_init: bool = False,
+        attention: Attention | None = None,
         alpha: float | Literal["learned"] = "learned",
         source: bool = False,
         per_channel: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
+        sizes = {"attention_channels": attention_channels, "heads": heads}
+        options |= {name: size for name, size in sizes.items() if size is not None}
+        attention = gathered(_NAME, Attention, attention, options)
+        refuse(_NAME, options, AttentionDiffusion)
+        heads, attention_channels = attention.heads, attention.attention_channels
         attention_channels = channels if attention_channels is None else attention_channels
         check_sizes(_NAME, low=1, channels=channels, attention_channels=attention_channels)
         check_sizes(_NAME, heads=heads)
@@ -82,12 +79,12 @@ class AttentionDiffusion(nn.Module):
                 f"AttentionDiffusion: `heads` must divide attention_channels="
                 f"{attention_channels}, got {heads}."
             )
-        of_score, _ = check_attention("AttentionDiffusion", score, normalizer, normalize, 1)
-        self.channels, self.attention_channels = int(channels), int(attention_channels)
-        self.heads = heads = int(heads)
-        self.score, self.normalizer, self.normalize = score, normalizer, normalize
-        self.reweight, self.mix_features = reweight, mix_features
-        self.constant_init = constant_init
+        score, constant_init = attention.score, attention.constant_init
+        of_score, _ = check_attention(_NAME, score, attention.normalizer, attention.normalize, 1)
+        self.channels = int(channels)
+        self.options = replace(
+            attention, heads=int(heads), attention_channels=int(attention_channels)
+        )
         d_k = attention_channels // heads
         self.is_gat = of_score.name == ops.GAT.name
         if constant_init and self.is_gat:
@@ -105,7 +102,7 @@ class AttentionDiffusion(nn.Module):
         if score == ops.ExpKernel.name:
             self.sigma = nn.Parameter(torch.empty(1))
             self.lengthscale = nn.Parameter(torch.empty(1))
-        if mix_features:
+        if attention.mix_features:
             self.value = nn.Linear(channels, attention_channels)
             self.out = nn.Linear(d_k, channels)
         self.scale = DiffusionScale(
@@ -128,13 +125,12 @@ class AttentionDiffusion(nn.Module):
         scale: float = 1.0,
         add: Add = (),
         source: Tensor | Literal[False] | None = None,
-        packed: Packed | None = None,
     ) -> Tensor:
         """`scale · f + Σ c y`, `[N, channels]`, from the state `x [N, channels]`.
 
         `x0` is shaped like `x` and comes with `source=True` only; `source`, in its place, is
         `beta x0` as `.scale.source(x0)` gives it, or False: f without it. `add` holds the pairs
-        `(c, y)`. `packed` is `.packed()`, where many calls share it.
+        `(c, y)`.
         """
         self._check("x", x, graph)
         if source is None:
@@ -145,39 +141,22 @@ class AttentionDiffusion(nn.Module):
             self._check("source", source, graph)
             x0, add = None, [*add, (scale, source)]
         beta = None if x0 is None or self.scale.beta is None else scale * self.scale.beta
-        if self.mix_features:
+        if self.options.mix_features:
             q, k = self.query_key(x)
-            mixed = mixed_values(
-                self.values(x),
-                q,
-                k,
-                graph,
-                score=self._score(),
-                normalizer=self.normalizer,
-                normalize=self.normalize,
-                edge_weight=self._edge_weight(x, graph),
-            )
+            mixed = mixed_values(self.values(x), q, k, graph, **self._weighting(x, graph))
             return self.field_of(mixed, x, x0, scale=scale, add=add)
-        packed = packed or self.packed()
-        alpha = self.scale.alpha if packed is None else packed[2]
-        field: Callable[..., Tensor]
+        alpha = self.scale.alpha
+        options = self._weighting(x, graph) | {
+            "alpha": alpha if scale == 1.0 else scale * alpha,
+            "beta": beta,
+            "x0": x0,
+            "add": add,
+        }
+        packed = self._packed()
         if packed is None:
-            q, k = self.query_key(x)
-            field = partial(ops.attention_diffusion, x, q, k, graph)
-        else:
-            field = partial(
-                ops.projected_attention_diffusion, x, *packed[:2], graph, heads=self.heads
-            )
-        return field(
-            alpha=alpha if scale == 1.0 else scale * alpha,
-            beta=beta,
-            x0=x0,
-            score=self._score(),
-            normalizer=self.normalizer,
-            normalize=self.normalize,
-            edge_weight=self._edge_weight(x, graph),
-            add=add,
-        )
+            return ops.attention_diffusion(x, *self.query_key(x), graph, **options)
+        heads = self.options.heads
+        return ops.projected_attention_diffusion(x, *packed, graph, heads=heads, **options)
 
     def attention(
         self, x: Tensor, graph: Graph, *, mean_heads: bool = False, edge_order: EdgeOrder = "user"
@@ -185,17 +164,8 @@ class AttentionDiffusion(nn.Module):
         """The weights `a [E, heads]` at state `x`; options as in `ops.edge_attention`."""
         self._check("x", x, graph)
         q, k = self.query_key(x)
-        return ops.edge_attention(
-            q,
-            k,
-            graph,
-            score=self._score(),
-            normalizer=self.normalizer,
-            normalize=self.normalize,
-            edge_weight=self._edge_weight(x, graph),
-            mean_heads=mean_heads,
-            edge_order=edge_order,
-        )
+        how = self._weighting(x, graph)
+        return ops.edge_attention(q, k, graph, **how, mean_heads=mean_heads, edge_order=edge_order)
 
     def query_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`q, k [N, heads, d_k]`, of plain layers two views of one product; of `"gat"` d_k = 1."""
@@ -212,7 +182,7 @@ class AttentionDiffusion(nn.Module):
 
     def _split(self, name: str, y: Tensor, x: Tensor) -> Tensor:
         """Heads of what a projection returns, `[N, heads, d_k]`."""
-        n, heads = x.shape[0], self.heads
+        n, heads = x.shape[0], self.options.heads
         if y.dim() != 2 or y.shape[0] != n or y.shape[1] % heads:
             raise ValueError(
                 f"AttentionDiffusion: `{name}` must return [N, heads · d_k] = [{n}, {heads} · d_k],"
@@ -233,19 +203,31 @@ class AttentionDiffusion(nn.Module):
             f = f + scale * self.scale.beta * x0
         return ops.stage_update([*add, (1.0, f)]) if add else f
 
-    def packed(self) -> Packed | None:
-        """Weight and bias of queries, then keys, and alpha: without `mix_features`, all of f.
+    def planned(self, x: Tensor, graph: Graph) -> Planned | None:
+        """f without its source for the many states, like `x`, of a solve.
 
-        None where a projection must be called.
+        None where that is not one operator: a projection, or this module, must be called.
         """
+        if self.mix_features or not is_silent(self, AttentionDiffusion.forward):
+            return None
         packed = self._packed()
-        return None if packed is None else (*packed, self.scale.alpha)
+        if packed is None:
+            return None
+        self._check("x", x, graph)
+        return planned(
+            x,
+            *packed,
+            graph,
+            heads=self.options.heads,
+            alpha=self.scale.alpha,
+            **self._weighting(x, graph),
+        )
 
     def _packed(self) -> tuple[Tensor, Tensor] | None:
         if self.is_gat:
             if not is_plain(self.shared) or self.shared.bias is not None:
                 return None
-            shared = self.shared.weight.view(self.heads, -1, self.channels)
+            shared = self.shared.weight.view(self.options.heads, -1, self.channels)
             a = torch.stack([self.a_query, self.a_key])
             weight = torch.einsum("shk,hkd->shd", a, shared).flatten(0, 1)
             return weight, weight.new_zeros(weight.shape[0])
@@ -259,12 +241,21 @@ class AttentionDiffusion(nn.Module):
         return first.weight if is_plain(first) else None
 
     def _score(self) -> str | AbstractScore:
-        if self.score == ops.ExpKernel.name:
+        if self.options.score == ops.ExpKernel.name:
             return ops.ExpKernel(self.sigma, self.lengthscale)
-        return self.score
+        return self.options.score
+
+    def _weighting(self, x: Tensor, graph: Graph) -> dict[str, Any]:
+        """What makes weights of queries and keys, as operators take it."""
+        return {
+            "score": self._score(),
+            "normalizer": self.options.normalizer,
+            "normalize": self.options.normalize,
+            "edge_weight": self._edge_weight(x, graph),
+        }
 
     def _edge_weight(self, x: Tensor, graph: Graph) -> Tensor | None:
-        if not self.reweight or graph.edge_weight is None:
+        if not self.options.reweight or graph.edge_weight is None:
             return None
         return graph.edge_weight.to(x.dtype)
 
@@ -284,21 +275,23 @@ class AttentionDiffusion(nn.Module):
             self._check("x0", x0, graph)
 
     def _reset_own(self) -> None:
-        if self.constant_init:
+        if self.options.constant_init:
             for layer in (self.query, self.key):
                 if isinstance(layer, nn.Linear):
                     nn.init.constant_(layer.weight, _CONSTANT)
         if self.is_gat:
             nn.init.xavier_uniform_(self.a_query)
             nn.init.xavier_uniform_(self.a_key)
-        if self.score == ops.ExpKernel.name:
+        if self.options.score == ops.ExpKernel.name:
             nn.init.ones_(self.sigma)
             nn.init.ones_(self.lengthscale)
 
     def extra_repr(self) -> str:
         """Sizes and choices, for `print(model)`."""
-        score = self.score if isinstance(self.score, str) else self.score.name
+        score = (
+            self.options.score if isinstance(self.options.score, str) else self.options.score.name
+        )
         return (
-            f"heads={self.heads}, score={score}, normalizer={self.normalizer}, "
-            f"normalize={self.normalize}"
+            f"heads={self.options.heads}, score={score}, normalizer={self.options.normalizer}, "
+            f"normalize={self.options.normalize}"
         )

@@ -1,6 +1,7 @@
 """`GRAND`: encoder → diffusion → decoder."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -8,25 +9,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grand_fast.graph import Graph
-from grand_fast.nn._diffusion import AbstractDiffusion
-from grand_fast.nn._ends import MLP, check_labels, check_no_decoder, check_sizes
 from grand_fast.nn._given import check_state, graph_of
-from grand_fast.nn._linear import is_plain, reset
-from grand_fast.nn._relu_dropout import relu_dropout
-from grand_fast.nn._scale import DiffusionScale
+from grand_fast.nn._layers import DiffusionScale, is_plain, reset
+from grand_fast.nn._solve import AbstractDiffusion
 from grand_fast.nn._thinning import check_thinning, thinned
+from grand_fast.nn.attention import Attention
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
-from grand_fast.nn.sparse_linear import sparse_linear
-from grand_fast.ops.scores import AbstractScore
-from grand_fast.solvers import Adjoint, Method
-from grand_fast.solvers.regularizers import Regularizer
-from grand_fast.solvers.solver import AbstractSolver
-from grand_fast.solvers.tolerances import Convention
+from grand_fast.nn.encoder import (
+    MLP,
+    check_labels,
+    check_no_decoder,
+    check_sizes,
+    relu_dropout,
+    sparse_linear,
+)
+from grand_fast.solvers import Solve
+from grand_fast.solvers.options import gathered, refuse, takes
 
 VARIANTS = ("l", "nl", "nl-rw", "laplacian", "mixed")
 LAPLACIANS = ("random_walk", "symmetric")
 
 
+@takes(Attention, Solve)
 class GRAND(AbstractDiffusion):
     """Graph neural diffusion for node classification.
 
@@ -41,20 +45,15 @@ class GRAND(AbstractDiffusion):
             `(1 − σ(γ))` times the attention from `x(0)` plus `σ(γ)` times those weights, γ learned
             from 0.
         laplacian: of the last two, `"random_walk"` or `"symmetric"`, as `Graph` computes them.
-        heads, attention_channels: `H` and `H · d_k` (by default `hidden_channels`).
-        score, normalizer, normalize, reweight, mix_features, constant_init: as in
-            `AttentionDiffusion`.
+        attention: as in `AttentionDiffusion`; else, or in place of its own, by keyword:
+        {Attention}: as in `Attention`, `attention_channels` by default `hidden_channels`.
         attention_threshold: ρ: each forward pass keeps the edges with `a_ij > ρ`, `a` the mean over
             the heads of the attention at `x(0)`; the attention on them is then normalised anew, and
             trained. A node that keeps no edge decays to 0. Of variants `"l"` and `"nl-rw"`.
         attention_quantile: instead, of the same variants: in training, the edges whose `a_ij` is
             above that quantile (in [0, 1)) over all edges are kept; in evaluation all are.
-        T, method, step_size, rtol, atol, tol_scale, tol_convention, adjoint, memory_limit, max_nfe:
-            as in `grand_fast.integrate`; `T` in units of diffusion time. `step_size` does nothing
-            where the method chooses its steps.
-        tol_scale_adjoint, adjoint_method: tolerances and method of adjoint `"continuous"`; by
-            default those of the forward solve.
-        regularizers: as in `grand_fast.integrate`, while training.
+        solve: how the diffusion is integrated; else, or in place of its own, by keyword:
+        {Solve}: as in `grand_fast.Solve`.
         dropout, input_dropout: before the decoder and between the layers of the encoder; before
             the encoder.
         alpha, source, per_channel: as in `AttentionDiffusion`; the source `x0` is `x(0)`.
@@ -89,29 +88,10 @@ class GRAND(AbstractDiffusion):
         *,
         variant: str = "nl",
         laplacian: str = "random_walk",
-        heads: int = 1,
-        attention_channels: int | None = None,
-        score: str | AbstractScore = "scaled_dot",
-        normalizer: str = "softmax",
-        normalize: str = "receiver",
-        reweight: bool = False,
-        mix_features: bool = False,
-        constant_init: bool = False,
+        attention: Attention | None = None,
+        solve: Solve | None = None,
         attention_threshold: float | None = None,
         attention_quantile: float | None = None,
-        T: float = 1.0,
-        method: Method | AbstractSolver = "rk4",
-        step_size: float | None = 1.0,
-        rtol: float | None = None,
-        atol: float | None = None,
-        tol_scale: float | None = None,
-        tol_convention: Convention = "released",
-        adjoint: Adjoint = "checkpoint",
-        tol_scale_adjoint: float | None = None,
-        adjoint_method: Method | AbstractSolver | None = None,
-        memory_limit: int | None = None,
-        max_nfe: int | None = None,
-        regularizers: Sequence[Regularizer] = (),
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         alpha: float | Literal["learned"] = "learned",
@@ -125,11 +105,15 @@ class GRAND(AbstractDiffusion):
         fc_out: bool = False,
         degree_scaling: bool = False,
         decoder: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__()
+        self.solve = gathered("GRAND", Solve, solve, options)
+        attention = gathered("GRAND", Attention, attention, options)
+        refuse("GRAND", options, GRAND)
         _check_choice("variant", variant, VARIANTS)
         _check_choice("laplacian", laplacian, LAPLACIANS)
-        if variant == "mixed" and mix_features:
+        if variant == "mixed" and attention.mix_features:
             raise ValueError(
                 "GRAND: `mix_features` must be False with variant 'mixed', got True: the Laplacian "
                 "has one matrix for all channels."
@@ -143,12 +127,6 @@ class GRAND(AbstractDiffusion):
         self.variant, self.laplacian = variant, laplacian
         self.attention_threshold = attention_threshold
         self.attention_quantile = attention_quantile
-        self.T, self.method, self.step_size = T, method, step_size
-        self.rtol, self.atol = rtol, atol
-        self.tol_scale, self.tol_convention = tol_scale, tol_convention
-        self.adjoint, self.memory_limit, self.max_nfe = adjoint, memory_limit, max_nfe
-        self.tol_scale_adjoint, self.adjoint_method = tol_scale_adjoint, adjoint_method
-        self.regularizers = regularizers
         self.dropout, self.input_dropout = dropout, input_dropout
         self.label_channels, self.augment = label_channels, augment
         self.degree_scaling = degree_scaling
@@ -166,19 +144,10 @@ class GRAND(AbstractDiffusion):
                 alpha, source=source, channels=channels if per_channel else None
             )
         else:
+            if attention.attention_channels is None:
+                attention = replace(attention, attention_channels=hidden_channels)
             self.field = AttentionDiffusion(
-                channels,
-                hidden_channels if attention_channels is None else attention_channels,
-                heads,
-                score=score,
-                normalizer=normalizer,
-                normalize=normalize,
-                reweight=reweight,
-                mix_features=mix_features,
-                constant_init=constant_init,
-                alpha=alpha,
-                source=source,
-                per_channel=per_channel,
+                channels, attention=attention, alpha=alpha, source=source, per_channel=per_channel
             )
         self.gamma = nn.Parameter(torch.zeros(())) if variant == "mixed" else None
         self.fc = nn.Linear(encoded, encoded) if fc_out else None

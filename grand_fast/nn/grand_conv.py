@@ -1,24 +1,23 @@
 """`GRANDConv`: one diffusion as a layer of a PyG network."""
 
-from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import Tensor
 
 from grand_fast.graph import Graph
-from grand_fast.nn._diffusion import AbstractDiffusion
-from grand_fast.nn._ends import check_sizes
 from grand_fast.nn._given import check_state, graph_of
+from grand_fast.nn._solve import AbstractDiffusion
+from grand_fast.nn.attention import Attention
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
-from grand_fast.ops.scores import AbstractScore
-from grand_fast.solvers import Adjoint, Method
-from grand_fast.solvers.regularizers import Regularizer
-from grand_fast.solvers.solver import AbstractSolver
-from grand_fast.solvers.tolerances import Convention
+from grand_fast.nn.encoder import check_sizes
+from grand_fast.solvers import Solve
+from grand_fast.solvers.options import gathered, refuse, takes
 
 VARIANTS = ("l", "nl")
 
 
+@takes(Attention, Solve, without=("reweight",))
 class GRANDConv(AbstractDiffusion):
     """Graph neural diffusion of node features to time `T`, as a layer in PyG's conventions.
 
@@ -26,16 +25,12 @@ class GRANDConv(AbstractDiffusion):
 
     Args:
         channels: `d`, of the input and of the output; all else goes by keyword.
-        heads, attention_channels: `H` and `H · d_k` (by default `channels`).
         variant: `"nl"` attention from each `x(t)`, `"l"` attention from `x(0)`, constant in time.
-        score, normalizer, normalize, mix_features, constant_init, alpha, source, per_channel: as in
-            `AttentionDiffusion`; the source is the input.
-        T, method, step_size, rtol, atol, tol_scale, tol_convention, adjoint, memory_limit, max_nfe:
-            as in `grand_fast.integrate`; `T` in units of diffusion time. `step_size` does nothing
-            where the method chooses its steps.
-        tol_scale_adjoint, adjoint_method: tolerances and method of adjoint `"continuous"`; by
-            default those of the forward solve.
-        regularizers: as in `grand_fast.integrate`, while training.
+        attention: as in `AttentionDiffusion`, `reweight` always on; else, or in place of its own:
+        {Attention}: as in `Attention`.
+        alpha, source, per_channel: as in `AttentionDiffusion`; the source is the input.
+        solve: how it is integrated; else, or in place of its own:
+        {Solve}: as in `grand_fast.Solve`.
 
     No self-loops are added: a node that receives nothing decays to 0, or to its source.
     `.stats`, `.status`, `.t`, `.failure`, `.nfe_backward` and `.penalties` tell of the last solve,
@@ -49,30 +44,13 @@ class GRANDConv(AbstractDiffusion):
         self,
         channels: int,
         *further: object,
-        heads: int = 1,
-        attention_channels: int | None = None,
         variant: str = "nl",
-        score: str | AbstractScore = "scaled_dot",
-        normalizer: str = "softmax",
-        normalize: str = "receiver",
-        mix_features: bool = False,
-        constant_init: bool = False,
+        attention: Attention | None = None,
+        solve: Solve | None = None,
         alpha: float | Literal["learned"] = "learned",
         source: bool = False,
         per_channel: bool = False,
-        T: float = 1.0,
-        method: Method | AbstractSolver = "rk4",
-        step_size: float | None = 1.0,
-        rtol: float | None = None,
-        atol: float | None = None,
-        tol_scale: float | None = None,
-        tol_convention: Convention = "released",
-        adjoint: Adjoint = "checkpoint",
-        tol_scale_adjoint: float | None = None,
-        adjoint_method: Method | AbstractSolver | None = None,
-        memory_limit: int | None = None,
-        max_nfe: int | None = None,
-        regularizers: Sequence[Regularizer] = (),
+        **options: Any,
     ) -> None:
         super().__init__()
         if further:
@@ -87,22 +65,13 @@ class GRANDConv(AbstractDiffusion):
             raise ValueError(f"GRANDConv: `variant` must be one of {known}, got {variant!r}.")
         self.in_channels = self.out_channels = channels
         self.variant = variant
-        self.T, self.method, self.step_size = T, method, step_size
-        self.rtol, self.atol = rtol, atol
-        self.tol_scale, self.tol_convention = tol_scale, tol_convention
-        self.adjoint, self.memory_limit, self.max_nfe = adjoint, memory_limit, max_nfe
-        self.tol_scale_adjoint, self.adjoint_method = tol_scale_adjoint, adjoint_method
-        self.regularizers = regularizers
+        self.solve = gathered("GRANDConv", Solve, solve, options)
+        always = {name: options.pop(name) for name in ("reweight",) if name in options}
+        attention = gathered("GRANDConv", Attention, attention, options)
+        refuse("GRANDConv", options | always, GRANDConv)
         self.field = AttentionDiffusion(
             channels,
-            attention_channels,
-            heads,
-            score=score,
-            normalizer=normalizer,
-            normalize=normalize,
-            reweight=True,
-            mix_features=mix_features,
-            constant_init=constant_init,
+            attention=replace(attention, reweight=True),
             alpha=alpha,
             source=source,
             per_channel=per_channel,

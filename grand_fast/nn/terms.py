@@ -9,7 +9,9 @@ from torch import Tensor
 from grand_fast import ops
 from grand_fast.graph import Graph
 from grand_fast.nn._buffers import Buffers
-from grand_fast.nn.attention_diffusion import AttentionDiffusion, Packed
+from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.ops.calls import Planned
+from grand_fast.ops.csr_diffusion import planned
 from grand_fast.solvers import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 
 
@@ -23,7 +25,7 @@ class NonlinearDiffusion(AbstractTerm):
         self.field, self.graph = field, graph
         self.buffers = Buffers(field)
         self.source: Tensor | Literal[False] | None = field.scale.source(x0)
-        self.packed: Packed | None = None
+        self._planned: Planned | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The layer's parameters, the source and, where they multiply the scores, edge weights."""
@@ -31,13 +33,18 @@ class NonlinearDiffusion(AbstractTerm):
         further = [t for t in (self.source, weight) if isinstance(t, Tensor)]
         return (*self.field.parameters(), *further)
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
-        """The field without its source, its parameters packed once, and the source."""
+    def planned(self, x: Tensor) -> AbstractTerm:
+        """The same by one operator that checks nothing again, where the field is one."""
         term = copy(self)
-        if not self.field.mix_features:
-            term.packed = self.field.packed()
+        term._planned = self.field.planned(x, self.graph)
+        term.returns_new = term._planned is not None
+        return term
+
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
+        """The field without its source, and the source."""
         if not isinstance(self.source, Tensor):
-            return term, None
+            return self, None
+        term = copy(self)
         term.source = False
         return term, self.source
 
@@ -47,10 +54,13 @@ class NonlinearDiffusion(AbstractTerm):
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""
+        if self._planned is not None:
+            add, source = base.terms, self.source
+            if isinstance(source, Tensor):
+                add = [*add, (tau, source)]
+            return self._planned(x, scale=tau, add=add)
         with self.buffers:
-            y: Tensor = self.field(
-                x, self.graph, scale=tau, add=base.terms, source=self.source, packed=self.packed
-            )
+            y: Tensor = self.field(x, self.graph, scale=tau, add=base.terms, source=self.source)
         return y
 
     def freeze(self, t: float, x: Tensor) -> "LinearDiffusion":
@@ -82,19 +92,31 @@ class LinearDiffusion(AbstractLinearTerm):
     ) -> None:
         self.a, self.graph, self.alpha, self.beta, self.source = a, graph, alpha, beta, x0
         self.matrix = partial(_product, graph)
+        self._planned: Planned | None = None
+
+    def planned(self, x: Tensor) -> AbstractTerm:
+        """The same by an operator that checks nothing again; its source goes into the sum."""
+        if self.source is not None and not isinstance(self.beta, int | float):
+            return self
+        term = copy(self)
+        term._planned = planned(x, self.a, self.graph, alpha=self.alpha)
+        term.returns_new = True
+        return term
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Weights, scales and source."""
         given = (self.a, self.alpha, self.beta, self.source)
         return tuple(t for t in given if isinstance(t, Tensor))
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
         """The diffusion without its source, and that."""
         if self.source is None or self.beta is None:
             return self, None
         is_whole = isinstance(self.beta, int | float) and self.beta == 1.0
         constant = self.source if is_whole else self.beta * self.source
-        return LinearDiffusion(self.a, self.graph, alpha=self.alpha, beta=None, x0=None), constant
+        term = copy(self)
+        term.beta = term.source = None
+        return term, constant
 
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f`, shaped like `x`."""
@@ -105,6 +127,8 @@ class LinearDiffusion(AbstractLinearTerm):
         add, beta, source = base.terms, self.beta, self.source
         if source is not None and isinstance(beta, int | float):
             add, beta, source = [*add, (tau * beta, source)], None, None
+        if self._planned is not None:
+            return self._planned(x, scale=tau, add=add)
         return ops.csr_diffusion(
             x,
             self.a,

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from grand_fast.ops._add import gradients
-from grand_fast.ops._call import PLAIN, Call
-from grand_fast.ops._source import source_gradients
+from grand_fast.ops._source import added_gradients, source_gradients
 from grand_fast.ops.backends import choose, is_batched, is_reference
+from grand_fast.ops.calls import PLAIN, Call
 from grand_fast.ops.checks import inner_contiguous
 from grand_fast.ops.one_by_one import one_by_one
 
@@ -67,6 +66,10 @@ class Operator:
             return result if self.saves == 0 else result[0]  # type: ignore[no-any-return]
         if is_reference(self.name, call.backend):
             return self.reference(call, *tensors)
+        return self.run(call, *tensors)
+
+    def run(self, call: Call, *tensors: Tensor | None) -> Tensor:
+        """The same by kernels: for callers who know that no compiler or transform is at work."""
         if not torch.is_grad_enabled():
             return self.forward(call, *tensors)[0]
         return _OperatorFunction.apply(self, call, *tensors)  # type: ignore[no-any-return]
@@ -264,7 +267,7 @@ def _gradients(
     if op.has_source:
         needs_source = needs[op.count : op.count + 2]
         found += source_gradients(grad, beta, x0, *needs_source, by_kernel=by_kernel)
-        found += gradients(grad, scales, needs[op.count + 2 :])
+        found += added_gradients(grad, scales, needs[op.count + 2 :])
     return found
 
 

@@ -12,8 +12,8 @@ from grand_fast.graph import Graph
 from grand_fast.kernels.edge_attention.reference import edge_scores
 from grand_fast.kernels.weighting import Weighting
 from grand_fast.ops._autograd import Gradients, Operator
-from grand_fast.ops._call import Call
 from grand_fast.ops.backends import launchers, plan
+from grand_fast.ops.calls import Call
 from grand_fast.ops.checks import inner_contiguous
 
 _CHUNK = 1 << 20  # edges whose scores are computed at a time, should that many be equally large

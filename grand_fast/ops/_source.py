@@ -1,4 +1,6 @@
-"""Gradients of the source term `beta · x0`, the same for every diffusion operator."""
+"""Gradients of what a diffusion operator adds: the source `beta · x0`, and `Σ c y`."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,3 +31,11 @@ def source_gradients(
     if needs_dx0 and beta is not None:
         dx0 = (beta * df).to(df.dtype)
     return dbeta, dx0
+
+
+def added_gradients(
+    df: Tensor, scales: tuple[float, ...], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of `Σ c y` by each y that needs one, from that by the sum."""
+    scaled = zip(scales, needed, strict=True)
+    return [(df if c == 1.0 else df * c) if wanted else None for c, wanted in scaled]

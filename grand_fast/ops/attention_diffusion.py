@@ -1,5 +1,6 @@
 """`attention_diffusion`: GRAND's vector field, edge attention and aggregation in one pass."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,14 +10,13 @@ from torch import Tensor
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
 from grand_fast.kernels.weighting import AttentionGradients, Weighting
-from grand_fast.ops._add import check_add, pairs
-from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._autograd import Gradients, Operator
-from grand_fast.ops._call import Call
-from grand_fast.ops._promotion import promoted_edges
-from grand_fast.ops.backends import Backend, choose, launchers, plan
+from grand_fast.ops._input_types import autocast_inputs, promoted_edges
+from grand_fast.ops.backends import Backend, choose
+from grand_fast.ops.calls import Call
 from grand_fast.ops.checks import (
     channel_vector,
+    check_add,
     check_graph,
     check_source,
     check_tensor,
@@ -73,13 +73,13 @@ def attention_diffusion(
     check_graph(_OP, graph)
     check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
     check_query_key(_OP, q, k, graph, like=x)
-    of_score, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
+    score_object, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
     check_edge_weight(_OP, edge_weight, graph, x)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     beta, x0 = check_source(_OP, beta, x0, x)
-    of_x, scales, others = check_add(_OP, add, x)
+    x_scale, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    q, k = of_score.prepare(q, k)
+    q, k = score_object.prepare(q, k)
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     return prepared_diffusion(
         x,
@@ -92,7 +92,7 @@ def attention_diffusion(
         alpha=alpha,
         beta=beta,
         x0=x0,
-        add=(of_x, scales, others),
+        add=(x_scale, scales, others),
         name=name,
     )
 
@@ -116,11 +116,51 @@ def prepared_diffusion(
 
     `edge_weight` in slot order; `alpha`, `beta` `[d]`; `add` as `check_add` returns it.
     """
-    of_x, scales, others = add
-    call = Call(graph, name, weighting, of_x=of_x, scales=scales)
+    x_scale, scales, others = add
+    call = Call(graph, name, weighting, x_scale=x_scale, scales=scales)
     q, k = inner_contiguous(q), inner_contiguous(k)
     tensors = (inner_contiguous(x), q, k, alpha, edge_weight, top, beta, x0, *others)
     return _operator(call, *tensors)
+
+
+@autocast_inputs
+def mixed_values(
+    values: Sequence[Tensor],
+    q: Tensor,
+    k: Tensor,
+    graph: Graph,
+    *,
+    score: str | AbstractScore,
+    normalizer: str,
+    normalize: str,
+    edge_weight: Tensor | None,
+) -> Tensor:
+    """`mean_h A^h v^h` `[N, d_v]` of `H` tensors `v^h` `[N, d_v]`; the rest as `edge_attention`.
+
+    A call of the diffusion kernels for each head, with `v^h` as its state and added again:
+    `(A^h v^h − v^h + v^h) / H`, on top of the heads before. Nothing of size `E` is stored.
+    """
+    score_object, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
+    name = choose(_OP, "auto", values[0])
+    q, k = score_object.prepare(q, k)
+    w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
+    share = 1 / len(values)
+    before: tuple[tuple[float, ...], list[Tensor]] = ((), [])
+    for v, q_h, k_h in zip(values, q.unbind(1), k.unbind(1), strict=True):
+        mixed = prepared_diffusion(
+            v,
+            q_h.unsqueeze(1),
+            k_h.unsqueeze(1),
+            graph,
+            weighting=weighting,
+            edge_weight=w,
+            top=top,
+            alpha=channel_vector(_OP, "alpha", share, v),
+            add=(share, *before),
+            name=name,
+        )
+        before = ((1.0,), [mixed])
+    return mixed
 
 
 def _forward(
@@ -135,20 +175,20 @@ def _forward(
     x0: Tensor | None,
     *others: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    of_backend = plan(call.backend)
-    f, norm = launchers(_OP, call.backend).attention_diffusion_fwd(
+    on = call.on(_OP)
+    f, norm = on.kernels.attention_diffusion_fwd(
         x,
         q,
         k,
         weighting=call.weighting,
         edge_weight=edge_weight,
         top=top,
-        alpha=alpha,
+        alpha=call.scaled(alpha),
         beta=beta,
         x0=x0,
-        add=pairs(x, call.of_x, call.scales, others),
-        csr=call.graph.csr(of_backend),
-        csr_t=call.graph.csr(of_backend, transposed=True),
+        add=call.add(x, others),
+        csr=on.csr,
+        csr_t=on.csr_t,
     )
     return f, (norm,)
 
@@ -158,8 +198,8 @@ def _backward(
 ) -> Gradients:
     x, q, k, alpha, edge_weight, top = inputs
     needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dedge_weight, needs_dtop = needs
-    of_backend = plan(call.backend)
-    grads: AttentionGradients = launchers(_OP, call.backend).attention_diffusion_bwd(
+    on = call.on(_OP)
+    grads: AttentionGradients = on.kernels.attention_diffusion_bwd(
         df,
         x,
         q,
@@ -168,19 +208,20 @@ def _backward(
         edge_weight=edge_weight,
         top=top,
         norm=saved[0],
-        alpha=alpha,
-        df_scale=call.of_x,
-        csr=call.graph.csr(of_backend),
-        csr_t=call.graph.csr(of_backend, transposed=True),
+        alpha=call.scaled(alpha),
+        df_scale=call.x_scale,
+        csr=on.csr,
+        csr_t=on.csr_t,
         needs_dqk=needs_dq or needs_dk or needs_dedge_weight or needs_dtop,
         needs_dalpha=needs_dalpha,
         needs_dedge_weight=needs_dedge_weight,
     )
-    return grads.dx, grads.dq, grads.dk, grads.dalpha, grads.dedge_weight, grads.dtop
+    dalpha = None if grads.dalpha is None else call.scaled(grads.dalpha)
+    return grads.dx, grads.dq, grads.dk, dalpha, grads.dedge_weight, grads.dtop
 
 
 def _reference(call: Call, *tensors: Any) -> Tensor:
-    return _forward(call._replace(backend="reference"), *tensors)[0]
+    return _forward(call.by_reference(), *tensors)[0]
 
 
 def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
@@ -191,7 +232,7 @@ def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Te
 _operator = Operator(
     _OP,
     inputs=("x", "q", "k", "alpha", "edge_weight?", "top?"),
-    options=("weighting", "of_x", "scales"),
+    options=("weighting", "x_scale", "scales"),
     has_source=True,
     saves=1,
     forward=_forward,

@@ -135,6 +135,29 @@ def check_source(
     return channel_vector(op, "beta", beta, x), inner_contiguous(x0)
 
 
+def check_add(op: str, add: Any, x: Tensor) -> tuple[float, tuple[float, ...], list[Tensor]]:
+    """Checked pairs, those of `x` itself apart: their scale, the other scales and tensors (rows
+    contiguous).
+
+    Backward has a pass that writes the gradient by `x` anyway; the share of `x` goes into it.
+    """
+    x_scale, scales, others = 0.0, [], []
+    for pair in add:
+        fits = isinstance(pair, tuple | list) and len(pair) == 2
+        if not fits or isinstance(pair[0], bool) or not isinstance(pair[0], int | float):
+            got = type(pair).__name__
+            raise TypeError(message(op, "add", "must hold pairs (float, Tensor [N, d])", got))
+        scale, y = pair
+        if y is x:
+            x_scale += scale
+            continue
+        sizes = (x.shape[0], x.shape[1])
+        check_tensor(op, "add", y, letters="[N, d]", sizes=sizes, like=x)
+        scales.append(float(scale))
+        others.append(inner_contiguous(y))
+    return x_scale, tuple(scales), others
+
+
 def inner_contiguous(t: Tensor) -> Tensor:
     """`t`, copied only if its rows are not contiguous: launchers take any row stride.
 

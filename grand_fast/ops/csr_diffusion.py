@@ -7,14 +7,13 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
-from grand_fast.ops._add import check_add, pairs
-from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._autograd import Gradients, Operator
-from grand_fast.ops._call import Call
-from grand_fast.ops._promotion import promoted_edges
-from grand_fast.ops.backends import Backend, choose, launchers, plan
+from grand_fast.ops._input_types import autocast_inputs, promoted_edges
+from grand_fast.ops.backends import Backend, choose
+from grand_fast.ops.calls import Call, Planned, Resolved
 from grand_fast.ops.checks import (
     channel_vector,
+    check_add,
     check_choice,
     check_graph,
     check_source,
@@ -63,20 +62,39 @@ def csr_diffusion(
     Differentiable by `x`, `a`, `alpha`, `beta`, `x0` and each `y`. Saves `x` and `a`.
     Reference: GRAND (Chamberlain et al. 2021), equation 2 with constant `A`.
     """
+    call, a, alpha = _checked(x, a, graph, alpha, edge_order, backend)
+    beta, x0 = check_source(_OP, beta, x0, x)
+    x_scale, scales, others = check_add(_OP, add, x)
+    call = call._replace(x_scale=x_scale, scales=scales)
+    return _operator(call, inner_contiguous(x), a, alpha, beta, x0, *others)
+
+
+def planned(x: Tensor, a: Tensor, graph: Graph, *, alpha: float | Tensor) -> Planned:
+    """The operator for many states like `x`, with the same weights `a`, in CSR order."""
+    call, *parameters = _checked(x, a, graph, alpha, "csr", "auto")
+    call = call._replace(resolved=Resolved(_OP, call.backend, graph))
+    return Planned(_operator, call, parameters)
+
+
+def _checked(
+    x: Tensor,
+    a: Tensor,
+    graph: Graph,
+    alpha: float | Tensor,
+    edge_order: EdgeOrder,
+    backend: Backend,
+) -> tuple[Call, Tensor, Tensor]:
+    """What does not depend on the state: how to run it, the weights in slot order, and alpha."""
     check_graph(_OP, graph)
     check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
     remedy = "Did you mean its mean over heads, a.mean(1)?" if getattr(a, "ndim", 1) == 2 else ""
     check_tensor(_OP, "a", a, letters="[E]", sizes=(graph.num_edges,), like=x, remedy=remedy)
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)
     alpha = channel_vector(_OP, "alpha", alpha, x)
-    beta, x0 = check_source(_OP, beta, x0, x)
-    of_x, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
     if edge_order == "user":
         a = to_slots(a, graph)
-    call = Call(graph, name, of_x=of_x, scales=scales)
-    tensors = (inner_contiguous(x), inner_contiguous(a), alpha, beta, x0, *others)
-    return _operator(call, *tensors)
+    return Call(graph, name), inner_contiguous(a), alpha
 
 
 def _forward(
@@ -88,14 +106,15 @@ def _forward(
     x0: Tensor | None,
     *others: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    f = launchers(_OP, call.backend).csr_diffusion_fwd(
+    on = call.on(_OP)
+    f = on.kernels.csr_diffusion_fwd(
         x,
         a,
-        alpha=alpha,
+        alpha=call.scaled(alpha),
         beta=beta,
         x0=x0,
-        add=pairs(x, call.of_x, call.scales, others),
-        csr=call.graph.csr(plan(call.backend)),
+        add=call.add(x, others),
+        csr=on.csr,
     )
     return f, ()
 
@@ -105,23 +124,24 @@ def _backward(
 ) -> Gradients:
     x, a, alpha = inputs
     needs_dx, needs_da, needs_dalpha = needs
-    of_backend = plan(call.backend)
-    return launchers(_OP, call.backend).csr_diffusion_bwd(  # type: ignore[no-any-return]
+    on = call.on(_OP)
+    dx, da, dalpha = on.kernels.csr_diffusion_bwd(
         df,
         x,
         a,
-        alpha=alpha,
-        df_scale=call.of_x,
-        csr=call.graph.csr(of_backend),
-        csr_t=call.graph.csr(of_backend, transposed=True),
+        alpha=call.scaled(alpha),
+        df_scale=call.x_scale,
+        csr=on.csr,
+        csr_t=on.csr_t,
         needs_dx=needs_dx,
         needs_da=needs_da,
         needs_dalpha=needs_dalpha,
     )
+    return dx, da, None if dalpha is None else call.scaled(dalpha)
 
 
 def _reference(call: Call, *tensors: Any) -> Tensor:
-    return _forward(call._replace(backend="reference"), *tensors)[0]
+    return _forward(call.by_reference(), *tensors)[0]
 
 
 def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
@@ -131,7 +151,7 @@ def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
 _operator = Operator(
     _OP,
     inputs=("x", "a", "alpha"),
-    options=("of_x", "scales"),
+    options=("x_scale", "scales"),
     has_source=True,
     saves=0,
     forward=_forward,

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.weighting import AttentionGradients, Weighting
-from grand_fast.ops._autocast import autocast_inputs
 from grand_fast.ops._autograd import Gradients, Operator
-from grand_fast.ops._call import Call
+from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops._largest_score import score_top
-from grand_fast.ops._promotion import promoted_edges
-from grand_fast.ops.backends import Backend, choose, launchers, plan
+from grand_fast.ops.backends import Backend, choose
+from grand_fast.ops.calls import Call
 from grand_fast.ops.checks import (
     check_choice,
     check_graph,
@@ -73,12 +72,12 @@ def edge_attention(
     """
     check_graph(_OP, graph)
     check_query_key(_OP, q, k, graph, like=None)
-    of_score, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
+    score_object, weighting = check_attention(_OP, score, normalizer, normalize, q.shape[2])
     check_edge_weight(_OP, edge_weight, graph, q)
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)
     name = choose(_OP, backend, q)
     dtype = q.dtype
-    q, k = (inner_contiguous(t) for t in of_score.prepare(q, k))
+    q, k = (inner_contiguous(t) for t in score_object.prepare(q, k))
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     call = Call(graph, name, weighting, mean_heads=mean_heads)
     a = _operator(call, q, k, w, top).to(dtype)
@@ -120,16 +119,16 @@ def edge_inputs(
 def _forward(
     call: Call, q: Tensor, k: Tensor, edge_weight: Tensor | None, top: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    of_backend = plan(call.backend)
-    a, norm = launchers(_OP, call.backend).edge_attention_fwd(
+    on = call.on(_OP)
+    a, norm = on.kernels.edge_attention_fwd(
         q,
         k,
         weighting=call.weighting,
         edge_weight=edge_weight,
         top=top,
         mean_heads=call.mean_heads,
-        csr=call.graph.csr(of_backend),
-        csr_t=call.graph.csr(of_backend, transposed=True),
+        csr=on.csr,
+        csr_t=on.csr_t,
     )
     return a, (norm,)
 
@@ -138,8 +137,8 @@ def _backward(
     call: Call, da: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
 ) -> Gradients:
     q, k, edge_weight, top = inputs
-    of_backend = plan(call.backend)
-    grads: AttentionGradients = launchers(_OP, call.backend).edge_attention_bwd(
+    on = call.on(_OP)
+    grads: AttentionGradients = on.kernels.edge_attention_bwd(
         da,
         q,
         k,
@@ -147,15 +146,15 @@ def _backward(
         edge_weight=edge_weight,
         top=top,
         norm=saved[0],
-        csr=call.graph.csr(of_backend),
-        csr_t=call.graph.csr(of_backend, transposed=True),
+        csr=on.csr,
+        csr_t=on.csr_t,
         needs_dedge_weight=needs[2],
     )
     return grads.dq, grads.dk, grads.dedge_weight, grads.dtop
 
 
 def _reference(call: Call, *inputs: Any) -> Tensor:
-    return _forward(call._replace(backend="reference"), *inputs)[0]
+    return _forward(call.by_reference(), *inputs)[0]
 
 
 def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:

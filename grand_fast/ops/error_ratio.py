@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grand_fast.ops._autocast import widest_terms
+from grand_fast.ops._input_types import widest_terms
 from grand_fast.ops.backends import Backend, choose, launchers, transforms_active
 from grand_fast.ops.checks import check_tensor, message
 from grand_fast.ops.stage_update import check_terms

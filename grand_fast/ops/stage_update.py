@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from grand_fast.ops._add import gradients
-from grand_fast.ops._autocast import widest_terms
+from grand_fast.ops._input_types import widest_terms
+from grand_fast.ops._source import added_gradients
 from grand_fast.ops.backends import Backend, choose, is_batched, launchers, transforms_active
 from grand_fast.ops.checks import check_tensor, message
 
@@ -61,7 +61,7 @@ class _StageUpdateFunction(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[2:]
         if is_batched(dy):
-            return None, None, *gradients(dy, ctx.scales, needed)
+            return None, None, *added_gradients(dy, ctx.scales, needed)
         # A gradient that is dy itself is not copied: autograd knows how to share it.
         scaled = [c for c, n in zip(ctx.scales, needed, strict=True) if n and c != 1.0]
         parts = iter(_SpreadFunction.apply(ctx.name, tuple(scaled), dy) if scaled else ())
@@ -151,7 +151,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _spread(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     # Products that a compiler merges with what is done to them next
     needed = ctx.needs_input_grad[0]
-    return gradients(dy, ctx.scales, needed), None, None
+    return added_gradients(dy, ctx.scales, needed), None, None
 
 
 _registered.register_autograd(_spread, setup_context=_save)

@@ -1,13 +1,12 @@
 """Solvers of ordinary differential equations: they know time, and neither graph nor kernel."""
 
-from grand_fast.solvers.gradients.checkpoint import Adjoint
-from grand_fast.solvers.gradients.continuous import ContinuousOptions
 from grand_fast.solvers.integrate import integrate
 from grand_fast.solvers.methods.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.methods.semi_implicit_euler import SemiImplicitEuler
 from grand_fast.solvers.methods.table import ADAPTIVE, METHODS, Method
 from grand_fast.solvers.methods.uniformisation import Uniformisation
 from grand_fast.solvers.solution import Solution, SolveError, Stats, Status
+from grand_fast.solvers.solve import Adjoint, ContinuousOptions, Regularizer, Solve
 from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 from grand_fast.solvers.torchdiffeq.odeint import odeint
 from grand_fast.solvers.torchdiffeq.odeint_adjoint import odeint_adjoint
@@ -24,9 +23,11 @@ __all__ = [
     "ExplicitAdams",
     "ImplicitAdams",
     "Method",
+    "Regularizer",
     "Scale",
     "SemiImplicitEuler",
     "Solution",
+    "Solve",
     "SolveError",
     "Stats",
     "Status",

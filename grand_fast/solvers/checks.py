@@ -4,6 +4,22 @@ import math
 from collections.abc import Sequence
 
 
+class OptionError(Exception):
+    """An option that does not fit another, or what is solved: no fault of a program."""
+
+
+class OptionTypeError(OptionError, TypeError):
+    """One that does not fit the term."""
+
+
+class OptionValueError(OptionError, ValueError):
+    """One whose value does not fit."""
+
+
+class UnsupportedOptionError(OptionError, NotImplementedError):
+    """One that is not supported beside another."""
+
+
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """`value` is one of `known`."""
     if value not in known:
@@ -32,30 +48,6 @@ def check_count(name: str, value: int | None) -> None:
         raise TypeError(f"integrate: `{name}` must be an int or None, got {got}.")
     if value < 1:
         raise ValueError(f"integrate: `{name}` must be at least 1, got {value}.")
-
-
-# Methods whose steps go the same way whatever the values of the state
-_TRACEABLE = ("euler", "midpoint", "rk4", "rk4_classic", "explicit_adams")
-
-
-def check_traceable(method: object, adjoint: str, memory_limit: int | None) -> None:
-    """A compiler can make one program of the solve.
-
-    Raises:
-        NotImplementedError: it reads values to choose its steps, as no program can.
-    """
-    if isinstance(method, str) and method not in _TRACEABLE:
-        name, known, got = "method", ", ".join(_TRACEABLE), method
-    elif adjoint == "continuous":
-        name, known, got = "adjoint", "direct, checkpoint", adjoint
-    elif memory_limit is not None:
-        name, known, got = "memory_limit", "None", str(memory_limit)
-    else:
-        return
-    raise NotImplementedError(
-        f"integrate: `{name}` must be one of {known} in a compiled or exported program, got {got}: "
-        "others choose what to do by values. Compile without fullgraph, or the vector field alone."
-    )
 
 
 def check_times(times: Sequence[float] | None, T: float) -> list[float]:

@@ -7,9 +7,6 @@ nothing. Norms of what is small or large leave the range of float16.
 import torch
 from torch import Tensor
 
-from grand_fast.solvers.methods.adams_history import AbstractAdams
-from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
-from grand_fast.solvers.methods.runge_kutta import ExplicitRungeKutta
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, check_field
 from grand_fast.solvers.tolerances import wide
@@ -22,9 +19,7 @@ def is_widened(solver: AbstractSolver, dtype: torch.dtype, steps: float) -> bool
 
     Others add up in the state's own type, in the term's fused step, unless the steps are so many.
     """
-    if isinstance(solver, EmbeddedRungeKutta | AbstractAdams):
-        return True
-    return isinstance(solver, ExplicitRungeKutta) and are_too_many(steps, dtype)
+    return solver.holds_slopes or (not solver.wants_matrix and are_too_many(steps, dtype))
 
 
 def are_too_many(steps: float, dtype: torch.dtype) -> bool:
@@ -53,9 +48,9 @@ class WideTerm(AbstractTerm):
         """Those of the term."""
         return self.term.tensors()
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
         """Those of the term."""
-        term, constant = self.term.apart()
+        term, constant = self.term.split_constant()
         if constant is not None:
             constant = constant.to(wide(self.dtype))
         return WideTerm(term, self.dtype), constant

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from grand_fast.solvers.first_step import first_step
 from grand_fast.solvers.gradients.checkpoint import Differentiate
-from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.solution import Stats, Status
-from grand_fast.solvers.solver import AbstractSolver, Carry
+from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver, Carry
 from grand_fast.solvers.step_control import (
     AbstractStepControl,
     AdaptiveSteps,
@@ -19,7 +18,7 @@ from grand_fast.solvers.step_control import (
     FixedSteps,
 )
 from grand_fast.solvers.term import CountedTerm
-from grand_fast.solvers.time_loop import Callbacks, march
+from grand_fast.solvers.time_loop import Callbacks, run_steps
 
 
 class Result(NamedTuple):
@@ -57,7 +56,7 @@ class Problem:
     max_steps: int | None = field(default=None, kw_only=True)
     max_nfe: int | None = field(default=None, kw_only=True)
 
-    def march(
+    def solve(
         self, differentiate: Differentiate, *, x0: Tensor | None = None,
         callbacks: Callbacks | None = None,
     ) -> Result:  # fmt: skip
@@ -66,7 +65,7 @@ class Problem:
         before = self.term.nfe
         carry = self.solver.start(self.term, self.stops[0], x0)
         control = self.control(x0, carry)
-        found, x = march(
+        found, x = run_steps(
             self.term,
             x0,
             self.stops,
@@ -83,7 +82,7 @@ class Problem:
     def control(self, x0: Tensor, carry: Carry) -> AbstractStepControl:
         """What proposes the steps."""
         start = self.stops[0]
-        if not isinstance(self.solver, EmbeddedRungeKutta):
+        if not isinstance(self.solver, AbstractAdaptiveSolver):
             takes_steps = len(self.stops) > 1
             return FixedSteps(
                 EvenGrid(start, self.stops[-1], self.step_size),
@@ -116,7 +115,7 @@ class Problem:
             observe(t, x)
 
         with torch.no_grad():
-            result = self.march(
+            result = self.solve(
                 lambda step, x, carry: step(x, carry), x0=x0, callbacks=Callbacks(accept=before)
             )
         observe(result.t, result.x)

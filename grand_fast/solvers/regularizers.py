@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from grand_fast.solvers.checks import check_choice
+from grand_fast.solvers.checks import UnsupportedOptionError, check_choice
 from grand_fast.solvers.owned import owned
 from grand_fast.solvers.problem import Result
 from grand_fast.solvers.solution import Status
+from grand_fast.solvers.solve import Regularizer
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, check_field
 
-Regularizer = Literal["kinetic", "directional", "jacobian", "divergence"]
-REGULARIZERS = ("kinetic", "directional", "jacobian", "divergence")
+REGULARIZERS = get_args(Regularizer)
 
 
 class RegularizedTerm(AbstractTerm):
@@ -128,7 +128,7 @@ def regularized(
     if x0.dim() == 0:
         raise ValueError("integrate: `x0` must have an axis of nodes for `regularizers`, got [].")
     if solver.wants_matrix:
-        raise NotImplementedError(
+        raise UnsupportedOptionError(
             "integrate: `regularizers` must come with a method that takes any f, got one that "
             "takes a matrix. Use rk4 or dopri5."
         )

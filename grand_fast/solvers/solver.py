@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
@@ -35,12 +36,18 @@ class AbstractSolver(ABC):
     is_exact:     whether the state after a step of any length is; the order then means nothing,
                   and steps end at every output time.
     wants_matrix: whether it takes a term that is linear or can be frozen, and no other.
+    holds_slopes: whether it holds `f` from step to step, or for an estimate of its error.
     """
 
     order: int
     is_adaptive: bool = False
     is_exact: bool = False
     wants_matrix: bool = False
+    holds_slopes: bool = False
+
+    def of(self, term: AbstractTerm) -> Self:
+        """The method for one solve of `term`, with what it makes of that once."""
+        return self
 
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """What the first step needs beside the state."""
@@ -61,6 +68,24 @@ class AbstractSolver(ABC):
         if theta == 0.0:
             return x
         return combine([(1.0 - theta, x), (theta, step.x)])
+
+
+class AbstractAdaptiveSolver(AbstractSolver):
+    """A method whose steps estimate their error, and whose lengths follow from it.
+
+    rtol, atol: tolerances of the error: floats, or tensors like the state.
+    norm:       of the error over its tolerance; None: the root mean square.
+    """
+
+    is_adaptive = True
+    holds_slopes = True
+    rtol: float | Tensor
+    atol: float | Tensor
+    norm: Callable[[Tensor], Tensor] | None = None
+
+    @abstractmethod
+    def slope(self, carry: Carry) -> Tensor:
+        """`f` at the start of a step, without a graph, of what `start` or a step carries."""
 
 
 def combine(terms: list[tuple[float, Tensor]]) -> Tensor:

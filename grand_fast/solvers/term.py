@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grand_fast.ops import stage_update
+from grand_fast.solvers.checks import OptionTypeError
 from grand_fast.solvers.owned import owned
 
 Scale = float | Tensor  # a float, a scalar tensor, or one value per channel
@@ -39,7 +40,11 @@ class AbstractTerm(ABC):
     A term whose kernel can add `tau · f` to a tensor in the same pass overrides `axpy`; every
     solver then gains from it without knowing. What a method returns may lie in memory that its next
     call writes again: solvers copy that, and do not copy what is new.
+
+    returns_new: what is returned is like `x`, and known to nobody else: no solver need look.
     """
+
+    returns_new = False
 
     @abstractmethod
     def vf(self, t: float, x: Tensor) -> Tensor:
@@ -60,16 +65,22 @@ class AbstractTerm(ABC):
             "adjoint_params."
         )
 
-    def apart(self) -> tuple["AbstractTerm", Tensor | None]:
+    def split_constant(self) -> tuple["AbstractTerm", Tensor | None]:
         """A term g and a tensor c like the state with `f(t, x) = g(t, x) + c`; by default f, None.
 
         A step by slopes adds c to each of its combinations: backward then finds the gradient by c
-        in one pass a step, not in one an evaluation. What g computes of its parameters alone, it
-        may compute here, once.
+        in one pass a step, not in one an evaluation.
         """
         return self, None
 
-    def cut(self) -> Self:
+    def planned(self, x: Tensor) -> "AbstractTerm":
+        """The same f for one solve, whose states are like `x`; by default itself.
+
+        What every evaluation would check, look up or pack again may be done here, once.
+        """
+        return self
+
+    def detached(self) -> Self:
         """A copy whose own tensors are leaves, in the order of `tensors()`.
 
         Where one of them was computed from another, as the weights of attention from the source,
@@ -77,7 +88,7 @@ class AbstractTerm(ABC):
         """
         term = copy(self)
         for name, value in vars(self).items():
-            setattr(term, name, _cut(value))
+            setattr(term, name, _detached(value))
         return term
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
@@ -86,24 +97,24 @@ class AbstractTerm(ABC):
 
     def freeze(self, t: float, x: Tensor) -> "AbstractLinearTerm":
         """The term with its matrix held at the state `x`, for methods that solve linear systems."""
-        raise TypeError(
+        raise OptionTypeError(
             f"integrate: `term` must have a matrix that can be held constant, `freeze`, for "
             f"semi_implicit_euler, got {type(self).__name__}. Use an explicit method such as rk4."
         )
 
     def linear(self) -> "AbstractLinearTerm":
         """The term itself, if its matrix is constant."""
-        raise TypeError(
+        raise OptionTypeError(
             f"integrate: `term` must be linear, with a constant matrix, for uniformisation, got "
             f"{type(self).__name__}. Use semi_implicit_euler or rk4, or GRAND with variant='l'."
         )
 
 
-def _cut(value: Any) -> Any:
+def _detached(value: Any) -> Any:
     if isinstance(value, AbstractTerm):
-        return value.cut()
+        return value.detached()
     if isinstance(value, list | tuple):
-        return [_cut(v) for v in value]
+        return [_detached(v) for v in value]
     if isinstance(value, Tensor) and not value.is_leaf:
         return value.detach().requires_grad_()
     return value
@@ -205,9 +216,9 @@ class CountedTerm(AbstractTerm):
         """Those of the term."""
         return self.term.tensors()
 
-    def apart(self) -> tuple[AbstractTerm, Tensor | None]:
+    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
         """Those of the term; g counts here."""
-        term, constant = self.term.apart()
+        term, constant = self.term.split_constant()
         counted = CountedTerm(term)
         counted.counter = self.counter
         return counted, constant
@@ -215,11 +226,15 @@ class CountedTerm(AbstractTerm):
     def vf(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`, counted."""
         self.counter.nfe += 1
+        if self.term.returns_new:
+            return self.term.vf(t, x)
         return owned(check_field(self.term.vf(t, x), x))
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f(t, x)`, counted once."""
         self.counter.nfe += 1
+        if self.term.returns_new:
+            return self.term.axpy(t, x, base, tau)
         return _owned_update(self.term, t, x, base, tau)
 
     def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:

@@ -25,14 +25,14 @@ class Callbacks(NamedTuple):
     reject: Callback | None = None
 
 
-class March(NamedTuple):
+class Reached(NamedTuple):
     """Where a solve came to: the states at the output times reached, and the last that counts."""
 
     found: list[Tensor]
     x: Tensor
 
 
-def march(
+def run_steps(
     term: CountedTerm,
     x: Tensor,
     times: Sequence[float],
@@ -43,7 +43,7 @@ def march(
     carry: Carry,
     max_nfe: int | None = None,
     callbacks: Callbacks | None = None,
-) -> March:
+) -> Reached:
     """Step through `times`, which rise from the start; less of them on a failure.
 
     `control` then says why, and where. `carry` is what `solver.start` gave.
@@ -57,11 +57,11 @@ def march(
         while control.t < stop:
             if max_nfe is not None and term.nfe >= max_nfe:
                 control.status = Status.MAX_STEPS
-                return March(found, x)
+                return Reached(found, x)
             before = None
             t, tau = control.t, control.propose(stop)
             if tau is None:
-                return March(found, x)
+                return Reached(found, x)
             if on_step:
                 on_step(t, x, tau)
             step: Step
@@ -84,7 +84,7 @@ def march(
             found.append(x)
         else:
             found.append(_at(stop, solver, *before))
-    return March(found, x)
+    return Reached(found, x)
 
 
 def _at(

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from grand_fast.solvers.checks import OptionValueError
+
 Convention = Literal["released", "paper"]
 # tol_scale times these: (rtol, atol)
 _CONVENTIONS = {"released": (1e-9, 1e-7), "paper": (1e-6, 1e-12)}
@@ -50,7 +52,7 @@ def tolerances(
             raise ValueError(f"integrate: `{name}` must be finite and at least 0, got {value}.")
     if tol_scale is not None:
         if rtol is not None or atol is not None:
-            raise ValueError(
+            raise OptionValueError(
                 "integrate: `tol_scale` must come without `rtol` and `atol`, got both. "
                 "It stands for them."
             )
@@ -58,7 +60,7 @@ def tolerances(
     defaults = default_tolerances(dtype)
     rtol, atol = (d if v is None else v for v, d in zip((rtol, atol), defaults, strict=True))
     if rtol + atol == 0:
-        raise ValueError("integrate: `rtol` and `atol` must not both be 0.")
+        raise OptionValueError("integrate: `rtol` and `atol` must not both be 0.")
     return float(rtol), float(atol)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -22,6 +23,18 @@ def versions() -> dict[str, str]:
         if version := version_of(package):
             found[package] = version
     return found
+
+
+@contextlib.contextmanager
+def torch_memory_errors() -> Iterator[None]:
+    """What torch cannot allocate on the CPU is a MemoryError: it has no type of error for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        _, allocator, problem = str(error).partition("DefaultCPUAllocator: ")
+        if not allocator:
+            raise
+        raise MemoryError(f"{problem.splitlines()[0]} Choose smaller sizes.") from error
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -88,8 +88,8 @@ class RunFolder:
         except BlockingIOError:
             self.close()
             raise BadOptionError(
-                f"--out must be a folder where no other process trains, got {self.path}. Wait for "
-                f"it, or choose another."
+                f"{{--out}} must be a folder where no other process trains, got {self.path}. "
+                f"Wait for it, or choose another."
             ) from None
 
     def close(self) -> None:
@@ -128,8 +128,8 @@ class RunFolder:
             spread: float | None = content["label_spreading"]
         except (ValueError, KeyError, TypeError) as error:
             raise BadOptionError(
-                f"--out must be a folder with whole files, got {path}, which is damaged: {error}. "
-                f"Delete that file, and its seed is trained again."
+                f"{{--out}} must be a folder with whole files, got {path}, which is damaged: "
+                f"{error}. Delete that file, and its seed is trained again."
             ) from error
         self.state(seed).unlink(missing_ok=True)  # of a run killed between the two
         return run, spread
@@ -157,8 +157,8 @@ class RunFolder:
     def _refuse_another(self) -> None:
         if not self._restart and (difference := _difference(self.path, self.configuration)):
             raise BadOptionError(
-                f"--out must be a folder without another run, got {self.path}: {difference}. "
-                f"Choose another, or --restart, which deletes that run."
+                f"{{--out}} must be a folder without another run, got {self.path}: {difference}. "
+                f"Choose another, or {{--restart}}, which deletes that run."
             )
 
     def _clear(self) -> None:

@@ -14,6 +14,7 @@ from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
 from grand_fast.training.history import Epoch
 from grand_fast.training.optimizers import make_optimizer
+from grand_fast.training.option_types import BadOptionError
 from grand_fast.training.trainer import CRITERIA, Fit, Trainer
 
 STATE_SHARE = 0.02  # of the time, which writing the state may take
@@ -78,14 +79,14 @@ def fit(
         `Fit.stopped` tells, and the best weights so far are there.
 
     Raises:
-        ValueError: options that do not fit the model, or a state that does not.
+        BadOptionError: options that do not fit the model, or a state that does not.
     """
     from tqdm import tqdm
 
     if select not in CRITERIA:
-        raise ValueError(f"fit: `select` must be one of {', '.join(CRITERIA)}, got {select!r}.")
+        raise BadOptionError(f"fit: `select` must be one of {', '.join(CRITERIA)}, got {select!r}.")
     if entropy < 0 or entropy_warmup < 0:
-        raise ValueError(
+        raise BadOptionError(
             f"fit: `entropy` and `entropy_warmup` must be at least 0, got {entropy} and "
             f"{entropy_warmup}."
         )
@@ -146,10 +147,10 @@ def _on(split: Split, device: torch.device) -> Split:
 
 def _checked_penalties(model: GRAND, penalties: Mapping[str, float]) -> Mapping[str, float]:
     for name in penalties:
-        if name not in model.regularizers:
-            raise ValueError(
+        if name not in model.solve.regularizers:
+            raise BadOptionError(
                 f"fit: `penalties` must be among the model's regularizers "
-                f"{tuple(model.regularizers)}, got {name!r}. Build it with "
+                f"{tuple(model.solve.regularizers)}, got {name!r}. Build it with "
                 f"regularizers=({name!r},)."
             )
     return penalties

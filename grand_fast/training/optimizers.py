@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from grand_fast.training.option_types import BadOptionError
+
 # SparseAdam takes sparse gradients only, and ours are dense
 _OTHERS = (Optimizer, torch.optim.SparseAdam)
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -30,23 +32,25 @@ def make_optimizer(
         lr, weight_decay: as that class understands them.
 
     Raises:
-        ValueError: unknown name, a weight decay where there is none to set, or parameters that it
-            does not take.
+        BadOptionError: unknown name, a weight decay where there is none to set, or parameters that
+            it does not take.
     """
     kind = OPTIMIZERS.get(name.lower())
     if kind is None:
-        raise ValueError(f"fit: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {name!r}.")
+        raise BadOptionError(
+            f"fit: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {name!r}."
+        )
     options: dict[str, Any] = {"lr": lr}
     if "weight_decay" in inspect.signature(kind).parameters:
         options["weight_decay"] = weight_decay
     elif weight_decay:
-        raise ValueError(
+        raise BadOptionError(
             f"fit: `weight_decay` must be 0 with {kind.__name__}, which has none, got "
             f"{weight_decay:g}."
         )
     try:
         return kind(parameters, **options)
     except ValueError as error:
-        raise ValueError(
+        raise BadOptionError(
             f"fit: `optimizer` must take this model and these options, got {kind.__name__}: {error}"
         ) from error

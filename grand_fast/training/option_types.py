@@ -1,12 +1,18 @@
-"""Types of command-line arguments, and a parser whose errors are one line each."""
+"""Types of command-line arguments, and a parser whose errors are one line each.
+
+On argparse: jsonargparse reads nested dataclasses too, but names flags after the nesting
+(`--solve.step_size`) and tells an error in many lines.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import torch
 
@@ -15,7 +21,17 @@ NONE = "none"  # an option that is set to nothing
 
 
 class BadOptionError(ValueError):
-    """Options that do not fit each other or the data."""
+    """Options that do not fit each other or the data.
+
+    `{--split}` in the message stands for that option: to the caller of a function its name.
+    """
+
+    def __str__(self) -> str:
+        return self.phrased(lambda name: f"`{name}`")
+
+    def phrased(self, name_of: Callable[[str], str]) -> str:
+        """The message with `name_of` the name of each option in it, such as its flag."""
+        return re.sub(r"\{--(\w+)\}", lambda found: name_of(found[1]), str(self.args[0]))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -81,6 +97,25 @@ def number(
         raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
 
     return parse
+
+
+def parser_of(hint: Any, about: Mapping[str, Any]) -> Callable[[str], Any]:
+    """What reads the text of an option.
+
+    Args:
+        hint: its type; a `Literal` within lists the names that may be given.
+        about: `choices` and `bounds`, as `grand_fast.solvers.options.option` keeps them.
+    """
+    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    literals = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
+    parse: Callable[[str], Any]
+    if names := about["choices"] or literals:
+        parse = one_of(tuple(names))
+    elif bool in kinds:
+        parse = flag
+    else:
+        parse = number(int if int in kinds else float, **about["bounds"])
+    return optional(parse) if NoneType in kinds else parse
 
 
 def device(text: str) -> torch.device:

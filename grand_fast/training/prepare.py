@@ -48,7 +48,7 @@ def prepared(
         if preset.rewiring is not None:
             if data.edge_weight is not None:
                 raise BadOptionError(
-                    f"--rewiring takes edges without weights, got {data.name}, which has some. "
+                    f"{{--rewiring}} takes edges without weights, got {data.name}, which has some. "
                     f"Leave edge_weight out of the file."
                 )
             edge_index, edge_weight = diffusion_rewiring(
@@ -61,6 +61,8 @@ def prepared(
                 threshold=preset.rewiring_threshold,
             )
             data = replace(data, edge_index=edge_index, edge_weight=edge_weight)
+    except BadOptionError:
+        raise
     except ValueError as error:
         raise BadOptionError(str(error)) from error
     return row_normalized(data) if preset.row_normalize else data
@@ -75,20 +77,20 @@ def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
     planetoid = public_files.PLANETOID
     if preset.split == "planetoid" and data.name not in planetoid:
         raise BadOptionError(
-            f"--split planetoid is published for {', '.join(planetoid[:-1])} and {planetoid[-1]}, "
-            f"got {data.name}. Use --split random."
+            f"{{--split}} planetoid is published for {', '.join(planetoid[:-1])} and "
+            f"{planetoid[-1]}, got {data.name}. Use {{--split}} random."
         )
     if preset.split != "random":
         if data.public_split is None:
             raise BadOptionError(
-                f"--split {preset.split} needs a split that comes with the data, got {data.name}, "
-                f"which has none. Use --split random."
+                f"{{--split}} {preset.split} needs a split that comes with the data, got "
+                f"{data.name}, which has none. Use {{--split}} random."
             )
         for part, ids in data.public_split.parts.items():
             if ids.numel() == 0:
                 raise BadOptionError(
-                    f"--component largest must hold nodes of each part of the split, got none for "
-                    f"{part}. Use --component all."
+                    f"{{--component}} largest must hold nodes of each part of the split, got none "
+                    f"for {part}. Use {{--component}} all."
                 )
         return [data.public_split] * seeds
     try:
@@ -103,7 +105,7 @@ def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
             for seed in range(seeds)
         ]
     except ValueError as error:
-        options = "The options are --labels-per-class and --development."
+        options = "The options are {--labels_per_class} and {--development}."
         raise BadOptionError(f"{error} {options}") from error
 
 

@@ -2,94 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from grand_fast.data.datasets import NodeData, Split, fingerprint, label_spreading_accuracy
+from grand_fast.data.datasets import NodeData, Split, label_spreading_accuracy
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
-from grand_fast.ops.backends import Backend, backend
-from grand_fast.solvers import ADAPTIVE
+from grand_fast.ops.backends import backend
+from grand_fast.solvers.checks import OptionError
 from grand_fast.training.checkpoint import save_checkpoint
-from grand_fast.training.environment import versions
+from grand_fast.training.environment import torch_memory_errors, versions
+from grand_fast.training.experiment import Experiment, Results, describe_model, figures
 from grand_fast.training.folder import CURVES_FILE, RunFolder
 from grand_fast.training.history import METRICS_FILE, Epoch, Metrics
 from grand_fast.training.loop import fit
 from grand_fast.training.option_types import BadOptionError
 from grand_fast.training.prepare import describe, prepared, remarks, splits_of
-from grand_fast.training.presets import Preset
+from grand_fast.training.presets import Preset, model_config, training_config
 from grand_fast.training.trainer import Fit, rank
 
 
-@dataclass(frozen=True, eq=False)
-class Experiment:
-    """What to train, and where the results go.
-
-    Attributes:
-        dataset: one of `grand_fast.data.DATASETS`, or the name of `data`.
-        preset: options of data, model and training.
-        seeds: runs with seeds 0, 1, …; a seed draws the weights and a random split.
-        device, backend: where to train, and by which operators.
-        out: folder of the run: the weights and the picture of what is best in validation, the
-            metrics of all epochs, and what a stopped run needs to go on.
-        root: folder of the data sets, see `grand_fast.data.load`.
-        data: a graph of the user's instead, used whole.
-        restart: begin anew where `out` holds a run, which is deleted.
-    """
-
-    dataset: str
-    preset: Preset
-    seeds: int
-    device: torch.device
-    out: Path
-    root: Path | None = None
-    data: NodeData | None = None
-    backend: Backend = "auto"
-    restart: bool = False
-
-    @property
-    def configuration(self) -> dict[str, Any]:
-        """What decides the results of a seed: two runs with equal ones are the same run."""
-        found = versions()
-        return {
-            "dataset": self.dataset,
-            "data": None if self.data is None else fingerprint(self.data),
-            **asdict(self.preset),
-            "device": self.device.type,
-            "backend": self.backend if self.backend != "auto" else _default_backend() or "auto",
-            "versions": {name: found[name] for name in ("grand_fast", "torch")},
-        }
-
-
-@dataclass(eq=False)
-class Results:
-    """What `run_seeds` reached.
-
-    Attributes:
-        runs: those that ended, in the order of their seeds.
-        label_spreading: its test accuracy on each one's labels (digits).
-        parameters: of the model, a number.
-        classes: the names of the classes 0, 1, … if they have any but their numbers.
-        stopped: None, or why the runs ended early.
-        saved_seed: the seed whose weights lie in the folder, of those trained there with this
-            command and earlier ones; None where there are none.
-    """
-
-    runs: list[Fit] = field(default_factory=list)
-    label_spreading: list[float] = field(default_factory=list)
-    parameters: int = 0
-    classes: Sequence[str] | None = None
-    stopped: str | None = None
-    saved_seed: int | None = None
-
-
+@torch_memory_errors()
 def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
     """Train every seed, saving the best weights and their curves after each.
 
@@ -103,6 +41,7 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
     Raises:
         BadOptionError: options that do not fit, or another run in `out`, or another process at
             work there. DataError: files missing or damaged. WriteError: no room for the results.
+        MemoryError: the CPU has not enough.
 
     An interrupt or a failed solve ends the runs: `Results.stopped` tells.
     """
@@ -121,6 +60,8 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
     results = Results(classes=data.class_names)
     with closing(folder):
         folder.lock()
+        if experiment.sources:
+            say(f"configuration: {', and over it '.join(map(str, experiment.sources))}")
         for line in (describe(data, splits[0], preset), *remarks(data, preset)):
             say(line)
         earlier, kept = folder.all_finished(), folder.seed_of_weights()
@@ -142,7 +83,7 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
                 model = _model(config).to(experiment.device)
                 if seed == 0:
                     results.parameters = sum(p.numel() for p in model.parameters())
-                    say(_describe_model(preset, results.parameters, experiment.device))
+                    say(describe_model(preset, results.parameters, experiment.device))
                 if seed in earlier:
                     run, spread = earlier[seed]
                 else:
@@ -163,7 +104,7 @@ def run_seeds(experiment: Experiment, say: Callable[[str], None]) -> Results:
                 results.runs.append(run)
                 if spread is not None:
                     results.label_spreading.append(spread)
-                say(_figures(seed, run) + (" (finished before)" if seed in earlier else ""))
+                say(figures(seed, run) + (" (finished before)" if seed in earlier else ""))
         results.saved_seed = folder.seed_of_weights()
         if results.stopped is None:
             _restore(earlier, results, lost is not None, experiment)
@@ -185,14 +126,6 @@ def _restore(
     kept = results.saved_seed
     if kept in runs and not (experiment.out / CURVES_FILE).exists():
         _draw(runs[kept], kept, experiment)
-
-
-def _figures(seed: int, run: Fit) -> str:
-    return (
-        f"seed {seed}: test accuracy {run.test_accuracy:.4f}, validation "
-        f"{run.best.val_accuracy:.4f} at epoch {run.best_epoch}; "
-        f"{run.seconds_per_epoch:.3f} s an epoch, {run.best.nfe} evaluations of f"
-    )
 
 
 def _lost(
@@ -237,38 +170,8 @@ def _fit(
                 resume=folder.has_begun,
                 on_epoch=note,
             )
-    except (TypeError, ValueError, NotImplementedError) as error:
-        if str(error).startswith(("integrate: ", "fit: ")):  # all it was given are options
-            raise BadOptionError(str(error)) from error
-        raise
-
-
-def model_config(data: NodeData, preset: Preset) -> dict[str, Any]:
-    """The arguments of `GRAND`."""
-    same = (
-        "variant", "heads", "attention_channels", "score", "normalizer", "normalize", "reweight",
-        "laplacian", "attention_threshold", "attention_quantile", "source", "augment", "batch_norm",
-        "encoder_channels", "mlp", "fc_out", "degree_scaling", "decoder", "constant_init",
-        "dropout", "input_dropout", "method", "T", "step_size", "rtol", "atol", "tol_scale",
-        "adjoint", "tol_scale_adjoint", "memory_limit", "max_nfe",
-    )  # fmt: skip
-    return {
-        "in_channels": data.x.shape[1],
-        "hidden_channels": preset.hidden,
-        "out_channels": data.num_classes,
-        "label_channels": data.num_classes if preset.use_labels else 0,
-        "regularizers": list(preset.penalties),
-        **{name: getattr(preset, name) for name in same},
-    }
-
-
-def training_config(preset: Preset) -> dict[str, Any]:
-    """The options of `fit`."""
-    same = (
-        "epochs", "lr", "weight_decay", "optimizer", "patience", "early_stop", "penalties",
-        "entropy", "entropy_warmup", "use_labels", "select",
-    )  # fmt: skip
-    return {name: getattr(preset, name) for name in same}
+    except OptionError as error:
+        raise BadOptionError(str(error)) from error
 
 
 def _model(config: dict[str, Any]) -> GRAND:
@@ -290,7 +193,7 @@ def _save(
         "model": config | {"T": run.best.time},
         "dataset": experiment.dataset,
         "classes": classes,
-        "options": asdict(experiment.preset),
+        "options": experiment.preset.options(),
         "seed": seed,
         "epoch": run.best_epoch,
         "val_accuracy": run.best.val_accuracy,
@@ -312,25 +215,3 @@ def _rank(run: Fit, preset: Preset) -> tuple[float, float]:
     # By what chooses among the epochs of a seed. By another measure the weights that an interrupt
     # left in the folder could stay there, better than all that the resumed run ends with.
     return rank(preset.select, run.best.val_accuracy, run.best.val_loss)
-
-
-def _describe_model(preset: Preset, parameters: int, device: torch.device) -> str:
-    name = _default_backend()
-    chosen = f", GRAND_FAST_BACKEND={name}" if name else ""
-    return (
-        f"GRAND-{preset.variant}: {parameters:,} parameters, {preset.method} {_steps(preset)} "
-        f"to T = {preset.T:g}; on {device}, "
-        f"{torch.get_num_threads()} threads{chosen}"
-    )
-
-
-def _default_backend() -> str | None:
-    return os.environ.get("GRAND_FAST_BACKEND")
-
-
-def _steps(preset: Preset) -> str:
-    if preset.method not in ADAPTIVE:
-        return f"with steps of {preset.step_size:g}"
-    given = {"rtol": preset.rtol, "atol": preset.atol, "tol_scale": preset.tol_scale}
-    named = [f"{name} = {value:g}" for name, value in given.items() if value is not None]
-    return f"with {' and '.join(named) or 'default tolerances'}"

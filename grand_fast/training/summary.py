@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from grand_fast.training.checkpoint import write_file
 from grand_fast.training.environment import peak_memory_bytes, versions
-from grand_fast.training.run import Experiment, Results
+from grand_fast.training.experiment import Experiment, Results
 
 
 def summary(experiment: Experiment, results: Results) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def summary(experiment: Experiment, results: Results) -> dict[str, Any]:
         "classes": None if results.classes is None else list(results.classes),
         "device": str(experiment.device),
         "threads": torch.get_num_threads(),
-        "options": asdict(preset),
+        "options": preset.options(),
     }
 
 

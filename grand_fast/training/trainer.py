@@ -26,6 +26,7 @@ from grand_fast.training.checkpoint import (
 )
 from grand_fast.training.environment import peak_memory_bytes
 from grand_fast.training.history import Epoch, history_of, history_tensor
+from grand_fast.training.option_types import BadOptionError
 
 CRITERIA = ("accuracy", "loss")  # of validation, by which the best epoch is chosen
 
@@ -138,9 +139,9 @@ class Trainer:
         self.model.eval()
         known = self._known(self.split.train) if self.use_labels else None
         if self.early_stop == 1:
-            states = [(float(self.model.T), self.model(self.data.x, self.graph, known))]
+            states = [(float(self.model.solve.T), self.model(self.data.x, self.graph, known))]
         else:
-            end = self.early_stop * self.model.T
+            end = self.early_stop * self.model.solve.T
             states = self.model.trajectory(self.data.x, self.graph, end, known)
         found = []
         for at, logits in states:
@@ -196,9 +197,9 @@ class Trainer:
                 content["weights"],
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise BadOptionError(
                 f"fit: `state` must be that of this model and these options, got {path}: {error}. "
-                f"Delete it, or train with --restart."
+                f"Delete it, or train with {{--restart}}."
             ) from error
 
 

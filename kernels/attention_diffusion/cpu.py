@@ -28,7 +28,7 @@ from grand_fast.kernels.cpu.attention.normalizer import (
     forward_rows,
     row_weights,
 )
-from grand_fast.kernels.cpu.attention.scores import RowBuffer, buffer_size
+from grand_fast.kernels.cpu.attention.scores import RowBuffer
 from grand_fast.kernels.cpu.gathered_sums import (
     Term,
     add_arguments,
@@ -44,7 +44,7 @@ from grand_fast.kernels.cpu.gathered_sums import (
 )
 from grand_fast.kernels.cpu.language import Chunk, Int, Kernel
 from grand_fast.kernels.cpu.memory import empty
-from grand_fast.kernels.cpu.rows import Compiled, each_row
+from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size
 from grand_fast.kernels.csr import Add, Csr
 from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting, scaled_dot
 
@@ -119,7 +119,7 @@ def attention_diffusion_fwd(
     f = empty(n, d, dtype=x.dtype)
     alpha = alpha.to(x.dtype)
     shape = (d, *inputs.shape, csr.col.dtype)
-    buffer = buffer_size(work.longest)
+    buffer = scratch_size(work.longest)
     arguments: dict[str, Any] = inputs.arguments(csr)
     arguments |= {"x": x, "alpha": alpha, "f": f, "buffer": buffer}
     if beta is not None and x0 is not None:

@@ -150,23 +150,36 @@ def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, accumulate: bool
 ) -> None:
     """`y = x · weight + bias`, or `y += x · weight`; weight `[inner, columns]`."""
-    inner, columns = weight.shape
-    kernel = _product_kernel(
-        inner, columns, x.dtype, has_bias=bias is not None, accumulate=accumulate
-    )
-    arguments: dict[str, Any] = {"x": x, "y": y, "packed": _packed(weight, kernel.lanes)}
-    if bias is not None:
-        arguments["bias"] = bias.contiguous()
-    kernel(slabs(x.shape[0], _SLAB_ROWS), pieces=False, **arguments)
+    _Packed(weight, bias, accumulate=accumulate)(x, y)
 
 
-def project(
-    x: Float[Tensor, "N c"], weight: Float[Tensor, "m c"], bias: Float[Tensor, " m"]
-) -> Float[Tensor, "N m"]:
-    """`x weightᵀ + bias`."""
-    y = empty(x.shape[0], weight.shape[0], dtype=x.dtype)
-    _product(x, weight.t(), bias, y, accumulate=False)
-    return y
+class _Packed:
+    """`_product` for many x."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, accumulate: bool) -> None:
+        options = {"has_bias": bias is not None, "accumulate": accumulate}
+        self._kernel = _product_kernel(*weight.shape, weight.dtype, **options)
+        self._arguments: dict[str, Any] = {"packed": _packed(weight, self._kernel.lanes)}
+        if bias is not None:
+            self._arguments["bias"] = bias.contiguous()
+
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        work = slabs(x.shape[0], _SLAB_ROWS)
+        self._kernel(work, pieces=False, x=x, y=y, **self._arguments)
+
+
+class Projection:
+    """`x [N, c]` → `x weightᵀ + bias` `[N, m]`; the weights are packed once."""
+
+    def __init__(self, weight: Float[Tensor, "m c"], bias: Float[Tensor, " m"]) -> None:
+        self._columns = weight.shape[0]
+        self._product = _Packed(weight.detach().t(), bias.detach(), accumulate=False)
+
+    def __call__(self, x: Float[Tensor, "N c"]) -> Float[Tensor, "N m"]:
+        """One product."""
+        y = empty(x.shape[0], self._columns, dtype=x.dtype)
+        self._product(x, y)
+        return y
 
 
 def add_input_gradient(

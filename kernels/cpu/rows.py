@@ -147,6 +147,12 @@ def slabs(n: int, rows: int) -> Work:
     return Work(none, none, bounds, none, 0, none, none, none, none, none)
 
 
+def scratch_size(longest: int) -> int:
+    """Floats of scratch in which the lanes of each edge of a row lie, up to so many edges."""
+    most_lanes = 16  # of an edge, and of a block
+    return (longest + 1) * most_lanes
+
+
 def sum_pieces(partial: Tensor, work: Work) -> Tensor:
     """`partial [pieces, …]` → its sums `[hubs, …]`, in the order of the pieces."""
     return torch.segment_reduce(partial, "sum", offsets=work.hub_pieces, axis=0, unsafe=True)

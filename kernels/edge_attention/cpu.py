@@ -27,10 +27,10 @@ from grand_fast.kernels.cpu.attention.normalizer import (
     forward_rows,
     row_weights,
 )
-from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer, buffer_size
+from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer
 from grand_fast.kernels.cpu.language import Int, Kernel, Vec
 from grand_fast.kernels.cpu.memory import empty
-from grand_fast.kernels.cpu.rows import Compiled, Row, each_row
+from grand_fast.kernels.cpu.rows import Compiled, Row, each_row, scratch_size
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting, scaled_dot
 
@@ -107,7 +107,7 @@ def edge_attention_fwd(
     a = empty(*((e,) if mean_heads else (e, h)), dtype=q.dtype)
     options = inputs.options | {"mean_heads": mean_heads}
     arguments: dict[str, Any] = inputs.arguments(csr) | {"a": a}
-    scratch = buffer_size(work.longest)
+    scratch = scratch_size(work.longest)
     known = inputs.weighting.normalize == "sender"
     norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=q.dtype)
     kernel = _edge_attention_fwd_kernel(

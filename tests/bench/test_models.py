@@ -13,14 +13,7 @@ from bench.core.problem import OURS
 from bench.core.report import Report
 from bench.models import epoch as epochs
 from bench.models import suite
-from bench.models.configurations import FOLDER, configuration, configurations
-from bench.models.configurations import RELEASED as RELEASED_VALUES
 from bench.models.released import Continuous, ReleasedModel
-from bench.models.setting import grand
-from bench.paper.published import FEATURES_CLASSES
-from grand_fast.data.datasets import DATASETS, NodeData
-from grand_fast.solvers import ADAPTIVE
-from grand_fast.training.options import choose, read_config
 from grand_fast.training.presets import Preset
 
 SMALL = Preset(hidden=8, heads=2, attention_channels=8, T=2.0, method="dopri5", tol_scale=800.0)
@@ -28,42 +21,6 @@ SMALL = Preset(hidden=8, heads=2, attention_channels=8, T=2.0, method="dopri5", 
 
 def tiny(dataset: str = "PubMed", **changes: object) -> epochs.Problem:
     return epochs.tiny(dataset, replace(SMALL, **changes))
-
-
-def test_there_is_a_configuration_for_each_data_set_and_variant():
-    expected = {(d, v) for d in FEATURES_CLASSES for v in ("l", "nl", "nl-rw")}
-    assert set(configurations()) == expected
-    assert {dataset for dataset, _ in configurations()} <= set(DATASETS)
-
-
-EVERY = [(d, v, folder) for folder in (FOLDER, RELEASED_VALUES) for d, v in configurations(folder)]
-
-
-@pytest.mark.parametrize(("dataset", "variant", "folder"), EVERY)
-def test_configuration_is_a_preset_and_builds(dataset, variant, folder):
-    preset = configuration(dataset, variant, folder)
-    assert preset.variant == variant
-    features, classes = FEATURES_CLASSES[dataset]
-    data = NodeData(dataset, torch.zeros(1, features), torch.tensor([classes - 1]),
-                    torch.zeros(2, 0, dtype=torch.int64))  # fmt: skip
-    model = grand(data, preset)
-    assert model.out_channels == classes
-    assert model.T == preset.T
-
-
-@pytest.mark.parametrize(("dataset", "variant", "folder"), EVERY)
-def test_configuration_is_whole(dataset, variant, folder):
-    """Laid upon the preset of its data set, as `grand-fast train --config` does, it is the same."""
-    options = read_config(folder / f"{dataset}-{variant}.toml")
-    got, want = choose(dataset, options, {}), configuration(dataset, variant, folder)
-    if want.method in ADAPTIVE:  # which does not read it
-        got = replace(got, step_size=want.step_size)
-    assert got == want
-
-
-def test_unknown_configuration():
-    with pytest.raises(ValueError, match="must be one of CiteSeer-l, .*, got Cora-mixed"):
-        configuration("Cora", "mixed")
 
 
 @pytest.mark.parametrize("variant", ["l", "nl"])

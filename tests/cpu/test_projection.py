@@ -33,7 +33,7 @@ def test_against_float64(n, c, m, dtype, registers, nan_filled):
     x, weight, bias, dy, dx = _problem(n, c, m, dtype)
     x64, weight64, dy64 = x.double(), weight.double(), dy.double()
     want = dx.double() + dy64 @ weight64
-    assert_close("y", dense.project(x, weight, bias), x64 @ weight64.t() + bias.double())
+    assert_close("y", dense.Projection(weight, bias)(x), x64 @ weight64.t() + bias.double())
     dense.add_input_gradient(dx, dy, weight)
     assert_close("dx", dx, want)
     dweight, dbias = dense.parameter_gradients(dy, x)
@@ -62,7 +62,7 @@ def test_bitwise_equal_for_any_number_of_threads():
             dx_out = dx.clone()
             dense.add_input_gradient(dx_out, dy, weight)
             gradients = dense.parameter_gradients(dy, x)
-            results.append((dense.project(x, weight, bias), dx_out, *gradients))
+            results.append((dense.Projection(weight, bias)(x), dx_out, *gradients))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

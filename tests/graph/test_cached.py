@@ -10,8 +10,8 @@ from torch_geometric import EdgeIndex
 
 from grand_fast import Graph, nn
 from grand_fast.graph import cached, cached_graph
-from grand_fast.graph.fingerprint import fingerprint
-from grand_fast.nn.sparse_linear import sparse_linear
+from grand_fast.graph.cached import fingerprint
+from grand_fast.nn.encoder import sparse_linear
 from grand_fast.testing import assert_close, random_edge_index
 
 

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 import grand_fast as gf
 from grand_fast.nn import GRAND, AttentionDiffusion, GRANDConv
-from grand_fast.nn._linear import is_plain
+from grand_fast.nn._layers import is_plain
 from grand_fast.testing import assert_close, random_graph
 
 from ._dense import dense_attention

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from grand_fast.kernels.cpu import memory
-from grand_fast.nn._relu_dropout import relu_dropout
+from grand_fast.nn.encoder import relu_dropout
 from grand_fast.testing import assert_close
 
 

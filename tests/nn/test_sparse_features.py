@@ -10,9 +10,8 @@ from torch.nn import functional
 
 import grand_fast as gf
 from grand_fast.data.features import compact
-from grand_fast.nn import GRAND
-from grand_fast.nn import sparse_linear as nn_sparse_linear
-from grand_fast.nn.sparse_linear import sparse_linear
+from grand_fast.nn import GRAND, encoder
+from grand_fast.nn.encoder import sparse_linear
 from grand_fast.testing import assert_close, random_graph
 
 F = 12
@@ -179,21 +178,21 @@ def test_two_runs_agree_bit_for_bit():
 @pytest.mark.parametrize("kind", ["random", "int32"])
 def test_the_transpose_is_found_once_and_freed(kind, monkeypatch):
     made = []
-    real = nn_sparse_linear._csr_pair
-    monkeypatch.setattr(nn_sparse_linear, "_csr_pair", lambda x: made.append(1) or real(x))
+    real = encoder._csr_pair
+    monkeypatch.setattr(encoder, "_csr_pair", lambda x: made.append(1) or real(x))
     x, layer = features(kind), nn.Linear(F, 3, dtype=torch.float64)
-    before = len(nn_sparse_linear._known)
+    before = len(encoder._known)
     for _ in range(3):
         sparse_linear(x, layer, dropout=0.5, training=True).sum().backward()
-    assert len(made) == 1 and len(nn_sparse_linear._known) == before + 1
+    assert len(made) == 1 and len(encoder._known) == before + 1
     del x
     gc.collect()
-    assert len(nn_sparse_linear._known) == before
+    assert len(encoder._known) == before
     with torch.inference_mode():
         x = features("random")
         want = layer(x.to_dense())
         assert_close("y", sparse_linear(x, layer, dropout=0.0, training=False), want)
-    assert len(nn_sparse_linear._known) == before
+    assert len(encoder._known) == before
 
 
 def test_values_changed_in_place_count():
@@ -241,9 +240,9 @@ def test_features_are_sparse_up_to_a_fifth_of_nonzeros():
 def test_indices_are_of_32_bits_while_they_fit(monkeypatch):
     layer = nn.Linear(F, 3, dtype=torch.float64)
     for limit, index in ((2**31 - 1, torch.int32), (F, torch.int64)):
-        monkeypatch.setattr(nn_sparse_linear, "_INT32_MAX", limit)
+        monkeypatch.setattr(encoder, "_INT32_MAX", limit)
         x = features("random")
-        pair = nn_sparse_linear.csr_pair(x)
+        pair = encoder.csr_pair(x)
         assert {t.dtype for csr in pair for t in csr if t is not None} == {index}
         y = sparse_linear(x, layer, dropout=0.0, training=True)
         assert_close("y", y, layer(x.to_dense()))

@@ -254,7 +254,7 @@ def test_arxiv(arxiv):
 
 
 # The function of that name hides the module in its package.
-PROJECTED = sys.modules["grand_fast.ops.projected_attention_diffusion"]
+PROJECTED = sys.modules["grand_fast.ops._projected_attention"]
 
 
 def projection(n, d, heads, d_k):

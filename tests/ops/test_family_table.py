@@ -135,6 +135,8 @@ def calls(monkeypatch):
         if op not in LAUNCHERS and backend != "dense":
             return module
         launchers = dict(inspect.getmembers(module, inspect.isfunction))
+        if backend == "dense":
+            launchers["Projection"] = module.Projection
         if backend == "gpu":
             launchers = {name: stand_in(op, name) for name in LAUNCHERS[op]}
         recorders = {name: recorder(launch, backend, name) for name, launch in launchers.items()}

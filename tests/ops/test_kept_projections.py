@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from grand_fast.ops import projected_attention_diffusion
-from grand_fast.ops.recompute import lean
+from grand_fast.ops.calls import recompute
 from grand_fast.testing import random_graph
 
 MIB = 1 << 20
 # The function of that name hides the module in its package.
-OWN = vars(sys.modules["grand_fast.ops.projected_attention_diffusion"])
+OWN = vars(sys.modules["grand_fast.ops._projected_attention"])
 
 
 def of_bytes(size, dtype=torch.float32):
@@ -54,9 +54,9 @@ def test_the_rule_of_the_gpu(monkeypatch):
 def test_a_lean_block_keeps_a_share_of_the_state(free):
     kept, x = OWN["_is_kept"], of_bytes(8 * MIB)
     free(10**15)
-    with lean():
+    with recompute():
         assert not kept(of_bytes(8), x)
-    with lean(0.25):
+    with recompute(0.25):
         assert kept(of_bytes(2 * MIB), x)
         assert not kept(of_bytes(2 * MIB + 8), x)
     assert kept(of_bytes(10**9), x)

@@ -1,5 +1,6 @@
 """Gradients of a solve: direct, checkpointed, within a memory limit, by the continuous adjoint."""
 
+import math
 from contextlib import nullcontext
 from importlib import import_module
 from math import comb
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
-from grand_fast.ops.recompute import is_lean, lean
+from grand_fast.ops.calls import recompute, recompute_limit
 from grand_fast.solvers import ContinuousOptions, SolveError
 from grand_fast.solvers.gradients.memory_limit import first_part
 from grand_fast.testing import assert_close, random_graph
@@ -347,17 +348,17 @@ def test_steps_that_run_again_keep_no_more_than_they_must(limit):
     f, seen = field(), []
 
     def told(t, x):
-        seen.append(is_lean())
+        seen.append(recompute_limit() < math.inf)
         return f(t, x)
 
     x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
     gf.integrate(told, x0, 6.4, method="rk4", step_size=0.1, memory_limit=limit).x.sum().backward()
     backward = seen[-64 * 4 :]
-    assert len(seen) > len(backward) and all(backward) and not is_lean()
+    assert len(seen) > len(backward) and all(backward) and recompute_limit() == math.inf
 
 
-def test_lean_blocks_keep_no_projections(monkeypatch):
-    operator = import_module("grand_fast.ops.projected_attention_diffusion")
+def test_recompute_blocks_keep_no_projections(monkeypatch):
+    operator = import_module("grand_fast.ops._projected_attention")
     monkeypatch.setattr(operator, "_ALWAYS_KEPT", 0)
     layer = AttentionDiffusion(4, 256, 2, alpha=1.0)
     graph, x = random_graph("loops", 60), torch.randn(60, 4)
@@ -368,7 +369,7 @@ def test_lean_blocks_keep_no_projections(monkeypatch):
         return t
 
     largest = []
-    for block in (nullcontext, lean):
+    for block in (nullcontext, recompute):
         sizes.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), block():
             layer(x, graph)
@@ -378,10 +379,10 @@ def test_lean_blocks_keep_no_projections(monkeypatch):
 
 
 @pytest.mark.parametrize(("share", "is_kept"), [(0.9, False), (1.0, True)])
-def test_lean_blocks_keep_projections_that_are_small_beside_the_state(share, is_kept):
+def test_recompute_blocks_keep_projections_that_are_small_beside_the_state(share, is_kept):
     layer = AttentionDiffusion(8, 4, 2, alpha=1.0)
     graph, x = random_graph("loops", 60), torch.randn(60, 8)
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t), lean(share):
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t), recompute(share):
         layer(x, graph)
     assert is_kept == any(t.shape == (60, 8) and t is not x and t.stride(1) for t in saved)

@@ -105,9 +105,9 @@ def test_what_a_term_adds_at_all_times_is_left_out_of_slopes(kind):
         a = torch.rand(graph.num_edges, dtype=torch.float64)
         beta = 1.0 if kind == "l" else torch.rand(6, dtype=torch.float64)
         term = LinearDiffusion(a, graph, alpha=0.7, beta=beta, x0=x0)
-    rest, constant = term.apart()
+    rest, constant = term.split_constant()
     assert_close("f", rest.vf(0.0, y) + constant, term.vf(0.0, y))
-    again, nothing = rest.apart()
+    again, nothing = rest.split_constant()
     assert nothing is None
     assert torch.equal(again.vf(0.0, y), rest.vf(0.0, y))
 

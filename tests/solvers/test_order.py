@@ -11,10 +11,8 @@ from scipy.integrate import solve_ivp
 
 import grand_fast as gf
 from grand_fast.solvers import ADAPTIVE, METHODS, SemiImplicitEuler
-from grand_fast.solvers.methods.euler import EULER
-from grand_fast.solvers.methods.midpoint import MIDPOINT
-from grand_fast.solvers.methods.rk4 import CLASSIC, THREE_EIGHTHS
 from grand_fast.solvers.methods.runge_kutta import ButcherTableau
+from grand_fast.solvers.methods.tableaux import CLASSIC, EULER, MIDPOINT, THREE_EIGHTHS
 from grand_fast.testing import assert_close
 from tests.solvers._terms import (
     linear_problem,

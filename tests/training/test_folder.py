@@ -17,6 +17,7 @@ from grand_fast.training.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from grand_fast.training.folder import CURVES_FILE, LOCK_FILE, RUN_FILE, SEEDS_FOLDER, RunFolder
 from grand_fast.training.history import COLUMNS, METRICS_FILE, TENSORBOARD_FOLDER, Epoch, Metrics
 from grand_fast.training.option_types import BadOptionError
+from grand_fast.training.options import flag_of
 from grand_fast.training.run import run_seeds
 from grand_fast.training.trainer import Fit
 from tests._small_run import SMALL, experiment, results_of, silent, two_rings, values
@@ -103,7 +104,8 @@ def test_another_run_in_the_folder_is_not_touched(tmp_path):
         run_seeds(other, silent)
     text = str(error.value)
     assert f"got {out}: epochs 2 there, 3 here; lr 0.01 there, 0.02 here. Choose another" in text
-    assert "--restart" in text
+    assert text.startswith("`out` must be") and "or `restart`, which deletes" in text
+    assert "or --restart, which" in error.value.phrased(flag_of)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
     run_seeds(replace(other, restart=True), silent)

@@ -152,7 +152,8 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_results(tmp_path, monkeyp
 COMMAND = """
 import sys
 import torch
-from grand_fast import cli, train
+from grand_fast import cli
+from grand_fast.training import loop
 torch.set_num_threads(1)
 loop.STATE_SHARE = float("inf")
 sys.exit(cli.main(["train", "--data", "rings.npz", "--seeds", "2", "--epochs", "50", "--hidden",

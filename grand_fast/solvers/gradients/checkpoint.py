@@ -1,20 +1,17 @@
 """How a solve is differentiated."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
-from grand_fast.ops.backends import is_mapped, outside_transforms, transforms_active
-from grand_fast.ops.recompute import lean
-from grand_fast.solvers.solver import AbstractSolver, Carry
-from grand_fast.solvers.term import AbstractTerm
+from grand_fast.ops.backends import outside_transforms, transforms_active
+from grand_fast.ops.calls import recompute
+from grand_fast.solvers.solver import Carry
 
-Adjoint = Literal["direct", "checkpoint", "continuous"]
 Take = Callable[[Tensor, Carry], Any]  # a step, or tensors and numbers that hold one
 Differentiate = Callable[[Take, Tensor, Carry], Any]
 
@@ -43,12 +40,12 @@ def run_again(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def _leanly(function: Callable[..., Any], *given: Any) -> Any:
-    with lean():
+    with recompute():
         return function(*given)
 
 
 def _plainly(function: Callable[..., Any], *given: Any) -> Any:
-    with lean(), outside_transforms():
+    with recompute(), outside_transforms():
         return function(*given)
 
 
@@ -56,45 +53,6 @@ ADJOINTS: dict[str, Differentiate] = {
     "direct": _direct,
     "checkpoint": run_again,
 }
-
-
-def check_transformable(
-    term: AbstractTerm,
-    x0: Tensor,
-    solver: AbstractSolver,
-    *,
-    method: object,
-    adjoint: Adjoint,
-    memory_limit: int | None,
-    regularizers: Sequence[str],
-) -> None:
-    """torch.func can transform the solve; it then keeps what every stage saves.
-
-    Raises:
-        NotImplementedError: it reads values, or computes gradients within itself.
-    """
-    where = "under torch.func and forward mode"
-    name, got = "method", method if isinstance(method, str) else type(method).__name__
-    if adjoint == "continuous":
-        name, expected, got = "adjoint", f"be 'direct' or 'checkpoint' {where}", adjoint
-    elif memory_limit is not None:
-        name, expected, got = "memory_limit", f"be None {where}", str(memory_limit)
-    elif any(penalty != "kinetic" for penalty in regularizers):
-        name, expected, got = "regularizers", f"be kinetic alone {where}", ", ".join(regularizers)
-    elif solver.wants_matrix:
-        expected = f"take any f, as rk4 and dopri5 do, {where}"
-    elif solver.is_adaptive and _is_mapped(term, x0):
-        expected = "have fixed steps, as rk4 has, where torch.func.vmap maps over the solve"
-    else:
-        return
-    raise NotImplementedError(f"integrate: `{name}` must {expected}, got {got}.")
-
-
-def _is_mapped(term: AbstractTerm, x0: Tensor) -> bool:
-    tensors: tuple[Tensor, ...] = ()
-    with suppress(NotImplementedError):  # a term that does not name its tensors
-        tensors = term.tensors()
-    return any(is_mapped(t) for t in (x0, *tensors))
 
 
 def autocast_of(x: Tensor) -> torch.autocast:
@@ -112,7 +70,7 @@ class _Saved:
     """What autograd saves of a step: kept while the step runs, later had by running it again."""
 
     def __init__(self, step: Take, x: Tensor, carry: Carry) -> None:
-        self.step, self.state = step, tuple(_cut(t) for t in (x, *carry))
+        self.step, self.state = step, tuple(_detached(t) for t in (x, *carry))
         self.kept: list[Tensor] | None = []
         self.count = 0
         self.random = torch.get_rng_state(), *get_device_states(x)
@@ -160,7 +118,7 @@ class _Saved:
         return found
 
 
-def _cut(t: Tensor) -> Tensor:
+def _detached(t: Tensor) -> Tensor:
     return t.detach().requires_grad_(t.requires_grad)
 
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from grand_fast.ops.backends import outside_transforms
-from grand_fast.ops.recompute import lean
+from grand_fast.ops.calls import recompute
 from grand_fast.solvers.gradients.checkpoint import autocast_of
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.solver import Carry, Step
@@ -59,7 +59,7 @@ class _Region:
         self.saved = self.parts[-1].saved if self.parts else 0
         random = torch.get_rng_state(), *get_device_states(x)
         self.parts.append(_Part(again, random, 0))
-        with lean(), saved_tensors_hooks(self._pack, self._unpack):
+        with recompute(), saved_tensors_hooks(self._pack, self._unpack):
             result = function(x, *before)
         self.parts[-1] = self.parts[-1]._replace(saved=self.saved)
         return result
@@ -86,7 +86,7 @@ class _Region:
 
         with (
             suppress(_EnoughError), outside_transforms(), torch.enable_grad(), self.autocast,
-            lean(_SHARE_KEPT), saved_tensors_hooks(pack, lambda t: t),
+            recompute(_SHARE_KEPT), saved_tensors_hooks(pack, lambda t: t),
         ):  # fmt: skip
             before: list[Any] = []  # which a part empties as it uses it
             for part in self.parts:

@@ -8,7 +8,6 @@ Reference: GRAND (Chamberlain et al. 2021), section 4; Chen et al. 2018, appendi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,9 +25,10 @@ from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS, solver_of
 from grand_fast.solvers.problem import Problem, Result
 from grand_fast.solvers.solution import SolveError, Status
-from grand_fast.solvers.solver import AbstractSolver
+from grand_fast.solvers.solve import ContinuousOptions
+from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, CountedTerm
-from grand_fast.solvers.tolerances import Convention, is_narrow, tolerances
+from grand_fast.solvers.tolerances import is_narrow, tolerances
 
 
 class AdjointTerm(AbstractTerm):
@@ -114,27 +114,6 @@ class ContinuousAdjoint(Function):
         return None, None, None, None, a, *(next(found) if n else None for n in needed)
 
 
-@dataclass(frozen=True)
-class ContinuousOptions:
-    """How the adjoint equations are integrated; what is None is as in the forward solve.
-
-    method: a name or a solver object; after a method that wants a matrix, which the adjoint
-        equations do not have, `"dopri5"`; rtol, atol, or tol_scale with tol_convention: as in
-        `integrate`; step_size: of a method with fixed steps, None: the forward solve's steps.
-    seminorm: the gradients by parameters do not count in the error, which saves evaluations.
-    params: tensors to be differentiated by; None: those that the term names.
-    """
-
-    method: str | AbstractSolver | None = None
-    rtol: float | None = None
-    atol: float | None = None
-    tol_scale: float | None = None
-    tol_convention: Convention = "released"
-    step_size: float | None = None
-    seminorm: bool = True
-    params: Sequence[Tensor] | None = None
-
-
 def continuous(problem: Problem, options: ContinuousOptions, dtype: torch.dtype) -> Result:
     """The solve with its gradient by the continuous adjoint; `f` returns what is of `dtype`."""
     kept: list[Result] = []
@@ -149,7 +128,7 @@ def continuous(problem: Problem, options: ContinuousOptions, dtype: torch.dtype)
         return known, [at[t] for t in known], [known.index(t) for t in _reached(problem, result)]
 
     if options.params is None:
-        term, tensors = problem.term.cut(), problem.term.tensors()
+        term, tensors = problem.term.detached(), problem.term.tensors()
         leaves = term.tensors()
     else:
         term, tensors = problem.term, tuple(options.params)
@@ -177,7 +156,7 @@ def _integrator(problem: Problem, options: ContinuousOptions, dtype: torch.dtype
     if options.step_size is not None:
         check_number("adjoint_options.step_size", options.step_size, positive=True)
     rtol, atol = options.rtol, options.atol
-    if options.tol_scale is None and isinstance(forward, EmbeddedRungeKutta):
+    if options.tol_scale is None and isinstance(forward, AbstractAdaptiveSolver):
         rtol = float(forward.rtol) if rtol is None else rtol
         atol = float(forward.atol) if atol is None else atol
     rtol, atol = tolerances(dtype, rtol, atol, options.tol_scale, options.tol_convention)
@@ -206,7 +185,7 @@ def _integrator(problem: Problem, options: ContinuousOptions, dtype: torch.dtype
         result = Problem(
             CountedTerm(whole), state, [0.0, tau], solver=solver, step_size=options.step_size,
             first_step=tau,
-        ).march(ADJOINTS["direct"])  # fmt: skip
+        ).solve(ADJOINTS["direct"])  # fmt: skip
         if result.status is not Status.SUCCESS:
             raise SolveError(
                 f"integrate: adjoint 'continuous': {result.status.name} at t = "

@@ -1,8 +1,8 @@
 """Binomial checkpointing: a solve of any length in the memory of a few states.
 
 Of n steps a first part is run and only its last state kept; the rest is treated likewise with one
-place less. Backward first consumes the rest, then runs the first part anew, all places free again.
-With s places and each step run at most r times beside the first, C(s + r, s) steps are possible.
+state less. Backward first consumes the rest, then runs the first part anew, all of them free again.
+With s states and each step run at most r times beside the first, C(s + r, s) steps are possible.
 Reference: Griewank, Walther, Algorithm 799: revolve (2000).
 """
 
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from grand_fast.ops.recompute import lean
+from grand_fast.ops.calls import recompute
+from grand_fast.solvers.checks import OptionValueError
 from grand_fast.solvers.gradients.checkpoint import Take, run_again
 from grand_fast.solvers.problem import Problem, Result
 from grand_fast.solvers.solution import Stats, Status
@@ -30,42 +31,42 @@ State = tuple[Tensor, Carry]
 Advance = Callable[[Tensor, Carry], State]
 
 
-def first_part(n: int, places: int) -> int:
-    """How many of `n > 1` steps come first, with `places ≥ 1` for states."""
-    if places == 1:
+def first_part(n: int, states: int) -> int:
+    """How many of `n > 1` steps come first, of which `states ≥ 1` are kept."""
+    if states == 1:
         return n - 1
     runs = 1
-    while comb(places + runs, places) < n:
+    while comb(states + runs, states) < n:
         runs += 1
     # What the rest can be, and the first part, if no step is to run more often.
-    rest, first = comb(places + runs - 1, places - 1), comb(places + runs - 1, places)
+    rest, first = comb(states + runs - 1, states - 1), comb(states + runs - 1, states)
     return min(max(n - rest, 1), first, n - 1)
 
 
-def least_places(n: int) -> int:
+def least_states(n: int) -> int:
     """Places with which `n` steps need not run more than `_MOST_RUNS` times each."""
-    places = 0
-    while comb(places + _MOST_RUNS, places) < n:
-        places += 1
-    return places
+    states = 0
+    while comb(states + _MOST_RUNS, states) < n:
+        states += 1
+    return states
 
 
-def run(steps: Sequence[Advance], state: State, places: int) -> State:
-    """All steps, differentiably, with at most `places` states kept beside the first."""
+def run(steps: Sequence[Advance], state: State, states: int) -> State:
+    """All steps, differentiably, with at most `states` kept beside the first."""
     while len(steps) > 1:
-        k = first_part(len(steps), places)
-        state = _kept(steps[:k], state, places)
-        steps, places = steps[k:], max(places - 1, 1)
-    return _kept(steps, state, places)
+        k = first_part(len(steps), states)
+        state = _kept(steps[:k], state, states)
+        steps, states = steps[k:], max(states - 1, 1)
+    return _kept(steps, state, states)
 
 
-def _kept(steps: Sequence[Advance], state: State, places: int) -> State:
+def _kept(steps: Sequence[Advance], state: State, states: int) -> State:
     """Only `state` is kept; the steps run again in backward."""
 
     def again(x: Tensor, *carry: Tensor) -> State:
         if len(steps) == 1:
             return steps[0](x, carry)
-        return run(steps, (x, carry), places)
+        return run(steps, (x, carry), states)
 
     # Tensor by tensor: what a tuple holds stays even where all of this runs within another part.
     x, carry = state
@@ -92,13 +93,13 @@ def kept_bytes(step: Take, state: State) -> int:
 
     x = state[0].detach().requires_grad_()
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
-    with torch.enable_grad(), lean(), hooks:
+    with torch.enable_grad(), recompute(), hooks:
         result = step(x, state[1])
     del result
     return sum(kept.values())
 
 
-def places_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int:
+def states_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int:
     """States that each part of a solve may keep beside its first, all within `limit` bytes.
 
     work:  bytes that the backward of a step takes.
@@ -109,15 +110,15 @@ def places_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int
         ValueError: too few fit; the least limit.
     """
     given_out, longer = len(parts) - 1, sum(steps > 1 for steps in parts)
-    places = (limit - work) // max(1, size) - given_out
-    wanted = longer * least_places(max(parts))
-    if places < wanted:
+    states = (limit - work) // max(1, size) - given_out
+    wanted = longer * least_states(max(parts))
+    if states < wanted:
         least = work + (given_out + wanted) * size
-        raise ValueError(
+        raise OptionValueError(
             f"integrate: `memory_limit` must be at least {least} bytes for this state, method and "
             f"output times, got {limit}. One step's backward takes {work}."
         )
-    return places // max(1, longer)
+    return states // max(1, longer)
 
 
 class _Rehearsal(NamedTuple):
@@ -136,30 +137,32 @@ class _Rehearsal(NamedTuple):
     work: int
 
 
-def limited(problem: Problem, limit: int) -> Result:
+def checkpoint_within(problem: Problem, limit: int) -> Result:
     """The solve with at most `limit` bytes kept for backward.
 
     It is rehearsed without a graph, and then taken again. Every output time must end a step.
     """
-    told = _rehearse(problem)
-    index = {t: i for i, t in enumerate(told.ends)}
-    if not set(told.reached) <= index.keys():
+    rehearsal = _rehearse(problem)
+    index = {t: i for i, t in enumerate(rehearsal.ends)}
+    if not set(rehearsal.reached) <= index.keys():
         raise ValueError(
             "integrate: `memory_limit` must come with `times` at the ends of steps, got others. "
             "Use end='clamp', or times that are multiples of step_size."
         )
     # After a failure the last state that counts is no output, and differentiable all the same.
-    parts = list(pairwise(sorted({*told.reached, told.ends[-1]})))
+    parts = list(pairwise(sorted({*rehearsal.reached, rehearsal.ends[-1]})))
     lengths = [index[end] - index[begin] for begin, end in parts]
-    places = places_within(limit, told.work, told.size, lengths) if parts else 0
+    states = states_within(limit, rehearsal.work, rehearsal.size, lengths) if parts else 0
     x = problem.x0
-    at = {told.reached[0]: x}
-    carry = problem.solver.start(problem.term, told.reached[0], x)
-    advance = [_advance(problem, t, end - t) for t, end in pairwise(told.ends)]
+    at = {rehearsal.reached[0]: x}
+    carry = problem.solver.start(problem.term, rehearsal.reached[0], x)
+    advance = [_advance(problem, t, end - t) for t, end in pairwise(rehearsal.ends)]
     for begin, end in parts:
-        x, carry = run(advance[index[begin] : index[end]], (x, carry), places)
+        x, carry = run(advance[index[begin] : index[end]], (x, carry), states)
         at[end] = x
-    return Result([at[t] for t in told.reached], x, told.ends[-1], told.stats, told.status)
+    return Result(
+        [at[t] for t in rehearsal.reached], x, rehearsal.ends[-1], rehearsal.stats, rehearsal.status
+    )
 
 
 def _rehearse(problem: Problem) -> _Rehearsal:
@@ -175,7 +178,7 @@ def _rehearse(problem: Problem) -> _Rehearsal:
         return step(x, carry)
 
     with torch.no_grad():
-        result = problem.march(take, callbacks=Callbacks(accept=keep))
+        result = problem.solve(take, callbacks=Callbacks(accept=keep))
     size = max((state_bytes(state) for _, state in steps), default=0)
     # While a step is differentiated its result, its gradients in and out, the state that runs on
     # to it, and what the operators work with are there as well.

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from grand_fast.solvers.methods.rk4 import THREE_EIGHTHS
 from grand_fast.solvers.methods.runge_kutta import ExplicitRungeKutta
+from grand_fast.solvers.methods.tableaux import THREE_EIGHTHS
 from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
 from grand_fast.solvers.term import AbstractTerm
 
@@ -55,6 +55,8 @@ class AbstractAdams(AbstractSolver):
     With `max_order = m` it is torchdiffeq's: from the third step on it uses what evaluations there
     are, up to m − 1, as if all steps were as long as this one.
     """
+
+    holds_slopes = True
 
     order = TRUE_ORDER
 

@@ -13,7 +13,7 @@ from grand_fast.ops import error_ratio
 from grand_fast.ops.step_updates import StepUpdates
 from grand_fast.solvers.first_step import Norm, rms_norm
 from grand_fast.solvers.methods.runge_kutta import ButcherTableau
-from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
+from grand_fast.solvers.solver import AbstractAdaptiveSolver, Carry, Step, combine
 from grand_fast.solvers.term import AbstractTerm
 
 
@@ -34,7 +34,7 @@ class EmbeddedPair:
     is_fsal: bool = True
 
 
-class EmbeddedRungeKutta(AbstractSolver):
+class EmbeddedRungeKutta(AbstractAdaptiveSolver):
     """The step of a pair. Slopes are kept, so that each stage is one combination of them.
 
     Unlike the fixed-step methods it does not write stages in terms of stage values: their
@@ -46,7 +46,6 @@ class EmbeddedRungeKutta(AbstractSolver):
         parts: of a flat state; the largest of their root mean squares counts, each in such a pass.
     """
 
-    is_adaptive = True
     # Of one solve: slopes are those of `rest`, less than f by `constant`.
     rest: AbstractTerm | None = None
     constant: Tensor | None = None
@@ -71,7 +70,7 @@ class EmbeddedRungeKutta(AbstractSolver):
     def of(self, term: AbstractTerm) -> Self:
         """For one solve of `term`: with what it adds to f at all times left out of the slopes."""
         own = copy(self)
-        own.rest, own.constant = term.apart()
+        own.rest, own.constant = term.split_constant()
         return own
 
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:

@@ -8,12 +8,17 @@ from torch import Tensor
 
 from grand_fast.solvers.methods.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedPair, EmbeddedRungeKutta
-from grand_fast.solvers.methods.euler import EULER
-from grand_fast.solvers.methods.midpoint import MIDPOINT
-from grand_fast.solvers.methods.rk4 import CLASSIC, THREE_EIGHTHS
 from grand_fast.solvers.methods.runge_kutta import ButcherTableau, ExplicitRungeKutta
 from grand_fast.solvers.methods.semi_implicit_euler import SemiImplicitEuler
-from grand_fast.solvers.methods.tableaux import BOGACKI_SHAMPINE, DORMAND_PRINCE, HEUN
+from grand_fast.solvers.methods.tableaux import (
+    BOGACKI_SHAMPINE,
+    CLASSIC,
+    DORMAND_PRINCE,
+    EULER,
+    HEUN,
+    MIDPOINT,
+    THREE_EIGHTHS,
+)
 from grand_fast.solvers.methods.uniformisation import Uniformisation
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.tolerances import attainable, attainable_by_slopes, is_narrow

@@ -1,4 +1,4 @@
-"""The adaptive pairs: Dormand–Prince 5(4), the paper's, Bogacki–Shampine 3(2), and Heun 2(1)."""
+"""The coefficients of the Runge–Kutta methods, with fixed steps and in adaptive pairs."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -16,6 +16,26 @@ def _difference(b: tuple[Fraction, ...], lower: tuple[Fraction, ...]) -> tuple[F
     return tuple(p - q for p, q in zip(padded, lower, strict=True))
 
 
+# Equation 7 of the paper
+EULER = ButcherTableau(order=1, a=(), b=_fractions("1"))
+
+MIDPOINT = ButcherTableau(order=2, a=(_fractions("1/2"),), b=_fractions("0", "1"))
+
+# torchdiffeq's `rk4`
+THREE_EIGHTHS = ButcherTableau(
+    order=4,
+    a=(_fractions("1/3"), _fractions("-1/3", "1"), _fractions("1", "-1", "1")),
+    b=_fractions("1/8", "3/8", "3/8", "1/8"),
+)
+
+# The paper's equations 33 to 37
+CLASSIC = ButcherTableau(
+    order=4,
+    a=(_fractions("1/2"), _fractions("0", "1/2"), _fractions("0", "0", "1")),
+    b=_fractions("1/6", "1/3", "1/3", "1/6"),
+)
+
+# Dormand–Prince 5(4), the paper's dopri5
 _B5 = _fractions("35/384", "0", "500/1113", "125/192", "-2187/6784", "11/84")
 # Order 4, Shampine's choice, whose error estimate torchdiffeq uses
 _B4 = _fractions("1951/21600", "0", "22642/50085", "451/720", "-12231/42400", "649/6300", "1/60")
@@ -43,6 +63,7 @@ DORMAND_PRINCE = EmbeddedPair(
     ),
 )
 
+# Bogacki–Shampine 3(2)
 _B3 = _fractions("2/9", "1/3", "4/9")
 # The cubic through both ends and their slopes, at half a step
 BOGACKI_SHAMPINE = EmbeddedPair(
@@ -53,8 +74,8 @@ BOGACKI_SHAMPINE = EmbeddedPair(
 # torchdiffeq's state at half a step: between the ends of steps of order 2
 BOGACKI_SHAMPINE_OF_TORCHDIFFEQ = replace(BOGACKI_SHAMPINE, middle=(0.0, 0.5, 0.0, 0.0))
 
-# Its last slope belongs to Euler's step, not to the state that is kept; the next step starts with
-# it all the same, as torchdiffeq's does, which costs no order.
+# Heun 2(1). Its last slope belongs to Euler's step, not to the state that is kept; the next step
+# starts with it all the same, as torchdiffeq's does, which costs no order.
 HEUN = EmbeddedPair(
     ButcherTableau(order=2, a=(_fractions("1"),), b=_fractions("1/2", "1/2")),
     error=_fractions("1/2", "-1/2"),

@@ -24,7 +24,7 @@ from grand_fast.solvers.solution import Status
 from grand_fast.solvers.solver import AbstractSolver, combine
 from grand_fast.solvers.step_control import AbstractStepControl, AdaptiveSteps, FixedSteps
 from grand_fast.solvers.term import CountedTerm
-from grand_fast.solvers.time_loop import march
+from grand_fast.solvers.time_loop import run_steps
 from grand_fast.solvers.tolerances import attainable_by_slopes, default_tolerances, is_narrow
 from grand_fast.solvers.torchdiffeq import package
 from grand_fast.solvers.torchdiffeq.grid import grid_of
@@ -228,7 +228,7 @@ def _by_error(
     )
     control.per_output = int(options.get("max_num_steps", control.per_output))
     callbacks = problem.callbacks(method, CALLBACKS, torch.float64)
-    found, _ = march(
+    found, _ = run_steps(
         term, x0, times, solver=solver, control=control, differentiate=ADJOINTS["direct"],
         carry=carry, callbacks=callbacks,
     )  # fmt: skip
@@ -274,7 +274,7 @@ def _on_a_grid(
     pairs = list(zip(times[1:], steps, is_between, strict=True))
     stops = {times[0]}.union(*({a, b} if cubic else {t} for t, (a, b), cubic in pairs))
     control: AbstractStepControl = FixedSteps(grid)
-    found, _ = march(
+    found, _ = run_steps(
         term, problem.x0, sorted(stops), solver=solver, control=control,
         differentiate=ADJOINTS["direct"], carry=solver.start(term, times[0], problem.x0),
         callbacks=problem.callbacks(method, CALLBACKS[:1], problem.t.dtype),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView, Side
-from grand_fast.kernels.cpu.attention.scores import RowBuffer, buffer_size, load_heads
+from grand_fast.kernels.cpu.attention.scores import RowBuffer, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
     StateGradient,
     add_dw,
@@ -31,7 +31,7 @@ from grand_fast.kernels.cpu.gathered_sums import (
 )
 from grand_fast.kernels.cpu.language import Kernel, chunks
 from grand_fast.kernels.cpu.memory import empty
-from grand_fast.kernels.cpu.rows import Compiled, each_row, sum_pieces
+from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.weighting import Source, Upstream, Weighting
 
@@ -142,7 +142,7 @@ def other_pass(
     shape = (upstream.channels, *inputs.shape, csr.col.dtype)
     switches = inputs.options | {"rows": rows, "source": upstream.source}
     switches |= {"needs_d_own": d_own is not None, "needs_dw": dedge_weight is not None}
-    buffer = buffer_size(_STRETCH_EDGES)
+    buffer = scratch_size(_STRETCH_EDGES)
     scratch = buffer * (1 + h)  # the mean weights, and du of each group of heads
     arguments = inputs.arguments(csr) | upstream.arguments() | {"norm": norm, "buffer": buffer}
     if d_own is not None:

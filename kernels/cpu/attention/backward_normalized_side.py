@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
-from grand_fast.kernels.cpu.attention.scores import RowBuffer, buffer_size, load_heads
+from grand_fast.kernels.cpu.attention.scores import RowBuffer, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
     StateGradient,
     add_dw,
@@ -27,7 +27,7 @@ from grand_fast.kernels.cpu.gathered_sums import (
 from grand_fast.kernels.cpu.language import REGISTER_BYTES, Kernel, chunks
 from grand_fast.kernels.cpu.math import fma, where_positive
 from grand_fast.kernels.cpu.memory import empty
-from grand_fast.kernels.cpu.rows import Compiled, Row, Shares, each_row, sum_pieces
+from grand_fast.kernels.cpu.rows import Compiled, Row, Shares, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.weighting import Source, Upstream, Weighting
 
@@ -177,7 +177,7 @@ def group_pass(
     state = StateGradient(upstream, work, needs_dalpha=needs_dalpha) if sums_dx else None
     shape = (upstream.channels, *inputs.shape, csr.col.dtype)
     switches = inputs.options | {"source": upstream.source, "needs_dw": dedge_weight is not None}
-    buffer = buffer_size(work.longest)
+    buffer = scratch_size(work.longest)
     arguments = inputs.arguments(csr) | upstream.arguments() | {"norm": norm, "buffer": buffer}
     if dedge_weight is not None:
         arguments["dedge_weight"] = dedge_weight

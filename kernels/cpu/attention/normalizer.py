@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView, Norm, Side
-from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer, buffer_size, load_heads
+from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer, load_heads
 from grand_fast.kernels.cpu.gathered_sums import stretches
 from grand_fast.kernels.cpu.language import Kernel, Matrix, Vec
 from grand_fast.kernels.cpu.math import maximum
 from grand_fast.kernels.cpu.memory import empty
-from grand_fast.kernels.cpu.rows import Compiled, Row, Work, each_row, sum_pieces
+from grand_fast.kernels.cpu.rows import Compiled, Row, Work, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.weighting import Weighting
 
@@ -120,7 +120,7 @@ def find_norm(inputs: EdgeInputs, csr_t: Csr | None) -> Tensor:
         *inputs.shape, csr_t.col.dtype, **inputs.options, rows="sender", pieces=False
     )
     arguments = inputs.arguments(csr_t) | {"norm": norm}
-    kernel(csr_t.work, pieces=False, scratch=buffer_size(csr_t.work.longest), **arguments)
+    kernel(csr_t.work, pieces=False, scratch=scratch_size(csr_t.work.longest), **arguments)
     find_hub_norm(inputs, csr_t, norm)
     return norm
 
@@ -134,7 +134,7 @@ def find_hub_norm(inputs: EdgeInputs, csr: Csr, norm: Tensor) -> None:
     kernel = _norm_kernel(*inputs.shape, csr.col.dtype, **inputs.options, rows=rows, pieces=True)
     partial = empty(work.piece_begin.numel(), *norm.shape[1:], dtype=norm.dtype)
     arguments: dict[str, Any] = inputs.arguments(csr) | {"norm": partial}
-    kernel(work, pieces=True, scratch=buffer_size(work.longest), **arguments)
+    kernel(work, pieces=True, scratch=scratch_size(work.longest), **arguments)
     shift, inverse = partial.unbind(1)
     largest = _largest_of_hubs(shift.contiguous(), work)
     hub = torch.repeat_interleave(work.hub_pieces.diff())

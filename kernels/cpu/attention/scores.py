@@ -179,9 +179,3 @@ class RowBuffer:
     def splat(self, lane: int = 0) -> Callable[[Int], Vec]:
         """Edge → that lane of it, in all lanes."""
         return lambda e: self.at(e).at(lane).splat()
-
-
-def buffer_size(longest: int) -> int:
-    """Floats that a `RowBuffer` needs for rows of up to `longest` edges, for any heads."""
-    most_lanes = 16  # of an edge, and of a block
-    return (longest + 1) * most_lanes

@@ -1,16 +1,27 @@
-"""A linear layer of sparse features: dropout, product and weight gradient of the nonzeros alone."""
+"""Layers before and after the diffusion, and checks of what they are given.
 
+A linear layer of sparse features reads the nonzeros alone: dropout, product and weight gradient.
+"""
+
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.graph import fingerprint
 from grand_fast.nn._given import check_state
-from grand_fast.nn._linear import is_plain
-from grand_fast.ops.backends import is_batched, outside_transforms, transforms_active
+from grand_fast.nn._layers import is_plain
+from grand_fast.ops import stage_update
+from grand_fast.ops.backends import (
+    is_batched,
+    outside_transforms,
+    result_like,
+    transforms_active,
+)
 from grand_fast.ops.one_by_one import one_by_one
 
 _INT32_MAX = 2**31 - 1
@@ -73,7 +84,7 @@ def csr_pair(x: Tensor) -> tuple[_Csr, _Csr]:
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     """`X b` for a constant `X`; its gradient by `b` is the same with `Xᵀ`."""
 
     @staticmethod
@@ -159,4 +170,104 @@ def _check_fit(x: Tensor, layer: nn.Linear) -> None:
         raise ValueError(
             f"GRAND: `x` must be on {weight.device}, like the weights, got {x.device}. Move it "
             f"once, with .to('{weight.device}')."
+        )
+
+
+def relu_dropout(x: Tensor, p: float, *, training: bool) -> Tensor:
+    """`dropout(relu(x))` that keeps its result alone for backward, a third of what the two keep.
+
+    On the CPU it lies where the kernels' results do: what torch allocates for it and for the draws
+    would stay with the process, unused, once backward begins. As its two parts, draws included:
+    where the result is 0, so is the gradient.
+    """
+    if not training or not 0.0 < p < 1.0 or torch.compiler.is_compiling() or transforms_active():
+        return functional.dropout(torch.relu(x), p, training)
+    y: Tensor = _ReluDropoutFunction.apply(x, p)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _ReluDropoutFunction(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        if x.is_cpu and x.is_contiguous():  # in another order it would draw other numbers
+            y = torch.clamp_min(x, 0.0, out=result_like(x))
+            y.mul_(result_like(x).bernoulli_(1.0 - p).div_(1.0 - p))
+        else:
+            y = functional.dropout(torch.relu(x), p, training=True, inplace=True)
+        ctx.save_for_backward(y)
+        ctx.p = p
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        if is_batched(dy):
+            return (dy / (1.0 - ctx.p)).masked_fill(y <= 0.0, 0.0), None
+        return stage_update([(1.0 / (1.0 - ctx.p), dy)]).masked_fill_(y <= 0.0, 0.0), None
+
+
+class MLP(nn.Module):
+    """Two residual layers, `x ← dropout(x + W relu(x) + b)`, after a dropout."""
+
+    def __init__(self, channels: int, *, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(channels, channels) for _ in range(2)])
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, channels]` from the same."""
+        x = functional.dropout(x, self.dropout, self.training)
+        for layer in self.layers:
+            x = functional.dropout(x + layer(torch.relu(x)), self.dropout, self.training)
+        return x
+
+    def reset_parameters(self) -> None:
+        """Start again from random weights."""
+        for layer in self.layers:
+            layer.reset_parameters()  # type: ignore[operator]
+
+
+def check_sizes(module: str, *, low: int = 0, **sizes: int) -> None:
+    """Each is an int of at least `low`."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral):  # of NumPy as well
+            raise TypeError(f"{module}: `{name}` must be an int, got {type(size).__name__}.")
+        if size < low:
+            raise ValueError(f"{module}: `{name}` must be at least {low}, got {size}.")
+
+
+def check_no_decoder(module: str, hidden: int, out: int, fc_out: bool) -> None:
+    """Without a decoder the state holds the logits."""
+    if hidden != out:
+        raise ValueError(
+            f"{module}: `hidden_channels` must be out_channels={out} with decoder=False, got "
+            f"{hidden}: the state holds the logits. Did you mean encoder_channels={hidden} or "
+            f"decoder=True?"
+        )
+    if fc_out:
+        raise ValueError(
+            f"{module}: `fc_out` must be False with decoder=False, got True: it is a layer before "
+            f"the decoder."
+        )
+
+
+def check_labels(module: str, labels: Tensor | None, x: Tensor, channels: int) -> None:
+    """There are labels `[N, channels]` just where the model has channels for them."""
+    if labels is None:
+        if channels:
+            raise ValueError(
+                f"{module}: `labels` must be given with label_channels={channels}, got None. Pass "
+                f"one-hot rows, zeros where a label is unknown."
+            )
+        return
+    if channels == 0:
+        raise ValueError(
+            f"{module}: `labels` must be None without label_channels, got a tensor. Build the "
+            f"model with label_channels=number of classes."
+        )
+    if tuple(labels.shape) != (x.shape[0], channels):
+        remedy = " Did you mean torch.nn.functional.one_hot(labels)?" if labels.dim() == 1 else ""
+        raise ValueError(
+            f"{module}: `labels` must have shape [N, label_channels] = [{x.shape[0]}, {channels}], "
+            f"got {list(labels.shape)}.{remedy}"
         )

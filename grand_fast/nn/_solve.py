@@ -1,6 +1,6 @@
 """`AbstractDiffusion`: what modules that diffuse a state share: the term and its solve."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,25 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from grand_fast.graph import Graph
-from grand_fast.nn._scale import DiffusionScale
+from grand_fast.nn._layers import DiffusionScale
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.nn.terms import LinearDiffusion, LinearMixing, NonlinearDiffusion
 from grand_fast.ops.backends import transforms_active, unwrapped
-from grand_fast.solvers import (
-    AbstractTerm,
-    Adjoint,
-    ContinuousOptions,
-    Method,
-    Solution,
-    Stats,
-    Status,
-    integrate,
-)
+from grand_fast.solvers import AbstractTerm, Solve, Stats, Status, integrate
 from grand_fast.solvers.checks import check_number
-from grand_fast.solvers.regularizers import Regularizer
+from grand_fast.solvers.options import shows
 from grand_fast.solvers.solution import Outcome
-from grand_fast.solvers.solver import AbstractSolver
-from grand_fast.solvers.tolerances import Convention
 
 Observe = Callable[[float, Tensor], None]  # of t and the state
 
@@ -38,31 +27,20 @@ def _plain(outcome: Outcome) -> Outcome:
     return replace(outcome, _checksum=unwrapped(outcome._checksum).sum())
 
 
+@shows(Solve, "solve")
 class AbstractDiffusion(nn.Module):
     """A vector field on a graph and how it is integrated to `T`; subclasses set these attributes.
 
     variant, laplacian: which term, of `GRAND`'s.
     gamma: of variant `"mixed"`: its sigmoid is the share of the Laplacian.
-    The others are as in `integrate`; `adjoint_method` and `tol_scale_adjoint` of `"continuous"`.
+    solve: how; its fields may be read and set as attributes of the module.
     """
 
     variant: str
     laplacian: str
     field: AttentionDiffusion | DiffusionScale
     gamma: nn.Parameter | None
-    T: float
-    method: Method | AbstractSolver
-    step_size: float | None
-    rtol: float | None
-    atol: float | None
-    tol_scale: float | None
-    tol_convention: Convention
-    adjoint: Adjoint
-    tol_scale_adjoint: float | None
-    adjoint_method: Method | AbstractSolver | None
-    memory_limit: int | None
-    max_nfe: int | None
-    regularizers: Sequence[Regularizer]
+    solve: Solve
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,9 +53,10 @@ class AbstractDiffusion(nn.Module):
 
     def _diffuse(self, x: Tensor, graph: Graph) -> Tensor:
         """The state at `T` from `x [N, d]` at 0."""
-        solution = self._solve(
-            self._term(x, graph), x, self.T, regularizers=self.regularizers if self.training else ()
-        )
+        solve = self.solve
+        if solve.regularizers and not self.training:
+            solve = replace(solve, regularizers=())
+        solution = integrate(self._term(x, graph), x, solve=solve)
         if not torch.compiler.is_exporting():  # a program keeps nothing between calls
             self._outcome, self.penalties = _plain(solution.outcome), solution.penalties
         return solution.x
@@ -88,48 +67,19 @@ class AbstractDiffusion(nn.Module):
         Past `self.T` a second solve goes on, so that the steps up to there are those of `_diffuse`.
         """
         check_number("T", T, positive=False)
-        term, rest = self._term(x, graph), T - self.T
-        solution = self._solve(term, x, min(T, self.T), observe=observe)
+        solve = replace(self.solve, regularizers=())
+        term, end = self._term(x, graph), solve.T
+        solution = integrate(term, x, min(T, end), solve=solve, observe=observe)
         self._outcome, self.penalties = solution.outcome, {}
-        if rest <= 0 or solution.t < self.T:
+        rest = T - end
+        if rest <= 0 or solution.t < end:
             return
 
         def further(t: float, x: Tensor) -> None:
             if t > 0:
-                observe(T if t == rest else self.T + t, x)
+                observe(T if t == rest else end + t, x)
 
-        self._solve(term, solution.x, rest, observe=further)
-
-    def _solve(
-        self,
-        term: AbstractTerm,
-        x: Tensor,
-        T: float,
-        *,
-        regularizers: Sequence[Regularizer] = (),
-        observe: Observe | None = None,
-    ) -> Solution:
-        return integrate(
-            term,
-            x,
-            T,
-            method=self.method,
-            step_size=self.step_size,
-            rtol=self.rtol,
-            atol=self.atol,
-            tol_scale=self.tol_scale,
-            tol_convention=self.tol_convention,
-            adjoint=self.adjoint,
-            adjoint_options=ContinuousOptions(
-                method=self.adjoint_method,
-                tol_scale=self.tol_scale_adjoint,
-                tol_convention=self.tol_convention,
-            ),
-            memory_limit=self.memory_limit,
-            max_nfe=self.max_nfe,
-            regularizers=regularizers,
-            observe=observe,
-        )
+        integrate(term, solution.x, rest, solve=solve, observe=further)
 
     def _term(self, x0: Tensor, graph: Graph) -> AbstractTerm:
         field = self.field
@@ -187,6 +137,6 @@ class AbstractDiffusion(nn.Module):
     def extra_repr(self) -> str:
         """The solve, for `print(model)`."""
         return (
-            f"variant={self.variant}, T={self.T}, method={self.method}, "
-            f"step_size={self.step_size}, adjoint={self.adjoint}"
+            f"variant={self.variant}, T={self.solve.T}, method={self.solve.method}, "
+            f"step_size={self.solve.step_size}, adjoint={self.solve.adjoint}"
         )

@@ -1,0 +1,180 @@
+"""What an operator is given beside tensors: by each call, or once for the calls of a solve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grand_fast.graph import Graph
+from grand_fast.kernels.csr import Add, Csr
+from grand_fast.kernels.weighting import Weighting
+from grand_fast.ops.backends import launchers, plan
+from grand_fast.ops.checks import inner_contiguous
+
+# Fields of a `Call` as plain arguments of a registered operator; those of a Weighting in its order.
+PLAIN = {
+    "weighting": "float scale, str function, float slope, str normalizer, str normalize",
+    "heads": "int heads",
+    "score": "str score",
+    "mean_heads": "bool mean_heads",
+    "x_scale": "float x_scale",
+    "scales": "float[] scales",
+}
+_WEIGHTING_FIELDS = 5
+
+
+class Resolved:
+    """What a backend runs an operator with on a graph: looked up once.
+
+    kernels: the module of its launchers.
+    csr:     the view of `A`, with the backend's work list.
+    project: `x → x Wᵀ + b` of weights that are packed; None where each call is given its own.
+    """
+
+    def __init__(
+        self, op: str, backend: str, graph: Graph, project: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self._graph, self._plan = graph, plan(backend)
+        self.kernels = launchers(op, backend)
+        self.csr = graph.csr(self._plan)
+        self.project = project
+
+    @cached_property
+    def csr_t(self) -> Csr:
+        """The view of `Aᵀ`."""
+        return self._graph.csr(self._plan, transposed=True)
+
+
+class Call(NamedTuple):
+    """What an operator is given beside tensors.
+
+    scale, x_scale, scales: the result is `scale · f + x_scale · x + Σ scales · others`.
+    resolved:            once for many calls; None: by each.
+    saves:               whether what forward saves for backward is asked for.
+    """
+
+    graph: Graph
+    backend: str
+    weighting: Weighting | None = None
+    heads: int = 1
+    score: str = "scaled_dot"
+    mean_heads: bool = False
+    resolved: Resolved | None = None
+    x_scale: float = 0.0
+    scales: tuple[float, ...] = ()
+    scale: float = 1.0
+    saves: bool = True
+
+    def on(self, op: str) -> Resolved:
+        """The launchers of `op` and the views they take."""
+        return self.resolved or Resolved(op, self.backend, self.graph)
+
+    def scaled(self, alpha: Tensor) -> Tensor:
+        """`alpha` as launchers take it."""
+        return alpha if self.scale == 1.0 else self.scale * alpha
+
+    def by_reference(self) -> Call:
+        """The same on the reference."""
+        return self._replace(backend="reference", resolved=None)
+
+    def add(self, x: Tensor, others: Sequence[Tensor]) -> Add:
+        """The pairs that are added to f, those of `x` as one."""
+        pairs = list(zip(self.scales, others, strict=True))
+        return [(self.x_scale, x), *pairs] if self.x_scale else pairs
+
+    def flat(self, options: Sequence[str]) -> list[Any]:
+        """The graph's arrays, the backend and those of the fields, as plain arguments."""
+        graph = self.graph
+        arrays = [graph.rowptr, graph.col, graph.rowptr_t, graph.col_t, graph.perm, graph.perm_t]
+        flat: list[Any] = [arrays, self.backend]
+        for name in options:
+            value = getattr(self, name)
+            if isinstance(value, Weighting):
+                flat += [value.scale, value.function, value.slope]
+                flat += [value.normalizer, value.normalize]
+            else:
+                flat.append(list(value) if name == "scales" else value)
+        return flat
+
+    @staticmethod
+    def from_flat(flat: Sequence[Any], options: Sequence[str]) -> Call:
+        """`flat` undone."""
+        arrays, backend, *plain = flat
+        fields: dict[str, Any] = {}
+        for name in options:
+            if name == "weighting":
+                fields[name] = Weighting(*plain[:_WEIGHTING_FIELDS])
+                plain = plain[_WEIGHTING_FIELDS:]
+            else:
+                fields[name] = tuple(plain[0]) if name == "scales" else plain[0]
+                plain = plain[1:]
+        return Call(Graph(*arrays), backend, **fields)
+
+
+@contextmanager
+def recompute(limit: float = 0.0) -> Iterator[None]:
+    """A block in which operators compute again in backward what they could save, to save memory.
+
+    Args:
+        limit: of the bytes of the state; what takes no more is saved all the same.
+    """
+    token = _limit.set(limit)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def recompute_limit() -> float:
+    """That of the block that is running; infinite outside of one."""
+    return _limit.get()
+
+
+_limit: ContextVar[float] = ContextVar("grand_fast_recompute", default=math.inf)
+
+
+class Planned:
+    """`scale · f(x) + Σ c y` by an operator of which all but the states is known.
+
+    Backend, launchers, work lists, score and packed weights were looked up when it was made; a call
+    checks nothing: `x` and each `y` are like the state that it was made for. Not for compiled
+    programs, regions of autocast, or transforms of torch.func.
+    """
+
+    def __init__(self, operator: Any, call: Call, parameters: Sequence[Tensor | None]) -> None:
+        self._operator, self._parameters = operator, (*parameters, None, None)  # no beta, no x0
+        self._is_reference = call.backend == "reference"
+        self._head: Any = call[: Call._fields.index("x_scale")]
+
+    def __call__(self, x: Tensor, *, scale: float = 1.0, add: Add = ()) -> Tensor:
+        """Like `x`, in new memory; differentiable by `x`, each `y` and what it was made from."""
+        x_scale, scales, others = 0.0, [], []
+        for c, y in add:
+            if y is x:
+                x_scale += c
+            else:
+                scales.append(c)
+                others.append(_ready(y))
+        saves = torch.is_grad_enabled()
+        call = Call(*self._head, x_scale, tuple(scales), scale, saves)  # type: ignore[call-arg]
+        given = (call, _ready(x), *self._parameters, *others)
+        result: Tensor
+        if self._is_reference:
+            result = self._operator.reference(*given)
+        elif saves:
+            result = self._operator.run(*given)
+        else:
+            result = self._operator.forward(*given)[0]
+        return result
+
+
+def _ready(t: Tensor) -> Tensor:
+    is_fresh = t.is_contiguous() and t.storage_offset() == 0
+    return t if is_fresh else inner_contiguous(t)
