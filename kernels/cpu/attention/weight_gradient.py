@@ -50,15 +50,9 @@ class StateGradient:
             self.dalpha = self._shares.total()
         if self._partial is not None:
             finish_field_gradient(
-                self.dx,
-                self.dalpha,
-                self._partial,
-                self._work,
-                df=u.df,
-                x=u.x,
-                alpha=u.alpha,
+                self.dx, self.dalpha, self._partial, self._work, df=u.df, x=u.x, alpha=u.alpha,
                 df_scale=u.df_scale,
-            )
+            )  # fmt: skip
 
 
 def _ready(vec: Vec) -> Callable[[], Vec]:
