@@ -29,19 +29,11 @@ from grand_fast.kernels.cpu.attention.normalizer import (
 )
 from grand_fast.kernels.cpu.attention.scores import RowBuffer
 from grand_fast.kernels.cpu.gathered_sums import (
-    Term,
-    add_arguments,
-    ahead,
-    block_of,
-    channel_blocks,
+    field_arguments,
     field_rows,
     finish_field,
-    prefetch_rows,
-    store_field,
-    store_partial,
-    weighted_sum,
+    sum_field,
 )
-from grand_fast.kernels.cpu.language import Chunk, Int
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size
 from grand_fast.kernels.csr import Add, Csr
@@ -61,7 +53,6 @@ def _attention_diffusion_fwd_kernel(
     """`known`: what normalises the weights is, and not found for whole rows on the way."""
     view = spec.view("attention_diffusion_fwd", "receiver")
     k, h = view.kernel, spec.h
-    x, col = k.matrix("x"), k.indices("col")
     scratch = k.matrix("scratch").row(k.thread)
     own_rows = forward_rows(view, known=known)
     if not pieces:
@@ -75,18 +66,7 @@ def _attention_diffusion_fwd_kernel(
             with k.loop(row.begin, row.end, group.edges) as e:
                 a = group.over_heads(buffer.at(e).load() * mean)
                 means.at(e).store(a + means.at(e).load() if group.first else a)
-        for channels in channel_blocks(d, k.lanes):
-
-            def prefetch(e: Int, channels: list[Chunk] = channels) -> None:
-                prefetch_rows(col, ahead(k, e), [block_of(x, channels)])
-
-            weight = means.splat()
-            terms = [Term(x, c, weight) for c in channels]
-            ax = weighted_sum(k, row, col, terms, prefetch=prefetch)
-            if pieces:
-                store_partial(k, "partial", row, channels, ax)
-            else:
-                store_field(k, row, channels, ax, x, has_source=has_source, n_add=n_add)
+        sum_field(k, row, d, means.splat(), has_source=has_source, n_add=n_add, pieces=pieces)
     return Compiled(k)
 
 
@@ -111,15 +91,11 @@ def attention_diffusion_fwd(
     inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
     work, has_source = csr.work, x0 is not None
     f = empty(n, d, dtype=x.dtype)
-    alpha = alpha.to(x.dtype)
     spec = inputs.spec(csr)
     buffer = scratch_size(work.longest)
     arguments: dict[str, Any] = inputs.arguments(csr)
-    arguments |= {"x": x, "alpha": alpha, "f": f, "buffer": buffer}
-    if beta is not None and x0 is not None:
-        beta = beta.to(x.dtype)
-        arguments |= {"beta": beta, "x0": x0}
-    arguments |= add_arguments(add, x.dtype)
+    arguments |= field_arguments(f, x, alpha=alpha, beta=beta, x0=x0, add=add)
+    arguments["buffer"] = buffer
     known = inputs.weighting.normalize == "sender"
     norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=x.dtype)
     kernel = _attention_diffusion_fwd_kernel(
@@ -134,7 +110,7 @@ def attention_diffusion_fwd(
         )
         partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, norm=norm, partial=partial, **arguments)
-        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0, add=add)
+        finish_field(partial, work, arguments, add)
     return f, norm
 
 

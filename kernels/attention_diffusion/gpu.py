@@ -1,7 +1,7 @@
 """attention_diffusion: f[i,:] = alpha · (Σ_{e in row i} w[e] · x[col[e],:] − x[i,:])
                                 + beta · x0[i,:],
     w[e] = mean_h softmax over row i of s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
-    or whatever else a `Weighting` says (`gpu/attention/weighting.py`).
+    or whatever else a `Weighting` says (`gpu/attention/scores.py`).
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k and x a
           turn. In one sweep by online softmax where an accumulator for each head fits in the

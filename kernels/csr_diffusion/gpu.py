@@ -131,7 +131,12 @@ def csr_diffusion_bwd(
         add = [(df_scale, df)] if df_scale else []
         _diffuse(field_of(dx, df, alpha=alpha, add=add, csr=csr_t), a, csr_t)
     if needs_da:
-        da = _bwd_da(df, x, a, alpha=alpha, csr=csr)
+        da = torch.empty(a.shape, dtype=a.dtype, device=a.device)
+        if a.numel():
+            _csr_diffusion_bwd_da_kernel[(csr.work.piece_row.numel(),)](
+                da, df, x, alpha_ptr=alpha, view=view_of(csr), stride_df_n=df.stride(0),
+                stride_x_n=x.stride(0), **_sizes(x.shape[1], x.dtype),
+            )  # fmt: skip
     return dx, da, dalpha
 
 
@@ -143,23 +148,6 @@ def _diffuse(field: Field, a: Float[Tensor, " E"], csr: Csr) -> None:
             field, a, view_of(csr), n_split=work.n_split, **_sizes(d, field.x.dtype)
         )
         join_field(field, csr)
-
-
-def _bwd_da(
-    df: Float[Tensor, "N d"],
-    x: Float[Tensor, "N d"],
-    a: Float[Tensor, " E"],
-    *,
-    alpha: Float[Tensor, " d"],
-    csr: Csr,
-) -> Float[Tensor, " E"]:
-    da = torch.empty(a.shape, dtype=a.dtype, device=a.device)
-    if a.numel():
-        _csr_diffusion_bwd_da_kernel[(csr.work.piece_row.numel(),)](
-            da, df, x, alpha_ptr=alpha, view=view_of(csr), stride_df_n=df.stride(0),
-            stride_x_n=x.stride(0), **_sizes(x.shape[1], x.dtype),
-        )  # fmt: skip
-    return da
 
 
 @lru_cache(maxsize=256)

@@ -1,5 +1,5 @@
 """edge_attention: a[e,:] = softmax over row i of s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
-    or whatever else a `Weighting` says (`gpu/attention/weighting.py`).
+    or whatever else a `Weighting` says (`gpu/attention/scores.py`).
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k a turn,
           in two sweeps: norm by online softmax, then the weights. A hub's needs all its pieces:
