@@ -18,7 +18,8 @@ from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._autograd import Gradients
 from grand_fast.ops._largest_score import add_top_gradients, find_top, reference_top
 from grand_fast.ops._score_columns import prepared, score_gradients, side_by_side
-from grand_fast.ops.backends import launchers, projection
+from grand_fast.ops.attention_diffusion import _reference as _attention_reference
+from grand_fast.ops.backends import projection
 from grand_fast.ops.calls import Call, recompute_limit
 from grand_fast.ops.checks import inner_contiguous
 from grand_fast.ops.scores import SCORES, AbstractScore, ExpKernel, ScaledDot
@@ -141,35 +142,13 @@ def backward(
     return *of_field, dsigma, dlengthscale
 
 
-def reference(
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    alpha: Tensor,
-    edge_weight: Tensor | None,
-    sigma: Tensor | None,
-    lengthscale: Tensor | None,
-    beta: Tensor | None,
-    x0: Tensor | None,
-    *others: Tensor,
-) -> Tensor:
+def reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any) -> Tensor:
+    """In differentiable operations of torch."""
+    alpha, edge_weight, sigma, lengthscale, *added = further
     qk = functional.linear(x, weight, bias)
     q, k = _score(call, sigma, lengthscale).prepare(*_split(qk, call.heads))
-    f, _ = launchers(OPERATOR, "reference").attention_diffusion_fwd(
-        x,
-        q,
-        k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=reference_top(call, q, k, edge_weight) if _has_top(call) else None,
-        alpha=call.scaled(alpha),
-        beta=beta,
-        x0=x0,
-        add=call.add(x, others),
-        csr=call.graph.csr(),
-    )
-    return f  # type: ignore[no-any-return]
+    top = reference_top(call, q, k, edge_weight) if _has_top(call) else None
+    return _attention_reference(call, x, q, k, alpha, edge_weight, top, *added)
 
 
 def fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
