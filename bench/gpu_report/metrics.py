@@ -100,7 +100,7 @@ class Kernel:
 
 
 def label(launch: Launch) -> str:
-    """Name of the kernel and its switches that are on: `csr_diffusion_fwd (slot, scaled)`."""
+    """Name of the kernel and its switches that are on: `csr_diffusion_fwd (scaled, slot)`."""
     given, name = launch.arguments, launch.name.removeprefix("_").removesuffix("_kernel")
     on = [] if (w := given.get("weighting")) is None else _switches(w)
     on += [given["source"]] if "source" in given else []
