@@ -6,8 +6,8 @@ other node. So kernels know three functions, two normalisers and two directions,
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -43,6 +43,49 @@ class Weighting:
 def scaled_dot(d_k: int) -> Weighting:
     """The paper's: a softmax of `<q_i, k_j> / √d_k` over the senders of a receiver."""
     return Weighting(scale=1 / math.sqrt(d_k))
+
+
+# Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads.
+Source = Literal["state", "heads", "mean"]
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What the gradient by the weights is made of: `da`, or `df`, `x` and `alpha` of a diffusion.
+
+    df_scale: of what `df` adds to `dx` beside the field's own gradient.
+    """
+
+    da: Tensor | None = None
+    df: Tensor | None = None
+    x: Tensor | None = None
+    alpha: Tensor | None = None
+    df_scale: float = 0.0
+
+    @property
+    def source(self) -> Source:
+        """Which of the two."""
+        if self.da is None:
+            return "state"
+        return "mean" if self.da.dim() == 1 else "heads"
+
+    @property
+    def channels(self) -> int:
+        """`d` of the state; 0 without."""
+        return 0 if self.x is None else self.x.shape[1]
+
+    def arguments(self) -> dict[str, Any]:
+        """What there is of it, by name."""
+        named = {"df": self.df, "x": self.x, "alpha": self.alpha, "da": self.da}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def heads_of_mean(self, h: int) -> int:
+        """What the gradient by a score is divided by; a mean counts each of its heads 1/H."""
+        return 1 if self.source == "heads" else h
+
+    def swapped(self) -> "Upstream":
+        """As seen from the far ends of the edges."""
+        return replace(self, df=self.x, x=self.df)
 
 
 class AttentionGradients(NamedTuple):

@@ -12,6 +12,7 @@ from bench.core.report import Report, milliseconds, print_table
 from bench.gpu.device import Call, Device, clock
 from bench.gpu_report.compile import Launch, record
 from bench.gpu_report.metrics import label
+from grand_fast.kernels.gpu.sizes import Sizes
 
 _REGISTERS = (64, 80, 96, 128)  # a lane: 32, 24, 20 and 16 warps resident
 _PIECES = (128, 512)  # edges, instead of 256
@@ -84,10 +85,12 @@ def _launches(run: Pass, report: Report) -> Iterator[tuple[Launch, dict[str, Lau
 
 
 def _variants(launch: Launch) -> Iterator[tuple[str, Launch]]:
-    edges = launch.kwargs.get("BLOCK_E")
+    sizes = launch.kwargs.get("sizes", {})
+    edges = sizes.get("BLOCK_E")
     for value in (edges // 2, 2 * edges) if edges else ():
         if value:
-            yield f"BLOCK_E={value}", replace(launch, kwargs=launch.kwargs | {"BLOCK_E": value})
+            changed = {"sizes": Sizes(sizes, BLOCK_E=value)}
+            yield f"BLOCK_E={value}", replace(launch, kwargs=launch.kwargs | changed)
     if edges and torch.version.hip is None:
         for value in _REGISTERS:
             yield f"maxnreg={value}", replace(launch, kwargs=launch.kwargs | {"maxnreg": value})

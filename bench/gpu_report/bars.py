@@ -23,8 +23,8 @@ from bench.gpu_report.model import gathered
 
 _PASSES = {
     "attention_diffusion_fwd": "forward",
-    "attention_diffusion_bwd_dq": "row pass",
-    "attention_diffusion_bwd_dk": "column pass",
+    "attention_bwd_dq (state": "row pass",
+    "attention_bwd_dk (state": "column pass",
 }
 _OTHERS, _ADDED, _ADDED_HALF, _COMMUNITY, _WIDE = 1.0, 2.0, 2.5, 1.3, 90.0
 _ROUNDING = 0.005  # figures are read with two decimals
@@ -65,8 +65,8 @@ def print_bars(rows: list[Row], shapes: dict[str, Shape], report: Report) -> Non
     """One line for each pass, shape, type and GPU; how many meet their bars, as figures too."""
     lines, verdicts = [], []
     for row in rows:
-        of_pass = _PASSES.get(row["kernel"].split(" ")[0])
-        if of_pass is None or "model" not in row:
+        found = [text for label, text in _PASSES.items() if row["kernel"].startswith(label)]
+        if not found or "model" not in row:
             continue
         is_absorbed = "absorbed" in row["kernel"]
         texts = [] if is_absorbed else missed(row, shapes[row["shape"]])
@@ -75,7 +75,7 @@ def print_bars(rows: list[Row], shapes: dict[str, Shape], report: Report) -> Non
         lines.append(
             [
                 *(row[key] for key in ("dtype", "shape", "gpu")),
-                f"{of_pass}, absorbed" if is_absorbed else of_pass,
+                f"{found[0]}, absorbed" if is_absorbed else found[0],
                 *(f"{value:.2f}" for value in _figures(row).values()),
                 row["model"]["natural"]["bound"],
                 f"{row['gathered_wide_percent']:.0f}",

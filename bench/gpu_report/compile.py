@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from grand_fast.kernels.gpu.attention.diffusion_forward import REGISTERS_OF_BLACKWELL
+from grand_fast.kernels.attention_diffusion.gpu import REGISTERS_OF_BLACKWELL
 
 # The GPUs whose machine code is gated and modelled: A100 and H100.
 MODELLED = ("sm_80", "sm_90")
@@ -48,13 +50,23 @@ class Launch:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Every argument by its name, `num_warps` and the like among them."""
-        return dict(zip(self.kernel.arg_names, self.args, strict=False)) | self.kwargs
+        """Every argument by its name, `num_warps` and the like among them.
+
+        Those of a named tuple each by itself, tensors as pointers: `col_ptr` of `view.col`.
+        """
+        named = dict(zip(self.kernel.arg_names, self.args, strict=False)) | self.kwargs
+        fields: dict[str, Any] = {}
+        for value in [v for v in named.values() if hasattr(v, "_asdict")]:
+            for name, field in value._asdict().items():
+                fields[f"{name}_ptr" if isinstance(field, Tensor) else name] = field
+        constants = {n: v.value for n, v in fields.items() if isinstance(v, tl.constexpr)}
+        return fields | constants | named
 
     @property
     def slots(self) -> int:
         """Edges that one turn of the kernel's loop takes; 1 where it goes over something else."""
-        return int(self.kwargs.get("BLOCK_E", 1) * self.kwargs.get("BLOCK_G", 1))
+        sizes = self.kwargs.get("sizes", {})
+        return int(sizes.get("BLOCK_E", 1) * sizes.get("BLOCK_G", 1))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from functools import cached_property
 from bench.gpu_report import sass
 from bench.gpu_report.compile import Launch, Resources, compile_launch, disassembly, resources
 from bench.gpu_report.hardware import GPUS, resident_programs
-from grand_fast.kernels.gpu.attention.weighting import KernelWeighting
+from grand_fast.kernels.gpu.attention.scores import KernelWeighting
 
 FP = r"[FH]FMA|[FH]MUL|[FH]ADD"
 _WIDE = 16  # bytes: 128 bits a lane
@@ -100,14 +100,18 @@ class Kernel:
 
 
 def label(launch: Launch) -> str:
-    """Name of the kernel and its switches that are on: `csr_diffusion_fwd (slot, scaled)`."""
-    on = [] if (w := launch.arguments.get("weighting")) is None else _switches(w)
+    """Name of the kernel and its switches that are on: `csr_diffusion_fwd (scaled, slot)`."""
+    given, name = launch.arguments, launch.name.removeprefix("_").removesuffix("_kernel")
+    on = [] if (w := given.get("weighting")) is None else _switches(w)
+    on += [given["source"]] if "source" in given else []
+    if (field := given.get("field")) is not None:
+        on += (["dx"] if "bwd" in name else []) + (["scaled"] if field.alpha is not None else [])
+    on += [text for text in ("dw", "slot") if given.get(f"{text}_ptr") is not None]
     on += [
         name.split("_", 1)[1].lower()
         for name, value in launch.kwargs.items()
         if name.startswith(("HAS_", "IS_", "USE_")) and value is True
     ]
-    name = launch.name.removeprefix("_").removesuffix("_kernel")
     return f"{name} ({', '.join(on)})" if on else name
 
 

@@ -34,17 +34,16 @@ from bench.gpu_report.hardware import GPUS, Gpu, resident_programs
 from bench.gpu_report.locality import Reuse
 from bench.gpu_report.metrics import FP, Kernel
 
-# The tables that each gather loop of a kernel reads at the column index, loop by loop.
+# The tables that each gather loop of a kernel reads at the column index, loop by loop, those of
+# the state if it is given.
 GATHERED: Mapping[str, Sequence[tuple[str, ...]]] = {
     "_attention_diffusion_fwd_kernel": (("k",), ("k", "x")),
-    "_attention_diffusion_bwd_dq_kernel": (("k", "x"),),
-    "_attention_diffusion_bwd_dk_kernel": (("q", "df", "norm"),),
+    "_attention_bwd_dq_kernel": (("k", "x"),),
+    "_attention_bwd_dk_kernel": (("q", "df", "norm"),),
     "_csr_diffusion_fwd_kernel": (("x",),),
     "_csr_diffusion_bwd_da_kernel": (("x",),),
     "_edge_attention_fwd_norm_kernel": (("k",),),
     "_edge_attention_fwd_kernel": (("k",), ("k",)),
-    "_edge_attention_bwd_dq_kernel": (("k",),),
-    "_edge_attention_bwd_dk_kernel": (("q", "norm_delta"),),
 }
 _AT_SLOT = ("a", "da")  # arrays over edges: scattered in a launch that has slots
 _SECTOR = 32  # bytes: what L2 hands out
@@ -102,7 +101,9 @@ def gathered(launch: Launch) -> Sequence[tuple[str, ...]]:
     """The tables that each gather loop of a launch reads at the column index."""
     if launch.kwargs.get("IS_ONE_SWEEP"):
         return (("x",),) if launch.kwargs["IS_ABSORBED"] else (("k", "x"),)
-    return GATHERED.get(launch.name, ())
+    given = launch.arguments
+    loops = GATHERED.get(launch.name, ())
+    return [tuple(t for t in loop if given[f"{t}_ptr"] is not None) for loop in loops]
 
 
 def traffic(launch: Launch) -> Traffic:

@@ -16,12 +16,11 @@ Order:    one writer per output element, edges summed in CSR order, the longest 
 from functools import lru_cache
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward import attention_bwd
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec
 from grand_fast.kernels.cpu.attention.normalizer import (
     find_hub_norm,
     find_norm,
@@ -29,46 +28,31 @@ from grand_fast.kernels.cpu.attention.normalizer import (
     row_weights,
 )
 from grand_fast.kernels.cpu.attention.scores import RowBuffer
-from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
 from grand_fast.kernels.cpu.gathered_sums import (
-    Term,
-    add_arguments,
-    ahead,
-    block_of,
-    channel_blocks,
+    field_arguments,
     field_rows,
     finish_field,
-    prefetch_rows,
-    store_field,
-    store_partial,
-    weighted_sum,
+    sum_field,
 )
-from grand_fast.kernels.cpu.language import Chunk, Int, Kernel
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size
 from grand_fast.kernels.csr import Add, Csr
-from grand_fast.kernels.weighting import AttentionGradients, Weighting, scaled_dot
+from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting, scaled_dot
 
 
 @lru_cache(maxsize=256)
 def _attention_diffusion_fwd_kernel(
     d: int,
-    h: int,
-    d_k: int,
-    dtype: torch.dtype,
-    index: torch.dtype,
+    spec: EdgeSpec,
     *,
-    weighting: Weighting,
-    weighted: bool,
     has_source: bool,
     n_add: int,
     known: bool,
     pieces: bool,
 ) -> Compiled:
     """`known`: what normalises the weights is, and not found for whole rows on the way."""
-    k = Kernel("attention_diffusion_fwd", dtype, index)
-    view = EdgeView(k, "receiver", h, d_k, weighting, weighted)
-    x, col = k.matrix("x"), k.indices("col")
+    view = spec.view("attention_diffusion_fwd", "receiver")
+    k, h = view.kernel, spec.h
     scratch = k.matrix("scratch").row(k.thread)
     own_rows = forward_rows(view, known=known)
     if not pieces:
@@ -82,18 +66,7 @@ def _attention_diffusion_fwd_kernel(
             with k.loop(row.begin, row.end, group.edges) as e:
                 a = group.over_heads(buffer.at(e).load() * mean)
                 means.at(e).store(a + means.at(e).load() if group.first else a)
-        for channels in channel_blocks(d, k.lanes):
-
-            def prefetch(e: Int, channels: list[Chunk] = channels) -> None:
-                prefetch_rows(col, ahead(k, e), [block_of(x, channels)])
-
-            weight = means.splat()
-            terms = [Term(x, c, weight) for c in channels]
-            ax = weighted_sum(k, row, col, terms, prefetch=prefetch)
-            if pieces:
-                store_partial(k, "partial", row, channels, ax)
-            else:
-                store_field(k, row, channels, ax, x, has_source=has_source, n_add=n_add)
+        sum_field(k, row, d, means.splat(), has_source=has_source, n_add=n_add, pieces=pieces)
     return Compiled(k)
 
 
@@ -118,30 +91,26 @@ def attention_diffusion_fwd(
     inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
     work, has_source = csr.work, x0 is not None
     f = empty(n, d, dtype=x.dtype)
-    alpha = alpha.to(x.dtype)
-    shape = (d, *inputs.shape, csr.col.dtype)
+    spec = inputs.spec(csr)
     buffer = scratch_size(work.longest)
     arguments: dict[str, Any] = inputs.arguments(csr)
-    arguments |= {"x": x, "alpha": alpha, "f": f, "buffer": buffer}
-    if beta is not None and x0 is not None:
-        beta = beta.to(x.dtype)
-        arguments |= {"beta": beta, "x0": x0}
-    arguments |= add_arguments(add, x.dtype)
+    arguments |= field_arguments(f, x, alpha=alpha, beta=beta, x0=x0, add=add)
+    arguments["buffer"] = buffer
     known = inputs.weighting.normalize == "sender"
     norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=x.dtype)
     kernel = _attention_diffusion_fwd_kernel(
-        *shape, **inputs.options, has_source=has_source, n_add=len(add), known=known, pieces=False
+        d, spec, has_source=has_source, n_add=len(add), known=known, pieces=False
     )
     kernel(work, pieces=False, scratch=2 * buffer, norm=norm, **arguments)
     if work.hub_rows.numel():
         if not known:
             find_hub_norm(inputs, csr, norm)
         kernel = _attention_diffusion_fwd_kernel(
-            *shape, **inputs.options, has_source=False, n_add=0, known=True, pieces=True
+            d, spec, has_source=False, n_add=0, known=True, pieces=True
         )
         partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
         kernel(work, pieces=True, scratch=2 * buffer, norm=norm, partial=partial, **arguments)
-        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0, add=add)
+        finish_field(partial, work, arguments, add)
     return f, norm
 
 
@@ -171,11 +140,6 @@ def attention_diffusion_bwd(
     return attention_bwd(
         EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
         Upstream(df=df, x=x, alpha=alpha.to(x.dtype), df_scale=df_scale),
-        norm=norm,
-        csr=csr,
-        csr_t=csr_t,
-        needs_dqk=needs_dqk,
-        needs_dedge_weight=needs_dedge_weight,
-        needs_dalpha=needs_dalpha,
-        may_overwrite_k=may_overwrite_k,
-    )
+        norm=norm, csr=csr, csr_t=csr_t, needs_dqk=needs_dqk, needs_dalpha=needs_dalpha,
+        needs_dedge_weight=needs_dedge_weight, may_overwrite_k=may_overwrite_k,
+    )  # fmt: skip

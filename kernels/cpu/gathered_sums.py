@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,23 @@ SUM_EDGES = 128  # summed on their own first: the rounding errors of a long row 
 PREFETCH_EDGES = 16  # how far ahead rows are asked for: about the latency of memory
 
 
-def add_arguments(add: Add, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The arguments of `store_field` that hold `add`."""
-    if not add:
-        return {}
-    scales = torch.tensor([scale for scale, _ in add], dtype=dtype, device="cpu")
-    return {"add_scale": scales} | {f"add_{s}": y for s, (_, y) in enumerate(add)}
+def field_arguments(
+    f: Tensor,
+    x: Tensor,
+    *,
+    alpha: Tensor,
+    beta: Tensor | None,
+    x0: Tensor | None,
+    add: Add,
+) -> dict[str, Any]:
+    """The arguments of `store_field`, by name; in the type of x, whatever alpha and beta have."""
+    named: dict[str, Any] = {"f": f, "x": x, "alpha": alpha.to(x.dtype)}
+    if beta is not None and x0 is not None:
+        named |= {"beta": beta.to(x.dtype), "x0": x0}
+    if add:
+        scales = torch.tensor([scale for scale, _ in add], dtype=x.dtype, device="cpu")
+        named |= {"add_scale": scales} | {f"add_{s}": y for s, (_, y) in enumerate(add)}
+    return named
 
 
 def channel_blocks(d: int, lanes: int) -> list[list[Chunk]]:
@@ -149,6 +161,30 @@ def store_field(
         k.matrix("f").row(row.out).at(c.start).store(f, c.lanes)
 
 
+def sum_field(
+    k: Kernel,
+    row: Row,
+    d: int,
+    weight: Callable[[Int], Vec],
+    *,
+    has_source: bool,
+    n_add: int,
+    pieces: bool,
+) -> None:
+    """`store_field` of `ax = Σ_e weight(e) · x[col[e]]`; of a piece that sum, to `partial`."""
+    x, col = k.matrix("x"), k.indices("col")
+    for block in channel_blocks(d, k.lanes):
+
+        def prefetch(e: Int, block: list[Chunk] = block) -> None:
+            prefetch_rows(col, ahead(k, e), [block_of(x, block)])
+
+        ax = weighted_sum(k, row, col, [Term(x, c, weight) for c in block], prefetch=prefetch)
+        if pieces:
+            store_partial(k, "partial", row, block, ax)
+        else:
+            store_field(k, row, block, ax, x, has_source=has_source, n_add=n_add)
+
+
 def store_field_gradient(
     k: Kernel, row: Row, block: list[Chunk], atg: list[Vec], df: Matrix, *, needs_dalpha: bool
 ) -> None:
@@ -175,25 +211,15 @@ def store_partial(k: Kernel, name: str, row: Row, block: list[Chunk], sums: list
         k.matrix(name).row(row.out).at(c.start).store(total, c.lanes)
 
 
-def finish_field(
-    f: Tensor,
-    partial: Tensor,
-    work: Work,
-    *,
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    x0: Tensor | None,
-    add: Add,
-) -> None:
+def finish_field(partial: Tensor, work: Work, arguments: dict[str, Any], add: Add) -> None:
     """`store_field` for the long rows, from the sums of their pieces `[pieces, d]`."""
     hubs = work.hub_rows
-    field = alpha * (sum_pieces(partial, work) - x[hubs])
-    if beta is not None and x0 is not None:
-        field += beta * x0[hubs]
+    field = arguments["alpha"] * (sum_pieces(partial, work) - arguments["x"][hubs])
+    if "x0" in arguments:
+        field += arguments["beta"] * arguments["x0"][hubs]
     for scale, y in add:
         field += scale * y[hubs]
-    f[hubs] = field
+    arguments["f"][hubs] = field
 
 
 def finish_field_gradient(

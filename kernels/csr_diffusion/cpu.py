@@ -20,17 +20,17 @@ from torch import Tensor
 from grand_fast.kernels.cpu.gathered_sums import (
     BLOCK_EDGES,
     Term,
-    add_arguments,
     ahead,
     block_of,
     channel_blocks,
+    field_arguments,
     field_rows,
     finish_field,
     finish_field_gradient,
     prefetch_rows,
-    store_field,
     store_field_gradient,
     store_partial,
+    sum_field,
     weighted_sum,
 )
 from grand_fast.kernels.cpu.language import Chunk, Int, Kernel, Vec, chunks
@@ -45,25 +45,14 @@ def _csr_diffusion_fwd_kernel(
     d: int, dtype: torch.dtype, index: torch.dtype, *, has_source: bool, n_add: int, pieces: bool
 ) -> Compiled:
     k = Kernel("csr_diffusion_fwd", dtype, index)
-    x, a, col = k.matrix("x"), k.vector("a"), k.indices("col")
-
+    a = k.vector("a")
     own_rows = [] if pieces else field_rows(k, d, has_source=has_source, n_add=n_add)
     with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=a) as row:
 
         def weight(e: Int, row: Row = row) -> Vec:
             return a.at(e + row.shift).splat()
 
-        for block in channel_blocks(d, k.lanes):
-
-            def prefetch(e: Int, block: list[Chunk] = block) -> None:
-                prefetch_rows(col, ahead(k, e), [block_of(x, block)])
-
-            terms = [Term(x, c, weight) for c in block]
-            ax = weighted_sum(k, row, col, terms, prefetch=prefetch)
-            if pieces:
-                store_partial(k, "partial", row, block, ax)
-            else:
-                store_field(k, row, block, ax, x, has_source=has_source, n_add=n_add)
+        sum_field(k, row, d, weight, has_source=has_source, n_add=n_add, pieces=pieces)
     return Compiled(k)
 
 
@@ -142,19 +131,9 @@ def csr_diffusion_fwd(
     n, d = x.shape
     work, has_source = csr.work, x0 is not None
     f = empty(n, d, dtype=x.dtype)
-    alpha = alpha.to(x.dtype)
-    arguments: dict[str, Any] = {
-        "x": x,
-        "a": a,
-        "col": csr.col,
-        "rowptr": csr.rowptr,
-        "alpha": alpha,
-        "f": f,
-    }
+    arguments = field_arguments(f, x, alpha=alpha, beta=beta, x0=x0, add=add)
+    arguments |= {"a": a, "col": csr.col, "rowptr": csr.rowptr}
     arguments["last_edge"] = csr.col.numel() - 1
-    if beta is not None and x0 is not None:
-        arguments |= {"beta": beta.to(x.dtype), "x0": x0}
-    arguments |= add_arguments(add, x.dtype)
     shape = (d, x.dtype, csr.col.dtype)
     _csr_diffusion_fwd_kernel(*shape, has_source=has_source, n_add=len(add), pieces=False)(
         work, pieces=False, **arguments
@@ -163,7 +142,7 @@ def csr_diffusion_fwd(
         partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
         kernel = _csr_diffusion_fwd_kernel(*shape, has_source=False, n_add=0, pieces=True)
         kernel(work, pieces=True, partial=partial, **arguments)
-        finish_field(f, partial, work, x=x, alpha=alpha, beta=beta, x0=x0, add=add)
+        finish_field(partial, work, arguments, add)
     return f
 
 

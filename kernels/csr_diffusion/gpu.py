@@ -15,6 +15,9 @@ Order:    one writer per output element; edges summed in CSR order, pieces of a 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 # (functions under @triton.jit take values that Python's types cannot name)
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -23,16 +26,22 @@ from torch import Tensor
 
 from grand_fast.kernels.csr import Add, Csr
 from grand_fast.kernels.gpu.diffusion import (
-    dense,
+    Field,
+    field_of,
     finish_field_gradient,
-    join_diffusion,
-    store_diffusion,
-    store_values,
+    join_field,
+    store_sum,
 )
-from grand_fast.kernels.gpu.pieces import launcher
+from grand_fast.kernels.gpu.pieces import launcher, view_of
 from grand_fast.kernels.gpu.sizes import edges, load_columns, value_lanes, value_sizes
-from grand_fast.kernels.gpu.sums import add_weighted, edge_dot, join_lanes, products, zeros
-from grand_fast.kernels.gpu.tiles import edge_offsets, gather_values, load_piece, load_values
+from grand_fast.kernels.gpu.sums import add_weighted, edge_dot, join_lanes, zeros
+from grand_fast.kernels.gpu.tiles import (
+    edge_offsets,
+    gather_rows,
+    load_piece,
+    load_scaled,
+    load_slots,
+)
 
 # Of a gathered tile, per lane: bytes in flight against registers. Next to it there is one row, the
 # accumulators or df.
@@ -40,56 +49,22 @@ _VALUES = 32
 
 
 @triton.jit(do_not_specialize=["n_split"])
-def _csr_diffusion_fwd_kernel(
-    f_ptr,
-    part_ptr,
-    x_ptr,
-    a_ptr,
-    alpha_ptr,
-    beta_ptr,
-    x0_ptr,
-    add,
-    col_ptr,
-    slot_ptr,
-    piece_row_ptr,
-    piece_beg_ptr,
-    piece_end_ptr,
-    n_split,
-    stride_f_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_x0_n: tl.constexpr,
-    d: tl.constexpr,
-    HAS_SLOT: tl.constexpr,
-    HAS_SOURCE: tl.constexpr,
-    IS_SCALED: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    VEC_D: tl.constexpr,
-    N_D: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
+def _csr_diffusion_fwd_kernel(field, a_ptr, view, n_split, sizes: tl.constexpr):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    groups = zeros(N_D, BLOCK_G, BLOCK_D)
-    for e in range(0, count, BLOCK_E * BLOCK_G):
+    row, beg, count = load_piece(view, pid_p)
+    offs_e = edge_offsets(sizes)
+    groups = zeros(sizes.N_D, sizes.BLOCK_D, sizes)
+    for e in range(0, count, sizes.BLOCK_E * sizes.BLOCK_G):
         mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        if HAS_SLOT:
-            at = a_ptr + tl.load(slot_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        else:
+        j = tl.load(view.col + beg + (e + offs_e), mask=mask_e, other=0)
+        x = gather_rows("values", field.x, j, mask_e, field.stride_x_n, sizes)
+        if view.slot is None:
             at = a_ptr + beg + (e + offs_e)
+        else:
+            at = a_ptr + load_slots(view, beg, e + offs_e, mask_e)
         a = tl.load(at, mask=mask_e, other=0.0).to(tl.float32)
-        groups = add_weighted(groups, (a[:, :, None],), x, 1)
-    ax = join_lanes(groups)
-    if pid_p < n_split:
-        store_values(part_ptr + pid_p * d, ax, d, BLOCK_D, VEC_D, N_D)
-    else:
-        store_diffusion(
-            f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
-            stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D, VEC_D, N_D,
-        )  # fmt: skip
+        groups = add_weighted(groups, (a[:, :, None],), x)
+    store_sum(field, join_lanes(groups), row, pid_p, n_split, sizes)
 
 
 @triton.jit
@@ -98,29 +73,19 @@ def _csr_diffusion_bwd_da_kernel(
     df_ptr,
     x_ptr,
     alpha_ptr,
-    col_ptr,
-    piece_row_ptr,
-    piece_beg_ptr,
-    piece_end_ptr,
+    view,
     stride_df_n: tl.constexpr,
     stride_x_n: tl.constexpr,
-    d: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    VEC_D: tl.constexpr,
-    N_D: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    sizes: tl.constexpr,
 ):
-    pid_p = tl.program_id(0)
-    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    df = load_values(df_ptr + row * stride_df_n, d, BLOCK_D, VEC_D, N_D)
-    g = products(df, load_values(alpha_ptr, d, BLOCK_D, VEC_D, N_D))
-    for e in range(0, count, BLOCK_E * BLOCK_G):
+    row, beg, count = load_piece(view, tl.program_id(0))
+    offs_e = edge_offsets(sizes)
+    g = load_scaled(df_ptr + row * stride_df_n, alpha_ptr, sizes)
+    for e in range(0, count, sizes.BLOCK_E * sizes.BLOCK_G):
         mask_e = e + offs_e < count
-        j = tl.load(col_ptr + beg + (e + offs_e), mask=mask_e, other=0)
-        x = gather_values(x_ptr, j, mask_e, stride_x_n, d, BLOCK_D, VEC_D, N_D)
-        da = edge_dot(x, g, 1, VEC_D)
+        j = tl.load(view.col + beg + (e + offs_e), mask=mask_e, other=0)
+        x = gather_rows("values", x_ptr, j, mask_e, stride_x_n, sizes)
+        da = edge_dot(x, g, 1, sizes.VEC_D)
         tl.store(da_ptr + beg + (e + offs_e), da.to(da_ptr.dtype.element_ty), mask=mask_e)
 
 
@@ -137,7 +102,7 @@ def csr_diffusion_fwd(
 ) -> Float[Tensor, "N d"]:
     """The vector field of a diffusion with given weights `a`, in the slot order of `csr`."""
     f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _diffuse(f, x, a, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=True)
+    _diffuse(field_of(f, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr), a, csr)
     return f
 
 
@@ -156,100 +121,37 @@ def csr_diffusion_bwd(
     needs_dalpha: bool,
 ) -> tuple[Float[Tensor, "N d"] | None, Float[Tensor, " E"] | None, Float[Tensor, " d"] | None]:
     """Gradients by `x`, `a` (in the slot order of `csr`) and `alpha`, those that are needed."""
-    dx = da = dalpha = None
+    da = dalpha = None
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else None
     if needs_dalpha:
         residual = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        _diffuse(
-            residual, df, a, alpha=alpha, beta=None, x0=None, add=(), csr=csr_t, is_scaled=False
-        )
-        if needs_dx:
-            dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        _diffuse(field_of(residual, df, alpha=None, csr=csr_t), a, csr_t)
         dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, df_scale=df_scale)
-    elif needs_dx:
-        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    elif dx is not None:
         add = [(df_scale, df)] if df_scale else []
-        _diffuse(dx, df, a, alpha=alpha, beta=None, x0=None, add=add, csr=csr_t, is_scaled=True)
+        _diffuse(field_of(dx, df, alpha=alpha, add=add, csr=csr_t), a, csr_t)
     if needs_da:
-        da = _bwd_da(df, x, a, alpha=alpha, csr=csr)
+        da = torch.empty(a.shape, dtype=a.dtype, device=a.device)
+        if a.numel():
+            _csr_diffusion_bwd_da_kernel[(csr.work.piece_row.numel(),)](
+                da, df, x, alpha_ptr=alpha, view=view_of(csr), stride_df_n=df.stride(0),
+                stride_x_n=x.stride(0), **_sizes(x.shape[1], x.dtype),
+            )  # fmt: skip
     return dx, da, dalpha
 
 
-def _diffuse(
-    f: Float[Tensor, "N d"],
-    x: Float[Tensor, "N d"],
-    a: Float[Tensor, " E"],
-    *,
-    alpha: Float[Tensor, " d"],
-    beta: Float[Tensor, " d"] | None,
-    x0: Float[Tensor, "N d"] | None,
-    add: Add,
-    csr: Csr,
-    is_scaled: bool,
-) -> None:
-    """f = alpha (A x − x) + beta x0 + Σ c y, alpha left out at will, for the view of A or Aᵀ."""
-    work, d = csr.work, x.shape[1]
-    if x.shape[0] == 0:
-        return
-    part = torch.empty((work.n_split, d), dtype=torch.float32, device=x.device)
-    _csr_diffusion_fwd_kernel[(work.piece_row.numel(),)](
-        f,
-        part,
-        x,
-        a_ptr=a,
-        alpha_ptr=alpha,
-        beta_ptr=beta,
-        x0_ptr=x0,
-        add=dense(add),
-        col_ptr=csr.col,
-        slot_ptr=csr.slot,
-        piece_row_ptr=work.piece_row,
-        piece_beg_ptr=work.piece_beg,
-        piece_end_ptr=work.piece_end,
-        n_split=work.n_split,
-        stride_f_n=f.stride(0),
-        stride_x_n=x.stride(0),
-        stride_x0_n=0 if x0 is None else x0.stride(0),
-        d=d,
-        HAS_SLOT=csr.slot is not None,
-        HAS_SOURCE=x0 is not None,
-        IS_SCALED=is_scaled,
-        **_sizes(d, x.dtype),
-    )
-    join_diffusion(f, part, x, alpha=alpha, beta=beta, x0=x0, add=add, csr=csr, is_scaled=is_scaled)
+def _diffuse(field: Field, a: Float[Tensor, " E"], csr: Csr) -> None:
+    """Write the field of the view of A or Aᵀ."""
+    (n, d), work = field.x.shape, csr.work
+    if n:
+        _csr_diffusion_fwd_kernel[(work.piece_row.numel(),)](
+            field, a, view_of(csr), n_split=work.n_split, **_sizes(d, field.x.dtype)
+        )
+        join_field(field, csr)
 
 
-def _bwd_da(
-    df: Float[Tensor, "N d"],
-    x: Float[Tensor, "N d"],
-    a: Float[Tensor, " E"],
-    *,
-    alpha: Float[Tensor, " d"],
-    csr: Csr,
-) -> Float[Tensor, " E"]:
-    work, d = csr.work, x.shape[1]
-    da = torch.empty(a.shape, dtype=a.dtype, device=a.device)
-    if a.numel() == 0:
-        return da
-    _csr_diffusion_bwd_da_kernel[(work.piece_row.numel(),)](
-        da,
-        df,
-        x,
-        alpha_ptr=alpha,
-        col_ptr=csr.col,
-        piece_row_ptr=work.piece_row,
-        piece_beg_ptr=work.piece_beg,
-        piece_end_ptr=work.piece_end,
-        stride_df_n=df.stride(0),
-        stride_x_n=x.stride(0),
-        d=d,
-        **_sizes(d, x.dtype),
-    )
-    return da
-
-
-def _sizes(d: int, dtype: torch.dtype) -> dict[str, int]:
+@lru_cache(maxsize=256)
+def _sizes(d: int, dtype: torch.dtype) -> dict[str, Any]:
     """Compile-time sizes and warps."""
     most = load_columns(dtype)
-    lanes = value_lanes(d, most)
-    sizes = value_sizes(d, lanes, most)
-    return sizes | edges(sizes, lanes, _VALUES)
+    return edges(value_sizes(d, value_lanes(d, most), most), _VALUES)

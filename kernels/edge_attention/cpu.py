@@ -14,12 +14,11 @@ Order:    one writer per output element, edges summed in CSR order, the longest 
 from functools import lru_cache
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward import attention_bwd
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec
 from grand_fast.kernels.cpu.attention.normalizer import (
     find_hub_norm,
     find_norm,
@@ -28,30 +27,24 @@ from grand_fast.kernels.cpu.attention.normalizer import (
     row_weights,
 )
 from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer
-from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
-from grand_fast.kernels.cpu.language import Int, Kernel, Vec
+from grand_fast.kernels.cpu.language import Int, Vec
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, each_row, scratch_size
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import AttentionGradients, Weighting, scaled_dot
+from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting, scaled_dot
 
 
 @lru_cache(maxsize=256)
 def _edge_attention_fwd_kernel(
-    h: int,
-    d_k: int,
-    dtype: torch.dtype,
-    index: torch.dtype,
+    spec: EdgeSpec,
     *,
-    weighting: Weighting,
-    weighted: bool,
     mean_heads: bool,
     known: bool,
     pieces: bool,
 ) -> Compiled:
     """`known`: what normalises the weights is, and not found for whole rows on the way."""
-    k = Kernel("edge_attention_fwd", dtype, index)
-    view = EdgeView(k, "receiver", h, d_k, weighting, weighted)
+    view = spec.view("edge_attention_fwd", "receiver")
+    k, h = view.kernel, spec.h
     scratch = k.matrix("scratch").row(k.thread)
     own_rows = forward_rows(view, known=known)
     with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=view.own_edges) as row:
@@ -106,21 +99,17 @@ def edge_attention_fwd(
     inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
     e, work = csr.col.numel(), csr.work
     a = empty(*((e,) if mean_heads else (e, h)), dtype=q.dtype)
-    options = inputs.options | {"mean_heads": mean_heads}
     arguments: dict[str, Any] = inputs.arguments(csr) | {"a": a}
     scratch = scratch_size(work.longest)
     known = inputs.weighting.normalize == "sender"
     norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=q.dtype)
-    kernel = _edge_attention_fwd_kernel(
-        *inputs.shape, csr.col.dtype, **options, known=known, pieces=False
-    )
+    spec = inputs.spec(csr)
+    kernel = _edge_attention_fwd_kernel(spec, mean_heads=mean_heads, known=known, pieces=False)
     kernel(work, pieces=False, scratch=scratch, norm=norm, **arguments)
     if work.hub_rows.numel():
         if not known:
             find_hub_norm(inputs, csr, norm)
-        kernel = _edge_attention_fwd_kernel(
-            *inputs.shape, csr.col.dtype, **options, known=True, pieces=True
-        )
+        kernel = _edge_attention_fwd_kernel(spec, mean_heads=mean_heads, known=True, pieces=True)
         kernel(work, pieces=True, scratch=scratch, norm=norm, **arguments)
     return a, norm
 
@@ -141,10 +130,6 @@ def edge_attention_bwd(
     """From the gradient by the weights or by their mean over heads."""
     return attention_bwd(
         EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
-        Upstream(da=da),
-        norm=norm,
-        csr=csr,
-        csr_t=csr_t,
-        needs_dqk=True,
+        Upstream(da=da), norm=norm, csr=csr, csr_t=csr_t, needs_dqk=True,
         needs_dedge_weight=needs_dedge_weight,
-    )
+    )  # fmt: skip

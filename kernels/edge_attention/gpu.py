@@ -1,5 +1,5 @@
 """edge_attention: a[e,:] = softmax over row i of s[e,h] = <q[i,h,:], k[col[e],h,:]> / √d_k
-    or whatever else a `Weighting` says (`gpu/attention/weighting.py`).
+    or whatever else a `Weighting` says (`gpu/attention/scores.py`).
 
 Work:     one program per piece of at most 256 edges of a row; BLOCK_E · BLOCK_G rows of k a turn,
           in two sweeps: norm by online softmax, then the weights. A hub's needs all its pieces:
@@ -29,35 +29,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.gpu.attention.edge_column_pass import bwd_dk
-from grand_fast.kernels.gpu.attention.edge_row_pass import bwd_dq
-from grand_fast.kernels.gpu.attention.normalizer import SWEEP_VALUES, write_norm
-from grand_fast.kernels.gpu.attention.scores import (
+from grand_fast.kernels.gpu.attention.backward import attention_bwd
+from grand_fast.kernels.gpu.attention.normalizer import (
+    SWEEP_VALUES,
     gather_norm,
     load_norm,
     norm_of,
     store_norm,
     sweep_scores,
+    write_norm,
 )
-from grand_fast.kernels.gpu.attention.weighting import (
+from grand_fast.kernels.gpu.attention.scores import (
+    edge_scores,
     kernel_weighting,
-    load_edge_weight,
-    load_slots,
     load_top,
-    scores,
-    weight,
+    weights,
 )
 from grand_fast.kernels.gpu.pieces import launcher
 from grand_fast.kernels.gpu.sizes import score_sizes
-from grand_fast.kernels.gpu.sums import head_dot
 from grand_fast.kernels.gpu.tiles import (
     edge_offsets,
-    gather_heads,
+    gather_rows,
     heads_of,
-    load_heads,
+    load_columns,
     load_piece,
+    load_row,
+    turn_columns,
 )
-from grand_fast.kernels.weighting import AttentionGradients, Weighting
+from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting
 
 
 @triton.jit(do_not_specialize=["n_split"])
@@ -67,68 +66,50 @@ def _edge_attention_fwd_kernel(
     q_ptr,
     k_ptr,
     weighting,
-    col_ptr,
-    piece_row_ptr,
-    piece_beg_ptr,
-    piece_end_ptr,
+    view,
     n_split,
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
-    H: tl.constexpr,
-    d_k: tl.constexpr,
     IS_MEAN: tl.constexpr,
     IS_BY_SENDER: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_A: tl.constexpr,
-    VEC_A: tl.constexpr,
-    N_A: tl.constexpr,
-    N_H: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    sizes: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
-    row, beg, count = load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr)
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    q = load_heads(q_ptr + row * stride_q_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
+    row, beg, count = load_piece(view, pid_p)
+    offs_e = edge_offsets(sizes)
+    q = load_row("heads", q_ptr + row * stride_q_n, sizes)
     top = load_top(weighting)
     if not IS_BY_SENDER:
         if pid_p < n_split:
-            shift, inverse = load_norm(norm_ptr + row * (2 * H), weighting, H, BLOCK_H, N_H)
+            shift, inverse = load_norm(norm_ptr, row, weighting, sizes)
         else:
             m, l = sweep_scores(  # noqa: E741
-                q, k_ptr, weighting, top, col_ptr, None, beg, count, stride_k_n, H, d_k, BLOCK_H,
-                BLOCK_K, BLOCK_A, VEC_A, N_A, N_H, BLOCK_E, BLOCK_G,
-            )  # fmt: skip
-            shift, inverse = norm_of(m, l, H, BLOCK_H, N_H)
-            store_norm(norm_ptr + row * (2 * H), shift, inverse, weighting, H, BLOCK_H, N_H)
-    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
-    for e in range(0, count, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < count
-        j = j_next
-        behind = e + (BLOCK_E * BLOCK_G + offs_e)
-        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
-        k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        slot = load_slots(None, beg, e + offs_e, mask_e)
-        w = load_edge_weight(weighting, slot, mask_e)
-        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), w, weighting)
-        if IS_BY_SENDER:
-            shift, inverse = gather_norm(
-                norm_ptr, j, mask_e, weighting, 2 * H, False, H, BLOCK_H, N_H
+                q, k_ptr, weighting, top, view, beg, count, stride_k_n, sizes
             )
+            shift, inverse = norm_of(m, l, sizes)
+            store_norm(norm_ptr, row, shift, inverse, weighting, sizes)
+    j_next = load_columns(view, beg, offs_e, count)
+    for e in range(0, count, sizes.BLOCK_E * sizes.BLOCK_G):
+        mask_e = e + offs_e < count
+        j, j_next = turn_columns(j_next, view, beg, e, offs_e, count, True, sizes)
+        k = gather_rows("heads", k_ptr, j, mask_e, stride_k_n, sizes)
+        slot = beg + (e + offs_e)
+        s = edge_scores(k, q, slot, mask_e, weighting, sizes)[2]
+        if IS_BY_SENDER:
+            shift, inverse, _ = gather_norm(norm_ptr, j, mask_e, weighting, False, sizes)
+        a = weights(s, shift, inverse, weighting, top)  # [BLOCK_E, BLOCK_G, BLOCK_H] each
         if IS_MEAN:
-            # [BLOCK_E, BLOCK_G, BLOCK_H] each
-            a = tl.sum(weight(s[0], shift[0], inverse[0], weighting, top), 2)
-            for g in tl.static_range(1, N_H):
-                a += tl.sum(weight(s[g], shift[g], inverse[g], weighting, top), 2)
-            a = (a / H).to(a_ptr.dtype.element_ty)
-            tl.store(a_ptr + beg + (e + offs_e), a, mask=mask_e)
+            mean = tl.sum(a[0], 2)
+            for g in tl.static_range(1, sizes.N_H):
+                mean += tl.sum(a[g], 2)
+            mean = (mean / sizes.H).to(a_ptr.dtype.element_ty)
+            tl.store(a_ptr + slot, mean, mask=mask_e)
         else:
-            at = a_ptr + beg * H + (e + offs_e)[:, :, None] * H
-            for g in tl.static_range(N_H):
-                a = weight(s[g], shift[g], inverse[g], weighting, top)
-                mask = mask_e[:, :, None] & (heads_of(g, BLOCK_H) < H)
-                tl.store(at + heads_of(g, BLOCK_H), a.to(a_ptr.dtype.element_ty), mask=mask)
+            at = a_ptr + beg * sizes.H + (e + offs_e)[:, :, None] * sizes.H
+            for g in tl.static_range(sizes.N_H):
+                offs_h, mask_h = heads_of(g, sizes)
+                mask = mask_e[:, :, None] & mask_h
+                tl.store(at + offs_h, a[g].to(a_ptr.dtype.element_ty), mask=mask)
 
 
 @launcher
@@ -175,27 +156,11 @@ def edge_attention_fwd(
         write_norm(norm, k, q, weighting=of, csr=csr_t, whole_rows=True)
     else:
         write_norm(norm, q, k, weighting=of, csr=csr, whole_rows=False)
-    sizes, blocks = score_sizes(h, d_k, q.dtype, SWEEP_VALUES, per_head=by_sender)
     _edge_attention_fwd_kernel[(work.piece_row.numel(),)](
-        a,
-        norm,
-        q,
-        k_ptr=k,
-        weighting=of,
-        col_ptr=csr.col,
-        piece_row_ptr=work.piece_row,
-        piece_beg_ptr=work.piece_beg,
-        piece_end_ptr=work.piece_end,
-        n_split=work.n_split,
-        stride_q_n=q.stride(0),
-        stride_k_n=k.stride(0),
-        H=h,
-        d_k=d_k,
-        IS_MEAN=mean_heads,
-        IS_BY_SENDER=by_sender,
-        **sizes,
-        **blocks,
-    )
+        a, norm, q, k_ptr=k, weighting=of, view=of.view(csr), n_split=work.n_split,
+        stride_q_n=q.stride(0), stride_k_n=k.stride(0), IS_MEAN=mean_heads, IS_BY_SENDER=by_sender,
+        **score_sizes(h, d_k, q.dtype, SWEEP_VALUES, per_head=by_sender),
+    )  # fmt: skip
     return a, norm
 
 
@@ -215,16 +180,8 @@ def edge_attention_bwd(
 ) -> AttentionGradients:
     """Gradients by `q`, `k`, weights and top; `da` of shape [E] is that of the mean over heads."""
     of = kernel_weighting(weighting, q.shape[2], edge_weight=edge_weight, top=top)
-    if weighting is None or weighting.normalize == "receiver":
-        dq, norm_delta = bwd_dq(da, q, k, norm=norm, weighting=of, csr=csr)
-        dk, dw, dtop = bwd_dk(
-            da, q, k, norm_delta=norm_delta, weighting=of, csr=csr_t,
-            needs_dedge_weight=needs_dedge_weight,
-        )  # fmt: skip
-    else:  # as seen from the senders, whose rows are those of Aᵀ
-        dk, norm_delta = bwd_dq(da, k, q, norm=norm, weighting=of, csr=csr_t)
-        dq, dw, dtop = bwd_dk(
-            da, k, q, norm_delta=norm_delta, weighting=of, csr=csr,
-            needs_dedge_weight=needs_dedge_weight,
-        )  # fmt: skip
-    return AttentionGradients(dq=dq, dk=dk, dedge_weight=dw, dtop=dtop)
+    return attention_bwd(
+        q, k, Upstream(da=da), weighting=of, norm=norm, csr=csr, csr_t=csr_t,
+        by_sender=weighting is not None and weighting.normalize == "sender",
+        needs_dedge_weight=needs_dedge_weight,
+    )  # fmt: skip

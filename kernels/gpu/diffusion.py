@@ -1,7 +1,10 @@
-"""The end of a diffusion: what is stored of a row once its weighted sum is known."""
+"""The end of a diffusion: what is stored of a row once its weighted sum is known; and dalpha."""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 # (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
+
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -10,136 +13,104 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.csr import Add, Csr
-from grand_fast.kernels.gpu.sizes import load_columns, value_lanes, value_sizes
+from grand_fast.kernels.gpu.sizes import Sizes, load_columns, value_lanes, value_sizes
 from grand_fast.kernels.gpu.sums import join
-from grand_fast.kernels.gpu.tiles import value_columns
+from grand_fast.kernels.gpu.tiles import load_split, row_columns, store_row
 
 _ROWS = 128  # one program adds up their share of dalpha, and writes 1/128 of a tensor for it
 
 
-@triton.jit
-def store_diffusion(
-    f_ptr,
-    ax,
-    x_ptr,
-    alpha_ptr,
-    beta_ptr,
-    x0_ptr,
-    add,
-    row,
-    stride_f_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_x0_n: tl.constexpr,
-    d: tl.constexpr,
-    HAS_SOURCE: tl.constexpr,
-    IS_SCALED: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    VEC_D: tl.constexpr,
-    N_D: tl.constexpr,
-):
-    """f = alpha (ax − x) + beta x0 + Σ_s c_s y_s of one row; ax in N_D chunks [BLOCK_D].
+class Field(NamedTuple):
+    """f = alpha (A x − x) + beta x0 + Σ_s c_s y_s, as one argument of kernels.
 
-    `add` holds the pairs (c_s, y_s_ptr). Without IS_SCALED alpha counts as 1.
+    f: [N, d], contiguous. part: [P, d], sums of the pieces of split rows. alpha: None counts as 1.
+    beta and x0: None without a source. add: pairs (c_s, y_s), of tensors whose rows lie d apart.
     """
-    # All is loaded before anything is stored: behind a store, which it might concern, a load waits.
-    row_f = ()
-    for chunk in tl.static_range(N_D):
-        offs, mask = value_columns(chunk, d, BLOCK_D, VEC_D)
-        x = tl.load(x_ptr + row * stride_x_n + offs, mask=mask, other=0.0).to(tl.float32)
-        f = tl.reshape(ax[chunk], offs.shape) - x
-        if IS_SCALED:
-            f *= tl.load(alpha_ptr + offs, mask=mask, other=0.0)
-        if HAS_SOURCE:
-            x0 = tl.load(x0_ptr + row * stride_x0_n + offs, mask=mask, other=0.0).to(tl.float32)
-            f += tl.load(beta_ptr + offs, mask=mask, other=0.0) * x0
-        for s in tl.static_range(len(add)):
-            c, y_ptr = add[s]
-            f += c * tl.load(y_ptr + row * d + offs, mask=mask, other=0.0).to(tl.float32)
-        row_f = row_f + (tl.reshape(f.to(f_ptr.dtype.element_ty), [BLOCK_D]),)
-    store_values(f_ptr + row * stride_f_n, row_f, d, BLOCK_D, VEC_D, N_D)
+
+    f: Tensor
+    part: Tensor
+    x: Tensor
+    alpha: Tensor | None
+    beta: Tensor | None
+    x0: Tensor | None
+    add: Add
+    stride_x_n: tl.constexpr
+    stride_x0_n: tl.constexpr
 
 
-@triton.jit
-def store_values(row_ptr, x, d: tl.constexpr, BLOCK_D: tl.constexpr, VEC_D: tl.constexpr,
-                 N_D: tl.constexpr):  # fmt: skip
-    """Write a row, given in N_D chunks [BLOCK_D]."""
-    for c in tl.static_range(N_D):
-        offs, mask = value_columns(c, d, BLOCK_D, VEC_D)
-        tl.store(row_ptr + offs, tl.reshape(x[c], offs.shape), mask=mask)
-
-
-@triton.jit
-def _csr_diffusion_fwd_join_kernel(
-    f_ptr,
-    part_ptr,
-    x_ptr,
-    alpha_ptr,
-    beta_ptr,
-    x0_ptr,
-    add,
-    split_row_ptr,
-    split_ptr_ptr,
-    stride_f_n: tl.constexpr,
-    stride_x_n: tl.constexpr,
-    stride_x0_n: tl.constexpr,
-    d: tl.constexpr,
-    HAS_SOURCE: tl.constexpr,
-    IS_SCALED: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    VEC_D: tl.constexpr,
-    N_D: tl.constexpr,
-):
-    pid_s = tl.program_id(0)
-    row = tl.load(split_row_ptr + pid_s).to(tl.int64)
-    first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
-    last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
-    ax = ()
-    for c in tl.static_range(N_D):
-        offs, mask = value_columns(c, d, BLOCK_D, VEC_D)
-        ax = ax + (tl.reshape(join(part_ptr, first, last, offs, mask, d), [BLOCK_D]),)
-    store_diffusion(
-        f_ptr, ax, x_ptr, alpha_ptr, beta_ptr, x0_ptr, add, row, stride_f_n, stride_x_n,
-        stride_x0_n, d, HAS_SOURCE, IS_SCALED, BLOCK_D, VEC_D, N_D,
-    )  # fmt: skip
-
-
-def join_diffusion(
+def field_of(
     f: Float[Tensor, "N d"],
-    part: Float[Tensor, "P d"],
     x: Float[Tensor, "N d"],
     *,
-    alpha: Float[Tensor, " d"],
-    beta: Float[Tensor, " d"] | None,
-    x0: Float[Tensor, "N d"] | None,
-    add: Add,
+    alpha: Float[Tensor, " d"] | None,
+    beta: Float[Tensor, " d"] | None = None,
+    x0: Float[Tensor, "N d"] | None = None,
+    add: Add = (),
     csr: Csr,
-    is_scaled: bool,
-) -> None:
-    """Write the rows of `f` that have several pieces, from their partial sums `part`."""
-    work, d = csr.work, x.shape[1]
-    if work.n_split == 0:
-        return
+) -> Field:
+    """Of a sum over the edges of `csr`, to be written to `f`."""
+    part = torch.empty((csr.work.n_split, x.shape[1]), dtype=torch.float32, device=x.device)
+    pairs = tuple((float(c), y.contiguous()) for c, y in add)
+    strides = (tl.constexpr(0 if t is None else t.stride(0)) for t in (x, x0))
+    return Field(f, part, x, alpha, beta, x0, pairs, *strides)
+
+
+@triton.jit
+def store_field(field, ax, row, sizes: tl.constexpr):
+    """f of one row from its Σ w x, ax, in N_D chunks [BLOCK_D]."""
+    # All is loaded before anything is stored: behind a store, which it might concern, a load waits.
+    row_f = ()
+    for chunk in tl.static_range(sizes.N_D):
+        offs, mask = row_columns("values", chunk, sizes)
+        at = field.x + row * field.stride_x_n + offs
+        f = tl.reshape(ax[chunk], offs.shape) - tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        if field.alpha is not None:
+            f *= tl.load(field.alpha + offs, mask=mask, other=0.0)
+        if field.x0 is not None:
+            at = field.x0 + row * field.stride_x0_n + offs
+            x0 = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+            f += tl.load(field.beta + offs, mask=mask, other=0.0) * x0
+        for s in tl.static_range(len(field.add)):
+            c, y_ptr = field.add[s]
+            f += c * tl.load(y_ptr + row * sizes.d + offs, mask=mask, other=0.0).to(tl.float32)
+        row_f = row_f + (tl.reshape(f.to(field.f.dtype.element_ty), [sizes.BLOCK_D]),)
+    store_row("values", field.f + row * sizes.d, row_f, sizes)
+
+
+@triton.jit
+def store_sum(field, ax, row, pid_p, n_split, sizes: tl.constexpr):
+    """f of a row from its Σ w x, or that sum of one of its pieces."""
+    if pid_p < n_split:
+        store_row("values", field.part + pid_p * sizes.d, ax, sizes)
+    else:
+        store_field(field, ax, row, sizes)
+
+
+@triton.jit
+def _csr_diffusion_fwd_join_kernel(field, split_row_ptr, split_ptr_ptr, sizes: tl.constexpr):
+    row, first, last = load_split(split_row_ptr, split_ptr_ptr)
+    ax = ()
+    for c in tl.static_range(sizes.N_D):
+        offs, mask = row_columns("values", c, sizes)
+        total = join(field.part, first, last, offs, mask, sizes.d)
+        ax = ax + (tl.reshape(total, [sizes.BLOCK_D]),)
+    store_field(field, ax, row, sizes)
+
+
+def join_field(field: Field, csr: Csr) -> None:
+    """Write the rows of `f` that have several pieces."""
+    work = csr.work
+    if work.n_split:
+        _csr_diffusion_fwd_join_kernel[(work.split_row.numel(),)](
+            field, work.split_row, work.split_ptr, **_join_sizes(field.x.shape[1])
+        )
+
+
+@lru_cache(maxsize=256)
+def _join_sizes(d: int) -> dict[str, Any]:
     most = load_columns(torch.float32)  # the type of the partial sums
     lanes = value_lanes(d, most)
-    _csr_diffusion_fwd_join_kernel[(work.split_row.numel(),)](
-        f,
-        part,
-        x,
-        alpha_ptr=alpha,
-        beta_ptr=beta,
-        x0_ptr=x0,
-        add=dense(add),
-        split_row_ptr=work.split_row,
-        split_ptr_ptr=work.split_ptr,
-        stride_f_n=f.stride(0),
-        stride_x_n=x.stride(0),
-        stride_x0_n=0 if x0 is None else x0.stride(0),
-        d=d,
-        HAS_SOURCE=x0 is not None,
-        IS_SCALED=is_scaled,
-        **value_sizes(d, lanes, most),
-        num_warps=max(1, lanes // 32),
-    )
+    return {"sizes": Sizes(value_sizes(d, lanes, most)), "num_warps": max(1, lanes // 32)}
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -155,8 +126,6 @@ def _csr_diffusion_bwd_dalpha_kernel(
     stride_df_n: tl.constexpr,
     df_scale,
     d: tl.constexpr,
-    HAS_DX: tl.constexpr,
-    HAS_DF: tl.constexpr,
     N_TURNS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -173,9 +142,9 @@ def _csr_diffusion_bwd_dalpha_kernel(
         residual = tl.load(residual_ptr + row * d + offs_d, mask=mask, other=0.0)
         x = tl.load(x_ptr + row * stride_x_n + offs_d, mask=mask, other=0.0).to(tl.float32)
         dalpha += x * residual
-        if HAS_DX:
+        if dx_ptr is not None:
             dx = alpha * residual
-            if HAS_DF:
+            if df_ptr is not None:
                 df = tl.load(df_ptr + row * stride_df_n + offs_d, mask=mask, other=0.0)
                 dx += df_scale * df.to(tl.float32)
             tl.store(dx_ptr + row * d + offs_d, dx.to(dx_ptr.dtype.element_ty), mask=mask)
@@ -206,23 +175,16 @@ def finish_field_gradient(
             part,
             residual,
             x_ptr=x,
-            df_ptr=df,
+            df_ptr=df if df_scale else None,
             alpha_ptr=alpha,
             n=n,
             stride_x_n=x.stride(0),
             stride_df_n=df.stride(0),
             df_scale=df_scale,
             d=d,
-            HAS_DX=dx is not None,
-            HAS_DF=df_scale != 0.0,
             N_TURNS=triton.cdiv(_ROWS, block_n),
             BLOCK_N=min(block_n, _ROWS),
             BLOCK_D=block_d,
             num_warps=4,
         )
     return part.sum(0)
-
-
-def dense(add: Add) -> Add:
-    """`add` as kernels take it, a tuple of tensors whose rows lie `d` elements apart."""
-    return tuple((float(c), y.contiguous()) for c, y in add)

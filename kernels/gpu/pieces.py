@@ -37,6 +37,23 @@ class Work(NamedTuple):
     n_split: int
 
 
+class View(NamedTuple):
+    """The edges of a CSR view and their pieces, as one argument of kernels; `slot` may be None."""
+
+    col: Tensor
+    slot: Tensor | None
+    piece_row: Tensor
+    piece_beg: Tensor
+    piece_end: Tensor
+
+
+def view_of(csr: Csr, *, needs_slot: bool = True) -> View:
+    """`needs_slot`: whether kernels look up what lies in slots of `A`."""
+    work = csr.work
+    slot = csr.slot if needs_slot else None
+    return View(csr.col, slot, work.piece_row, work.piece_beg, work.piece_end)
+
+
 def plan(csr: Csr, order: Callable[[], Tensor | None], *, piece_edges: int = PIECE_EDGES) -> Csr:
     """The view with its work list. `order` is for the CPU: a GPU starts programs as it likes."""
     return csr._replace(work=cut(csr.rowptr, piece_edges=piece_edges))

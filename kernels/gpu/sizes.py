@@ -6,10 +6,33 @@ the lanes that are left over read other rows, the groups: `gpu/tiles.py`.
 Below, `most` is how many columns a lane may read at once: at most `load_columns`.
 """
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
+import triton.language as tl
 
 _WARP_COLUMNS = 512  # a wider row is shared by more warps, at the price of a barrier a turn
+
+
+class Sizes(dict[str, int]):
+    """All sizes of a kernel as one argument: `sizes["BLOCK_H"]` here, `sizes.BLOCK_H` in a kernel.
+
+    BLOCK_E, BLOCK_G: edges of a turn, see `edges`.
+    H, d_k; BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H: of q and k, see `head_sizes`.
+    d; BLOCK_D, VEC_D, N_D: of x, see `value_sizes`.
+
+    Made once by functions that keep them: a launch looks its kernel up by their hash.
+    """
+
+    def __getattr__(self, name: str) -> tl.constexpr:
+        if name not in self:
+            raise AttributeError(name)
+        return tl.constexpr(self[name])
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
 
 
 def row_warps(width: int) -> int:
@@ -39,7 +62,7 @@ def head_lanes(h: int, d_k: int, most: int) -> int:
 
 
 def head_sizes(h: int, d_k: int, lanes: int, most: int) -> dict[str, int]:
-    """Compile-time sizes of q or k: N_A chunks of BLOCK_A columns, N_H times BLOCK_H heads.
+    """Sizes of q or k: N_A chunks of BLOCK_A columns, N_H times BLOCK_H heads.
 
     A head has BLOCK_K columns; heads and columns come padded. It spans several chunks, or a chunk
     has several heads.
@@ -49,6 +72,8 @@ def head_sizes(h: int, d_k: int, lanes: int, most: int) -> dict[str, int]:
     vec = min(vector(d_k, most), heads * block_k // lanes, block_k)
     block_h = max(1, lanes * vec // block_k)
     return {
+        "H": h,
+        "d_k": d_k,
         "BLOCK_H": block_h,
         "BLOCK_K": block_k,
         "BLOCK_A": lanes * vec,
@@ -59,38 +84,40 @@ def head_sizes(h: int, d_k: int, lanes: int, most: int) -> dict[str, int]:
 
 
 def value_sizes(d: int, lanes: int, most: int) -> dict[str, int]:
-    """Compile-time sizes of a row of `d` columns: N_D chunks of BLOCK_D."""
+    """Sizes of a row of `d` columns: N_D chunks of BLOCK_D."""
     vec = vector(d, most)
-    return {"BLOCK_D": lanes * vec, "VEC_D": vec, "N_D": triton.cdiv(d, lanes * vec)}
+    return {"d": d, "BLOCK_D": lanes * vec, "VEC_D": vec, "N_D": triton.cdiv(d, lanes * vec)}
 
 
-def edges(sizes: dict[str, int], lanes: int, values: int, *, scalars: int = 1) -> dict[str, int]:
-    """Edges that a program gathers at a time, `[BLOCK_E, BLOCK_G]`, and its warps.
+def edges(sizes: dict[str, int], values: int, *, scalars: int = 1) -> dict[str, Any]:
+    """`sizes` with the edges that a program gathers at a time, `[BLOCK_E, BLOCK_G]`; `num_warps`.
 
     Args:
-        sizes: those of the tables, of `head_sizes` and `value_sizes`.
-        lanes: that read one row; more than a warp's are of several warps.
+        sizes: those of the tables, of `head_sizes` and `value_sizes`, whose lanes are the same:
+            more than a warp's that read one row are of several warps.
         values: elements that a lane may hold of all tiles.
         scalars: numbers gathered per edge in one load next to the tables: 1, its index, or more.
     """
+    table = "A" if "BLOCK_A" in sizes else "D"
+    lanes = sizes[f"BLOCK_{table}"] // sizes[f"VEC_{table}"]
     warps = max(1, lanes // 32)
     groups = 32 * warps // lanes
     of_edge = sum(sizes.get(f"N_{t}", 0) * sizes.get(f"VEC_{t}", 0) for t in "AD")
     # A load of one scalar per lane or more gets a layout of its own, and drags the scores into it
     # through shared memory: stay below.
     most = min(values // of_edge, 16 * warps // (groups * scalars))
-    return {"BLOCK_E": 1 << max(0, most.bit_length() - 1), "BLOCK_G": groups, "num_warps": warps}
+    block_e = 1 << max(0, most.bit_length() - 1)
+    return {"sizes": Sizes(sizes, BLOCK_E=block_e, BLOCK_G=groups), "num_warps": warps}
 
 
+@lru_cache(maxsize=256)
 def score_sizes(
     h: int, d_k: int, dtype: torch.dtype, values: int, *, per_head: bool = False
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Compile-time sizes and warps of a kernel that gathers keys alone, or queries.
+) -> dict[str, Any]:
+    """Of a kernel that gathers keys alone, or queries.
 
     `values` as in `edges`; with `per_head`, numbers of every head are gathered beside.
     """
     most = load_columns(dtype)
-    lanes = head_lanes(h, d_k, most)
-    sizes = head_sizes(h, d_k, lanes, most)
-    scalars = sizes["BLOCK_H"] if per_head else 1
-    return sizes, edges(sizes, lanes, values, scalars=scalars)
+    sizes = head_sizes(h, d_k, head_lanes(h, d_k, most), most)
+    return edges(sizes, values, scalars=sizes["BLOCK_H"] if per_head else 1)

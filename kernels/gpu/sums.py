@@ -8,11 +8,11 @@ import triton.language as tl
 
 
 @triton.jit
-def zeros(N: tl.constexpr, BLOCK_G: tl.constexpr, columns: tl.constexpr):
+def zeros(N: tl.constexpr, columns: tl.constexpr, sizes: tl.constexpr):
     """N sums [BLOCK_G, columns] before the first edge."""
     sums = ()
     for _ in tl.static_range(N):
-        sums = sums + (tl.zeros([BLOCK_G, columns], tl.float32),)
+        sums = sums + (tl.zeros([sizes.BLOCK_G, columns], tl.float32),)
     return sums
 
 
@@ -32,15 +32,6 @@ def row_dot(a, b):
     for c in tl.static_range(1, len(a)):
         t += tl.sum(a[c] * b[c], 0)
     return t
-
-
-@triton.jit
-def products(a, b):
-    """The products of two rows, chunk by chunk."""
-    y = ()
-    for c in tl.static_range(len(a)):
-        y = y + (a[c] * b[c],)
-    return y
 
 
 @triton.jit
@@ -78,15 +69,15 @@ def rounded_product(a, b, VEC: tl.constexpr):
 
 
 @triton.jit
-def head_dot(a, b, BLOCK_H: tl.constexpr, N_H: tl.constexpr, VEC_A: tl.constexpr):
+def head_dot(a, b, sizes: tl.constexpr):
     """Sums over the columns of each head, N_H groups [BLOCK_E, BLOCK_G, BLOCK_H]."""
-    chunks: tl.constexpr = len(a) // N_H  # of a group
+    chunks: tl.constexpr = sizes.N_A // sizes.N_H  # of a group
     s = ()
-    for g in tl.static_range(N_H):
-        product = rounded_product(a[g * chunks], b[g * chunks], VEC_A)
+    for g in tl.static_range(sizes.N_H):
+        product = rounded_product(a[g * chunks], b[g * chunks], sizes.VEC_A)
         for c in tl.static_range(1, chunks):
             product += a[g * chunks + c] * b[g * chunks + c]
-        s = s + (tl.sum(by_head(product, BLOCK_H), 3),)
+        s = s + (tl.sum(by_head(product, sizes.BLOCK_H), 3),)
     return s
 
 
@@ -106,15 +97,15 @@ def add_products(total, products):
 
 
 @triton.jit
-def add_weighted(sums, p, x, BLOCK_H: tl.constexpr):
+def add_weighted(sums, p, x):
     """Σ over the edges of p x, added to the sums [BLOCK_G, columns] of each chunk.
 
-    p: groups of heads [BLOCK_E, BLOCK_G, BLOCK_H], each for its share of the chunks.
+    p: groups of heads [BLOCK_E, BLOCK_G, heads], each for its share of the chunks.
     """
     new = ()
     chunks: tl.constexpr = len(x) // len(p)
     for c in tl.static_range(len(x)):
-        px = p[c // chunks][:, :, :, None] * by_head(x[c], BLOCK_H)
+        px = p[c // chunks][:, :, :, None] * by_head(x[c], p[0].shape[2])
         new = new + (add_products(sums[c], tl.reshape(px, x[c].shape)),)
     return new
 

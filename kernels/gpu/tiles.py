@@ -1,4 +1,4 @@
-"""The jit helpers that load rows and tiles of gathered rows; their sizes: `gpu/sizes.py`.
+"""The jit helpers that load and store rows and gather tiles of them; `sizes`: `gpu/sizes.py`.
 
 A chunk of a gathered table is a tile `[BLOCK_E, BLOCK_G, columns]`, and a kernel holds a tuple of
 them. Edges stay in registers that way: a sum over them needs no shuffle, and the groups are added
@@ -14,106 +14,139 @@ import triton.language as tl
 
 
 @triton.jit
-def load_piece(pid_p, piece_row_ptr, piece_beg_ptr, piece_end_ptr):
+def load_piece(view, pid_p):
     """Row and first slot of a piece, in 64 bits: addresses are made of them; and its edges."""
-    row = tl.load(piece_row_ptr + pid_p).to(tl.int64)
-    beg = tl.load(piece_beg_ptr + pid_p).to(tl.int64)
-    end = tl.load(piece_end_ptr + pid_p).to(tl.int64)
+    row = tl.load(view.piece_row + pid_p).to(tl.int64)
+    beg = tl.load(view.piece_beg + pid_p).to(tl.int64)
+    end = tl.load(view.piece_end + pid_p).to(tl.int64)
     return row, beg, (end - beg).to(tl.int32)
 
 
 @triton.jit
-def edge_offsets(BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr):
-    """Slots of one turn, counted from its first: [BLOCK_E, BLOCK_G]."""
-    return tl.arange(0, BLOCK_E)[:, None] * BLOCK_G + tl.arange(0, BLOCK_G)[None, :]
+def load_split(split_row_ptr, split_ptr_ptr):
+    """The row of several pieces that a join kernel adds up, and `first ≤ piece < last` of it."""
+    pid_s = tl.program_id(0)
+    row = tl.load(split_row_ptr + pid_s).to(tl.int64)
+    first = tl.load(split_ptr_ptr + pid_s).to(tl.int64)
+    last = tl.load(split_ptr_ptr + pid_s + 1).to(tl.int64)
+    return row, first, last
 
 
 @triton.jit
-def value_columns(chunk: tl.constexpr, d: tl.constexpr, BLOCK_D: tl.constexpr, VEC_D: tl.constexpr):
-    """Offsets and mask of a chunk of a row, [lanes, VEC_D]."""
-    lane = tl.arange(0, BLOCK_D // VEC_D)[:, None]
-    if VEC_D == 1:
+def edge_offsets(sizes: tl.constexpr):
+    """Slots of one turn, counted from its first: [BLOCK_E, BLOCK_G]."""
+    groups = tl.arange(0, sizes.BLOCK_G)[None, :]
+    return tl.arange(0, sizes.BLOCK_E)[:, None] * sizes.BLOCK_G + groups
+
+
+@triton.jit
+def load_columns(view, beg, offs, count):
+    """Column indices of the slots `beg + offs` of a piece of `count` edges."""
+    return tl.load(view.col + beg + offs, mask=offs < count, other=0)
+
+
+@triton.jit
+def turn_columns(j_next, view, beg, e, offs_e, count, IS_AHEAD: tl.constexpr, sizes: tl.constexpr):
+    """Column indices of the turn at `e`, and of the next: a turn ahead, nothing waits for them."""
+    j = j_next
+    if IS_AHEAD:
+        j_next = load_columns(view, beg, e + (sizes.BLOCK_E * sizes.BLOCK_G + offs_e), count)
+    else:
+        j = load_columns(view, beg, e + offs_e, count)
+    return j, j_next
+
+
+@triton.jit
+def load_slots(view, beg, offs, mask_e):
+    """Slots in `A` of the slots `beg + offs` of a view; its own without `view.slot`."""
+    if view.slot is None:
+        return beg + offs
+    else:
+        return tl.load(view.slot + beg + offs, mask=mask_e, other=0)
+
+
+@triton.jit
+def chunk_columns(chunk: tl.constexpr, width: tl.constexpr, BLOCK: tl.constexpr, VEC: tl.constexpr):
+    """Offsets and mask of a chunk of a row, [lanes, VEC]."""
+    lane = tl.arange(0, BLOCK // VEC)[:, None]
+    if VEC == 1:
         # Hides from Triton that lanes read side by side: it would give one of them four columns,
         # and the edges to the lanes that are left. The machine code has no trace of it.
         lane = tl.minimum(lane, 1 << 20)
-    offs = chunk * BLOCK_D + lane * VEC_D + tl.arange(0, VEC_D)[None, :]
-    return offs, offs < d
+    offs = chunk * BLOCK + lane * VEC + tl.arange(0, VEC)[None, :]
+    return offs, offs < width
 
 
 @triton.jit
-def head_columns(
-    chunk: tl.constexpr,
-    H: tl.constexpr,
-    d_k: tl.constexpr,
-    BLOCK_A: tl.constexpr,
-    VEC_A: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+def row_columns(
+    kind: tl.constexpr, chunk: tl.constexpr, sizes: tl.constexpr, per: tl.constexpr = 1
 ):
-    """Offsets and mask of a chunk of a row of q or k, which is laid out as padded heads."""
-    c, mask = value_columns(chunk, H * d_k, BLOCK_A, VEC_A)
-    offs = c
-    if d_k != BLOCK_K:
-        offs = (c // BLOCK_K) * d_k + c % BLOCK_K
-        mask = (c // BLOCK_K < H) & (c % BLOCK_K < d_k)
-    return offs, mask
+    """Offsets and mask of a chunk of a row of a kind, in words of `per` columns.
+
+    kind: "values", `d` columns as x has them, or "heads", as q and k do, laid out as padded heads.
+    """
+    if kind == "values":
+        return chunk_columns(chunk, sizes.d // per, sizes.BLOCK_D // per, sizes.VEC_D // per)
+    else:
+        d_k: tl.constexpr = sizes.d_k // per
+        block_k: tl.constexpr = sizes.BLOCK_K // per
+        c, mask = chunk_columns(chunk, sizes.H * d_k, sizes.BLOCK_A // per, sizes.VEC_A // per)
+        offs = c
+        if d_k != block_k:
+            offs = (c // block_k) * d_k + c % block_k
+            mask = (c // block_k < sizes.H) & (c % block_k < d_k)
+        return offs, mask
 
 
 @triton.jit
-def heads_of(group: tl.constexpr, BLOCK_H: tl.constexpr):
-    """The heads of one of N_H groups: [BLOCK_H]."""
-    return group * BLOCK_H + tl.arange(0, BLOCK_H)
+def heads_of(group: tl.constexpr, sizes: tl.constexpr):
+    """The heads of one of N_H groups: [BLOCK_H]; and which there are, others are padding."""
+    offs_h = group * sizes.BLOCK_H + tl.arange(0, sizes.BLOCK_H)
+    return offs_h, offs_h < sizes.H
 
 
 @triton.jit
-def load_row(row_ptr, offs, mask):
-    """A chunk of one row, float32 [columns]."""
-    x = tl.load(row_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    return tl.reshape(x, [offs.shape[0] * offs.shape[1]])
-
-
-@triton.jit
-def load_values(row_ptr, d: tl.constexpr, BLOCK_D: tl.constexpr, VEC_D: tl.constexpr,
-                N_D: tl.constexpr):  # fmt: skip
-    """A row of `d` columns, in chunks [BLOCK_D]."""
+def load_row(kind: tl.constexpr, row_ptr, sizes: tl.constexpr):
+    """A row of a kind of `row_columns`, float32, in chunks [BLOCK_D] or [BLOCK_A]."""
     x = ()
-    for c in tl.static_range(N_D):
-        offs, mask = value_columns(c, d, BLOCK_D, VEC_D)
-        x = x + (load_row(row_ptr, offs, mask),)
+    for c in tl.static_range(sizes.N_D if kind == "values" else sizes.N_A):
+        offs, mask = row_columns(kind, c, sizes)
+        x_c = tl.load(row_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        x = x + (tl.reshape(x_c, [offs.shape[0] * offs.shape[1]]),)
     return x
 
 
 @triton.jit
-def load_heads(row_ptr, H: tl.constexpr, d_k: tl.constexpr, BLOCK_A: tl.constexpr,
-               VEC_A: tl.constexpr, BLOCK_K: tl.constexpr, N_A: tl.constexpr):  # fmt: skip
-    """A row of q or k, in chunks [BLOCK_A]."""
-    q = ()
-    for c in tl.static_range(N_A):
-        offs, mask = head_columns(c, H, d_k, BLOCK_A, VEC_A, BLOCK_K)
-        q = q + (load_row(row_ptr, offs, mask),)
-    return q
+def load_scaled(row_ptr, alpha_ptr, sizes: tl.constexpr):
+    """A row of `d` columns times alpha, in chunks [BLOCK_D]."""
+    x = load_row("values", row_ptr, sizes)
+    alpha = load_row("values", alpha_ptr, sizes)
+    y = ()
+    for c in tl.static_range(sizes.N_D):
+        y = y + (x[c] * alpha[c],)
+    return y
 
 
 @triton.jit
-def load_per_head(row_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr, other):
+def load_per_head(row_ptr, other, sizes: tl.constexpr):
     """A number for each head of a row, in groups [BLOCK_H]; `other` for padded heads."""
     numbers = ()
-    for g in tl.static_range(N_H):
-        offs_h = heads_of(g, BLOCK_H)
-        numbers = numbers + (tl.load(row_ptr + offs_h, mask=offs_h < H, other=other),)
+    for g in tl.static_range(sizes.N_H):
+        offs_h, mask_h = heads_of(g, sizes)
+        numbers = numbers + (tl.load(row_ptr + offs_h, mask=mask_h, other=other),)
     return numbers
 
 
 @triton.jit
-def gather_per_head(rows, first: tl.constexpr, mask_e, other, H: tl.constexpr,
-                    BLOCK_H: tl.constexpr, N_H: tl.constexpr):  # fmt: skip
+def gather_per_head(rows, first: tl.constexpr, mask_e, other, sizes: tl.constexpr):
     """Numbers of every head from column `first` on, N_H of [BLOCK_E, BLOCK_G, BLOCK_H].
 
     rows: pointers [BLOCK_E, BLOCK_G, 1]. `other` for padded heads, and where there is no edge.
     """
     numbers = ()
-    for g in tl.static_range(N_H):
-        offs_h = heads_of(g, BLOCK_H)
-        mask = mask_e[:, :, None] & (offs_h < H)
+    for g in tl.static_range(sizes.N_H):
+        offs_h, mask_h = heads_of(g, sizes)
+        mask = mask_e[:, :, None] & mask_h
         if first > 0:
             offs_h += first
         numbers = numbers + (tl.load(rows + offs_h, mask=mask, other=other),)
@@ -145,44 +178,23 @@ def gather(table_ptr, index, mask_e, offs, mask, stride: tl.constexpr):
 
 
 @triton.jit
-def gather_values(
-    table_ptr,
-    index,
-    mask_e,
-    stride: tl.constexpr,
-    d: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    VEC_D: tl.constexpr,
-    N_D: tl.constexpr,
+def gather_rows(
+    kind: tl.constexpr, table_ptr, index, mask_e, stride: tl.constexpr, sizes: tl.constexpr
 ):
-    """Rows of a table, in chunks."""
-    words = words_of(table_ptr, stride, VEC_D)
+    """Rows of a table of a kind of `row_columns`, in chunks."""
+    words = words_of(table_ptr, stride, sizes.VEC_D if kind == "values" else sizes.VEC_A)
     per: tl.constexpr = 2 if words.dtype.element_ty == tl.uint32 else 1  # columns of a word
     x = ()
-    for c in tl.static_range(N_D):
-        offs, mask = value_columns(c, d // per, BLOCK_D // per, VEC_D // per)
+    for c in tl.static_range(sizes.N_D if kind == "values" else sizes.N_A):
+        offs, mask = row_columns(kind, c, sizes, per)
         x = x + (gather(words, index, mask_e, offs, mask, stride // per),)
     return x
 
 
 @triton.jit
-def gather_heads(
-    table_ptr,
-    index,
-    mask_e,
-    stride: tl.constexpr,
-    H: tl.constexpr,
-    d_k: tl.constexpr,
-    BLOCK_A: tl.constexpr,
-    VEC_A: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    N_A: tl.constexpr,
-):
-    """Rows of q or k, in chunks."""
-    words = words_of(table_ptr, stride, VEC_A)
-    per: tl.constexpr = 2 if words.dtype.element_ty == tl.uint32 else 1  # columns of a word
-    k = ()
-    for c in tl.static_range(N_A):
-        offs, mask = head_columns(c, H, d_k // per, BLOCK_A // per, VEC_A // per, BLOCK_K // per)
-        k = k + (gather(words, index, mask_e, offs, mask, stride // per),)
-    return k
+def store_row(kind: tl.constexpr, row_ptr, x, sizes: tl.constexpr):
+    """Write a row of a kind of `row_columns`, given in chunks."""
+    for c in tl.static_range(len(x)):
+        offs, mask = row_columns(kind, c, sizes)
+        x_c = tl.reshape(x[c], offs.shape).to(row_ptr.dtype.element_ty)
+        tl.store(row_ptr + offs, x_c, mask=mask)

@@ -16,7 +16,7 @@ from bench.gpu_report.bars import missed, print_bars
 SHAPE = Shape(128, 4, 128)
 
 
-def row(kernel="attention_diffusion_bwd_dq", *, dtype="float32", wide=97.0, **times):
+def row(kernel="attention_bwd_dq (state)", *, dtype="float32", wide=97.0, **times):
     seconds = {"dram_s": 1.0, "l2_s": 0.5, "pipe_s": 0.9, "latency_s": 0.8, "seconds": 1.0,
                "added_s": 1.9, "floor_s": 1.0, "bound": "dram"} | times  # fmt: skip
     exact = {"spills": 0, "barriers": 0.0}

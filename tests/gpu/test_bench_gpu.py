@@ -96,7 +96,7 @@ def test_the_whole_suite(tmp_path, capsys, monkeypatch):
     assert all(row["peak_bytes"] == 12_345_678 and row["over_ours"] > 0 for row in timed_rows)
     assert all(row["copy_percent"] > 0 for row in timed_rows if row["mode"] == "forward")
     kernels = [row for row in got.rows if row.get("mode") == "kernel"]
-    assert {"attention_diffusion_fwd (one_sweep)", "attention_diffusion_bwd_dq"} <= {
+    assert {"attention_diffusion_fwd (scaled, one_sweep)", "attention_bwd_dq (state)"} <= {
         row["kernel"] for row in kernels
     }
     assert any(v["changed"].startswith("BLOCK_E") for row in kernels for v in row["variants"])
@@ -179,7 +179,7 @@ def test_a_variant_is_checked_before_it_is_timed(monkeypatch):
 
     def spoiled(launch):
         run(launch)
-        if launch.kwargs.get("BLOCK_E") == 2:
+        if launch.kwargs.get("sizes", {}).get("BLOCK_E") == 2:
             search._tensors(launch)[0].add_(1.0)
 
     monkeypatch.setattr(search, "_run", spoiled)

@@ -22,7 +22,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from bench.core.problem import PAPER_SHAPES
 from bench.gpu_report.compile import TARGETS, compile_launch, record, resources
 from bench.gpu_report.launches import every_launch, passes
-from grand_fast.kernels.gpu.attention.diffusion_backward import LANE_COLUMNS
+from grand_fast.kernels.gpu.attention.weight_gradient import LANE_COLUMNS
 from grand_fast.testing import random_graph
 
 from ._cases import CASES
@@ -60,10 +60,11 @@ def test_compiles_without_spills_or_float_atomics(arch, shape, dtype):
         used = resources(compiled)
         assert used.stack == 0, f"{launch.name} spills registers: {used}"
         assert used.float_atomics == 0, f"{launch.name} is not repeatable: {used}"
-        tables = [launch.kwargs.get(f"stride_{t}_n", 0) for t in ("x", "q", "k", "df")]
+        tables = [launch.arguments.get(f"stride_{t}_n", 0) for t in ("x", "q", "k", "df")]
         # The pass that finds norm has the tiles of the forward that uses it.
         is_forward = launch.name == "_edge_attention_fwd_norm_kernel"
-        is_diffusion = is_forward or launch.name.startswith("_attention_diffusion")
+        is_diffusion = launch.name.startswith("_attention_diffusion") or is_forward
+        is_diffusion |= launch.arguments.get("source") == "state"
         if is_forward and shape.channels % LANE_COLUMNS:
             continue  # whose rows of x may begin anywhere
         reads = LANE_COLUMNS if is_diffusion else 16

@@ -40,14 +40,14 @@ def test_update_golden_says_what_changed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(golden, "CASES", golden.CASES[-1:])  # without the family's kernels
     known = golden.load()
     name = golden.case_name(MODELLED[0], *golden.CASES[0])
-    for kernel, shift in (("csr_diffusion_bwd_da", 9), ("edge_attention_bwd_dq", -9)):
+    for kernel, shift in (("csr_diffusion_bwd_da", 9), ("attention_bwd_dq (heads)", -9)):
         known["kernels"][name][kernel]["registers"] += shift
     monkeypatch.setattr(golden, "PATH", tmp_path / "golden.json")
     golden.PATH.write_text(json.dumps(known))
     assert main(["gpu-report", "--update-golden"]) == 0
     out = capsys.readouterr().out
     assert f"Better than golden.json: {name} csr_diffusion_bwd_da: registers" in out
-    assert f"Worse than golden.json: {name} edge_attention_bwd_dq: registers" in out
+    assert f"Worse than golden.json: {name} attention_bwd_dq (heads): registers" in out
     assert set(golden.load()["kernels"]) == {
         golden.case_name(a, *golden.CASES[0]) for a in MODELLED
     }

@@ -16,10 +16,9 @@ from torch import Tensor
 from grand_fast.kernels.cpu.attention.backward_far_side import other_pass
 from grand_fast.kernels.cpu.attention.backward_normalized_side import group_pass
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs
-from grand_fast.kernels.cpu.attention.weight_gradient import Upstream
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import AttentionGradients
+from grand_fast.kernels.weighting import AttentionGradients, Upstream
 
 
 def attention_bwd(
@@ -38,15 +37,9 @@ def attention_bwd(
     q, k = inputs.q, inputs.k
     if not needs_dqk:
         dx, dalpha = other_pass(
-            inputs,
-            upstream,
-            norm=norm,
-            delta=None,
-            csr=csr_t,
-            d_own=None,
-            dedge_weight=None,
+            inputs, upstream, norm=norm, delta=None, csr=csr_t, d_own=None, dedge_weight=None,
             needs_dalpha=needs_dalpha,
-        )
+        )  # fmt: skip
         return AttentionGradients(dx=dx, dalpha=dalpha)
     of_receivers = inputs.weighting.normalize == "receiver"
     # The last pass must gather no keys if their rows are to be overwritten one by one.
@@ -58,25 +51,17 @@ def attention_bwd(
     if needs_dedge_weight:
         assert inputs.edge_weight is not None
         dw = empty(inputs.edge_weight.numel(), dtype=inputs.edge_weight.dtype)
+    own, far = (csr, dq), (csr_t, dk)  # each with what is written there
+    if not of_receivers:
+        own, far = far, own
     grads = group_pass(
-        inputs,
-        upstream,
-        norm=norm,
-        csr=csr if of_receivers else csr_t,
-        d_own=dq if of_receivers else dk,
-        dedge_weight=dw if of_receivers else None,
-        needs_dalpha=needs_dalpha,
-    )
+        inputs, upstream, norm=norm, csr=own[0], d_own=own[1],
+        dedge_weight=dw if of_receivers else None, needs_dalpha=needs_dalpha,
+    )  # fmt: skip
     dx, dalpha = other_pass(
-        inputs,
-        upstream,
-        norm=grads.norm,
-        delta=grads.delta,
-        csr=csr_t if of_receivers else csr,
-        d_own=dk if of_receivers else dq,
-        dedge_weight=None if of_receivers else dw,
-        needs_dalpha=needs_dalpha,
-    )
+        inputs, upstream, norm=grads.norm, delta=grads.delta, csr=far[0], d_own=far[1],
+        dedge_weight=None if of_receivers else dw, needs_dalpha=needs_dalpha,
+    )  # fmt: skip
     if not of_receivers:
         dx, dalpha = grads.dx, grads.dalpha
     return AttentionGradients(dx, dq, dk, dalpha, dw, grads.dtop)

@@ -6,15 +6,12 @@ Also the only one where a diffusion needs nothing but `dx`.
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView, Side
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec, Side
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
-    Source,
     StateGradient,
-    Upstream,
     add_dw,
     head_chunks,
     head_terms,
@@ -31,11 +28,11 @@ from grand_fast.kernels.cpu.gathered_sums import (
     store_partial,
     stretches,
 )
-from grand_fast.kernels.cpu.language import Kernel, chunks
+from grand_fast.kernels.cpu.language import chunks
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import Weighting
+from grand_fast.kernels.weighting import Source, Upstream
 
 _STRETCH_EDGES = 32  # the rows that this pass reads twice stay in the nearest cache
 
@@ -43,13 +40,8 @@ _STRETCH_EDGES = 32  # the rows that this pass reads twice stay in the nearest c
 @lru_cache(maxsize=256)
 def _other_kernel(
     d: int,
-    h: int,
-    d_k: int,
-    dtype: torch.dtype,
-    index: torch.dtype,
+    spec: EdgeSpec,
     *,
-    weighting: Weighting,
-    weighted: bool,
     rows: Side,
     source: Source,
     needs_d_own: bool,
@@ -57,8 +49,8 @@ def _other_kernel(
     needs_dalpha: bool,
     pieces: bool,
 ) -> Compiled:
-    k = Kernel("attention_bwd_other", dtype, index)
-    view = EdgeView(k, rows, h, d_k, weighting, weighted)
+    view = spec.view("attention_bwd_other", rows)
+    k, h, d_k = view.kernel, spec.h, spec.d_k
     scratch, buffer = k.matrix("scratch").row(k.thread), k.number("buffer")
     sums_dx = source == "state" and rows == "sender"
     factor = score_factor(source, h)
@@ -87,7 +79,7 @@ def _other_kernel(
                     if needs_d_own:
                         t = weight_gradient(group, block)
                         delta = group.load([k.matrix("delta").row(i) for i in block.nodes])
-                        du_factor = k.splat(weighting.scale * factor)
+                        du_factor = k.splat(spec.weighting.scale * factor)
                         if view.varies:
                             du_factor = scores.du_factor * k.splat(factor)
                         du_buffer.at(e).store(a_rho * du_factor * (t - delta))
@@ -141,8 +133,8 @@ def other_pass(
     name = "dq" if rows == "receiver" else "dk"
     sums_dx = rows == "sender" and upstream.x is not None
     state = StateGradient(upstream, work, needs_dalpha=needs_dalpha) if sums_dx else None
-    shape = (upstream.channels, *inputs.shape, csr.col.dtype)
-    switches = inputs.options | {"rows": rows, "source": upstream.source}
+    shape = (upstream.channels, inputs.spec(csr))
+    switches: dict[str, Any] = {"rows": rows, "source": upstream.source}
     switches |= {"needs_d_own": d_own is not None, "needs_dw": dedge_weight is not None}
     buffer = scratch_size(_STRETCH_EDGES)
     scratch = buffer * (1 + h)  # the mean weights, and du of each group of heads

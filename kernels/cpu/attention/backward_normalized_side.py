@@ -3,15 +3,12 @@
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec, EdgeView
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
-    Source,
     StateGradient,
-    Upstream,
     add_dw,
     head_terms,
     own_state_rows,
@@ -26,12 +23,12 @@ from grand_fast.kernels.cpu.gathered_sums import (
     store_partial,
     weighted_sum,
 )
-from grand_fast.kernels.cpu.language import REGISTER_BYTES, Kernel, chunks
+from grand_fast.kernels.cpu.language import REGISTER_BYTES, chunks
 from grand_fast.kernels.cpu.math import fma, where_positive
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, Shares, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import Weighting
+from grand_fast.kernels.weighting import Source, Upstream
 
 _BUFFERS = 5  # at most: a ρ, t, the factor of du, φ, and the mean weights
 
@@ -39,21 +36,17 @@ _BUFFERS = 5  # at most: a ρ, t, the factor of du, φ, and the mean weights
 @lru_cache(maxsize=256)
 def _group_kernel(
     d: int,
-    h: int,
-    d_k: int,
-    dtype: torch.dtype,
-    index: torch.dtype,
+    spec: EdgeSpec,
     *,
-    weighting: Weighting,
-    weighted: bool,
     source: Source,
     needs_dw: bool,
     needs_dalpha: bool,
     step: Literal["whole", "delta", "sums"],
 ) -> Compiled:
     """`whole` rows; or for pieces of long rows first their `delta`, then, Δ known, their `sums`."""
-    k = Kernel(f"attention_bwd_group_{step}", dtype, index)
-    view = EdgeView(k, weighting.normalize, h, d_k, weighting, weighted)
+    weighting, h, d_k = spec.weighting, spec.h, spec.d_k
+    view = spec.view(f"attention_bwd_group_{step}", weighting.normalize)
+    k = view.kernel
     delta, scratch = k.matrix("delta"), k.matrix("scratch").row(k.thread)
     whole = step == "whole"
     sums_dx = source == "state" and view.rows == "sender" and step != "delta"
@@ -177,8 +170,8 @@ def group_pass(
     name = "dk" if of_senders else "dq"
     sums_dx = of_senders and upstream.x is not None
     state = StateGradient(upstream, work, needs_dalpha=needs_dalpha) if sums_dx else None
-    shape = (upstream.channels, *inputs.shape, csr.col.dtype)
-    switches = inputs.options | {"source": upstream.source, "needs_dw": dedge_weight is not None}
+    shape = (upstream.channels, inputs.spec(csr))
+    switches: Any = {"source": upstream.source, "needs_dw": dedge_weight is not None}
     buffer = scratch_size(work.longest)
     arguments = inputs.arguments(csr) | upstream.arguments() | {"norm": norm, "buffer": buffer}
     if dedge_weight is not None:

@@ -39,10 +39,9 @@ class EdgeInputs:
         """H, d_k and the dtype."""
         return (*self.q.shape[1:], self.q.dtype)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What kernels are compiled for."""
-        return {"weighting": self.weighting, "weighted": self.edge_weight is not None}
+    def spec(self, csr: Csr) -> EdgeSpec:
+        """What kernels are compiled for, for a pass over the view `csr`."""
+        return EdgeSpec(*self.shape, csr.col.dtype, self.weighting, self.edge_weight is not None)
 
     def arguments(self, csr: Csr) -> dict[str, Any]:
         """What kernels are given, for a pass over the view `csr`."""
@@ -51,6 +50,23 @@ class EdgeInputs:
         top = None if self.top is None else self.top.to(self.q.dtype)
         given = {"slot": csr.slot, "edge_weight": self.edge_weight, "top": top}
         return named | {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class EdgeSpec:
+    """What every kernel of the attention is compiled for."""
+
+    h: int
+    d_k: int
+    dtype: torch.dtype
+    index: torch.dtype
+    weighting: Weighting
+    weighted: bool
+
+    def view(self, name: str, rows: Side) -> EdgeView:
+        """The edges in a new kernel of that name."""
+        k = Kernel(name, self.dtype, self.index)
+        return EdgeView(k, rows, self.h, self.d_k, self.weighting, self.weighted)
 
 
 @dataclass(frozen=True)

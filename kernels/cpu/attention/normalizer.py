@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeView, Norm, Side
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec, EdgeView, Norm, Side
 from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer, load_heads
 from grand_fast.kernels.cpu.gathered_sums import stretches
-from grand_fast.kernels.cpu.language import Kernel, Matrix, Vec
+from grand_fast.kernels.cpu.language import Matrix, Vec
 from grand_fast.kernels.cpu.math import maximum
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, Work, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import Weighting
 
 _SUM_EDGES = 512  # summed on their own first, as SUM_EDGES in `cpu/gathered_sums.py`
 
@@ -91,19 +90,9 @@ def _unnormalised(
 
 
 @lru_cache(maxsize=256)
-def _norm_kernel(
-    h: int,
-    d_k: int,
-    dtype: torch.dtype,
-    index: torch.dtype,
-    *,
-    weighting: Weighting,
-    weighted: bool,
-    rows: Side,
-    pieces: bool,
-) -> Compiled:
-    k = Kernel("edge_attention_norm", dtype, index)
-    view = EdgeView(k, rows, h, d_k, weighting, weighted)
+def _norm_kernel(spec: EdgeSpec, *, rows: Side, pieces: bool) -> Compiled:
+    view = spec.view("edge_attention_norm", rows)
+    k = view.kernel
     scratch, own_rows = k.matrix("scratch").row(k.thread), forward_rows(view, known=False)
     with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=view.own_edges) as row:
         for group in view.groups:
@@ -116,9 +105,7 @@ def find_norm(inputs: EdgeInputs, csr_t: Csr | None) -> Tensor:
     assert csr_t is not None
     n, h, _ = inputs.q.shape
     norm = empty(n, 2, h, dtype=inputs.q.dtype)
-    kernel = _norm_kernel(
-        *inputs.shape, csr_t.col.dtype, **inputs.options, rows="sender", pieces=False
-    )
+    kernel = _norm_kernel(inputs.spec(csr_t), rows="sender", pieces=False)
     arguments = inputs.arguments(csr_t) | {"norm": norm}
     kernel(csr_t.work, pieces=False, scratch=scratch_size(csr_t.work.longest), **arguments)
     find_hub_norm(inputs, csr_t, norm)
@@ -131,7 +118,7 @@ def find_hub_norm(inputs: EdgeInputs, csr: Csr, norm: Tensor) -> None:
     if work.hub_rows.numel() == 0:
         return
     rows: Side = "receiver" if csr.slot is None else "sender"
-    kernel = _norm_kernel(*inputs.shape, csr.col.dtype, **inputs.options, rows=rows, pieces=True)
+    kernel = _norm_kernel(inputs.spec(csr), rows=rows, pieces=True)
     partial = empty(work.piece_begin.numel(), *norm.shape[1:], dtype=norm.dtype)
     arguments: dict[str, Any] = inputs.arguments(csr) | {"norm": partial}
     kernel(work, pieces=True, scratch=scratch_size(work.longest), **arguments)
@@ -143,18 +130,9 @@ def find_hub_norm(inputs: EdgeInputs, csr: Csr, norm: Tensor) -> None:
 
 
 @lru_cache(maxsize=256)
-def _top_kernel(
-    h: int,
-    d_k: int,
-    dtype: torch.dtype,
-    index: torch.dtype,
-    *,
-    weighting: Weighting,
-    weighted: bool,
-    pieces: bool,
-) -> Compiled:
-    k = Kernel("edge_attention_top", dtype, index)
-    view = EdgeView(k, "receiver", h, d_k, weighting, weighted)
+def _top_kernel(spec: EdgeSpec, *, pieces: bool) -> Compiled:
+    view = spec.view("edge_attention_top", "receiver")
+    k, h, d_k = view.kernel, spec.h, spec.d_k
     largest = k.matrix("largest")
     own_rows = [(view.own, h * d_k), (largest, h)]
     with each_row(k, pieces=pieces, own_rows=own_rows, own_edges=view.own_edges) as row:
@@ -168,11 +146,11 @@ def find_top(inputs: EdgeInputs, csr: Csr) -> Tensor:
     n, h, _ = inputs.q.shape
     work, arguments = csr.work, inputs.arguments(csr)
     largest = empty(n, h, dtype=inputs.q.dtype)
-    kernel = _top_kernel(*inputs.shape, csr.col.dtype, **inputs.options, pieces=False)
+    kernel = _top_kernel(inputs.spec(csr), pieces=False)
     kernel(work, pieces=False, largest=largest, **arguments)
     if work.hub_rows.numel():
         partial = empty(work.piece_begin.numel(), h, dtype=inputs.q.dtype)
-        kernel = _top_kernel(*inputs.shape, csr.col.dtype, **inputs.options, pieces=True)
+        kernel = _top_kernel(inputs.spec(csr), pieces=True)
         kernel(work, pieces=True, largest=partial, **arguments)
         largest[work.hub_rows] = _largest_of_hubs(partial, work)
     return largest

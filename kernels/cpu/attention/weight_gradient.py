@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -15,40 +14,7 @@ from grand_fast.kernels.cpu.language import Chunk, Int, Matrix, Vec, chunks
 from grand_fast.kernels.cpu.math import fma, transposed_sum
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Row, Shares, Work
-
-# Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads.
-Source = Literal["state", "heads", "mean"]
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """What the gradient by the weights is made of: `da`, or `df`, `x` and `alpha` of a diffusion.
-
-    df_scale: of what `df` adds to `dx` beside the field's own gradient.
-    """
-
-    da: Tensor | None = None
-    df: Tensor | None = None
-    x: Tensor | None = None
-    alpha: Tensor | None = None
-    df_scale: float = 0.0
-
-    @property
-    def source(self) -> Source:
-        """Which of the two."""
-        if self.da is None:
-            return "state"
-        return "mean" if self.da.dim() == 1 else "heads"
-
-    @property
-    def channels(self) -> int:
-        """`d` of the state; 0 without."""
-        return 0 if self.x is None else self.x.shape[1]
-
-    def arguments(self) -> dict[str, Any]:
-        """What kernels are given."""
-        named = {"df": self.df, "x": self.x, "alpha": self.alpha, "da": self.da}
-        return {name: value for name, value in named.items() if value is not None}
+from grand_fast.kernels.weighting import Source, Upstream
 
 
 class StateGradient:
@@ -84,15 +50,9 @@ class StateGradient:
             self.dalpha = self._shares.total()
         if self._partial is not None:
             finish_field_gradient(
-                self.dx,
-                self.dalpha,
-                self._partial,
-                self._work,
-                df=u.df,
-                x=u.x,
-                alpha=u.alpha,
+                self.dx, self.dalpha, self._partial, self._work, df=u.df, x=u.x, alpha=u.alpha,
                 df_scale=u.df_scale,
-            )
+            )  # fmt: skip
 
 
 def _ready(vec: Vec) -> Callable[[], Vec]:

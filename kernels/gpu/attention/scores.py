@@ -1,187 +1,204 @@
-"""The scores of a row: a sweep over the keys of a piece, and what normalises them."""
+"""From the dot product of an edge to its weight, and back: what each `Weighting` compiles to.
+
+Units: kernels scale neither q nor k. A score s lacks the factor `unit`, which the exponent of a
+softmax gets with log₂ e, as 2ˢ is one instruction and eˢ five: p = 2^(s · unit · log₂ e − shift),
+its shift in base 2 too. v of squareplus is s · unit − top.
+
+Large scores: either is one fused multiply-add, written as such, so that no compiler rounds the
+product here and not there. Two sweeps with the same tiles of q and k (`head_sizes`) sum each dot
+product in the same order, whichever of the two they gather: their p are alike bit for bit, at any
+size of the scores, and so it does not matter that the shift is rounded. These are the sweep that
+finds `norm` and that which uses it, and the two passes of a backward. Forward and backward differ
+in their tiles, so their scores by roundings: the row pass sums its own p. Where only the forward's
+sum is at hand, scores of 10⁵ leave 1 % of a weight open, and `weight` sees to it that none exceeds
+the sum. From 10⁹ on p may leave the range of float32.
+"""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
 # (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
 
+import math
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from grand_fast.kernels.gpu.attention.weighting import (
-    LOG2E,
-    in_base_2,
-    load_edge_weight,
-    load_slots,
-    scores,
-    unit,
-    unnormalised,
-)
-from grand_fast.kernels.gpu.sums import head_dot
-from grand_fast.kernels.gpu.tiles import (
-    edge_offsets,
-    gather_heads,
-    gather_per_head,
-    heads_of,
-    load_per_head,
-)
+from grand_fast.kernels.csr import Csr
+from grand_fast.kernels.gpu.pieces import View, view_of
+from grand_fast.kernels.gpu.sums import head_dot, rounded
+from grand_fast.kernels.weighting import Weighting, scaled_dot
+
+LOG2E = tl.constexpr(math.log2(math.e))
+
+
+class KernelWeighting(NamedTuple):
+    """A `Weighting` as an argument of kernels: None and `function` are known to the compiler.
+
+    scale: of the dot product. slope: of leaky_relu. top: a scalar, which says that the normaliser
+    is squareplus. edge_weight: [E], in slots of `A`.
+    """
+
+    function: tl.constexpr
+    scale: float
+    slope: float | None
+    top: Tensor | None
+    edge_weight: Tensor | None
+
+    def view(self, csr: Csr) -> View:
+        """With slots in `A` if kernels are to look there for weights."""
+        return view_of(csr, needs_slot=self.edge_weight is not None)
+
+
+def kernel_weighting(
+    weighting: Weighting | None, d_k: int, *, edge_weight: Tensor | None, top: Tensor | None
+) -> KernelWeighting:
+    """Of the paper's weighting unless another is given; the direction is a matter of launches."""
+    weighting = weighting or scaled_dot(d_k)
+    assert weighting.scale > 0  # the largest score is that of the largest `s · unit`
+    return KernelWeighting(
+        function=tl.constexpr(weighting.function),
+        scale=weighting.scale,
+        slope=weighting.slope if weighting.function == "leaky_relu" else None,
+        top=top if weighting.normalizer == "squareplus" else None,
+        edge_weight=edge_weight,
+    )
 
 
 @triton.jit
-def online(m, l, s, mask_e, weighting, top):  # noqa: E741
-    """One turn of the online sum of one group of heads.
+def load_top(weighting):
+    """The score that squareplus counts from."""
+    top = 0.0
+    if weighting.top is not None:
+        top = tl.load(weighting.top)
+    return top
 
-    m, l [BLOCK_G, BLOCK_H], s [BLOCK_E, BLOCK_G, BLOCK_H]. Returns the new m and l, what old sums
-    are multiplied by, and p. In a softmax m is the shift in base 2, the largest score;
-    squareplus counts from `top` instead, and m stays 0.
-    """
-    if weighting.top is None:
-        s = tl.where(mask_e[:, :, None], s, float("-inf"))
-        largest = tl.maximum(m, tl.max(s, 0) * (unit(weighting) * LOG2E))
-        fade = tl.exp2(m - largest)
-        p = unnormalised(s, largest, weighting, top)
-        return largest, l * fade + tl.sum(p, 0), fade, p
+
+@triton.jit
+def load_edge_weight(weighting, slot, mask_e):
+    """Weights of [BLOCK_E, BLOCK_G] edges with an axis for heads, in a tuple; () without any."""
+    w = ()
+    if weighting.edge_weight is not None:
+        at = weighting.edge_weight + slot[:, :, None].to(tl.int64)
+        w = (tl.load(at, mask=mask_e[:, :, None], other=0.0).to(tl.float32),)
+    return w
+
+
+@triton.jit
+def unit(weighting):
+    """What φ lacks, and with it scores."""
+    if weighting.function == "exp":
+        return 1.0
     else:
-        p = tl.where(mask_e[:, :, None], unnormalised(s, m, weighting, top), 0.0)
-        return m, l + tl.sum(p, 0), m, p
+        return weighting.scale
 
 
 @triton.jit
-def no_scores(weighting, BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
-    """m and l before the first edge."""
-    # Finite, so that a group without edges gives exp(m − m) = 1 and not NaN.
-    least: tl.constexpr = -1e38 if weighting.top is None else 0.0
-    m = ()
-    l = ()  # noqa: E741
-    for _ in tl.static_range(N_H):
-        m = m + (tl.full([BLOCK_G, BLOCK_H], least, tl.float32),)
-        l = l + (tl.zeros([BLOCK_G, BLOCK_H], tl.float32),)  # noqa: E741
-    return m, l
+def phi(u, weighting):
+    """φ of dot products, up to `unit`."""
+    if weighting.function == "exp":
+        u = tl.exp2(u * (weighting.scale * LOG2E))
+    elif weighting.function == "leaky_relu":
+        u = tl.where(u > 0.0, u, u * weighting.slope)
+    return u
 
 
 @triton.jit
-def join_groups(m, l):  # noqa: E741
-    """m and l of one group of heads over all groups of lanes, each [BLOCK_H], and their shares."""
-    largest = tl.max(m, 0)
-    fade = tl.exp2(m - largest[None, :])
-    return largest, tl.sum(l * fade, 0), fade
+def scores(u, w, weighting):
+    """Scores of dot products up to `unit`, N_H of [BLOCK_E, BLOCK_G, BLOCK_H].
 
-
-@triton.jit
-def sweep_scores(
-    q,
-    k_ptr,
-    weighting,
-    top,
-    col_ptr,
-    slot_ptr,
-    beg,
-    count,
-    stride_k_n: tl.constexpr,
-    H: tl.constexpr,
-    d_k: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_A: tl.constexpr,
-    VEC_A: tl.constexpr,
-    N_A: tl.constexpr,
-    N_H: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
-    """m and l of the scores of a piece, see `online`, N_H of [BLOCK_H]."""
-    offs_e = edge_offsets(BLOCK_E, BLOCK_G)
-    m, l = no_scores(weighting, BLOCK_G, BLOCK_H, N_H)  # noqa: E741
-    j_next = tl.load(col_ptr + beg + offs_e, mask=offs_e < count, other=0)
-    for e in range(0, count, BLOCK_E * BLOCK_G):
-        mask_e = e + offs_e < count
-        j = j_next
-        behind = e + (BLOCK_E * BLOCK_G + offs_e)
-        j_next = tl.load(col_ptr + beg + behind, mask=behind < count, other=0)
-        k = gather_heads(k_ptr, j, mask_e, stride_k_n, H, d_k, BLOCK_A, VEC_A, BLOCK_K, N_A)
-        slot = load_slots(slot_ptr, beg, e + offs_e, mask_e)
-        w = load_edge_weight(weighting, slot, mask_e)
-        s = scores(head_dot(k, q, BLOCK_H, N_H, VEC_A), w, weighting)
-        new_m = ()
-        new_l = ()
-        for g in tl.static_range(N_H):
-            m_g, l_g, _, _ = online(m[g], l[g], s[g], mask_e, weighting, top)
-            new_m = new_m + (m_g,)
-            new_l = new_l + (l_g,)
-        m, l = new_m, new_l  # noqa: E741
-    largest = ()
-    total = ()
-    for g in tl.static_range(N_H):
-        m_g, l_g, _ = join_groups(m[g], l[g])
-        largest = largest + (m_g,)
-        total = total + (l_g,)
-    return largest, total
-
-
-@triton.jit
-def norm_of(m, l, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):  # noqa: E741
-    """Shift in base 2 and 1 / Σ p of m and l, N_H of [BLOCK_H] each.
-
-    A padded head has the shift +∞ and 0: it gets no weight, whatever its scores are.
+    w: of `load_edge_weight`.
     """
-    shift = ()
-    inverse = ()
-    for g in tl.static_range(N_H):
-        is_head = heads_of(g, BLOCK_H) < H
-        shift = shift + (tl.where(is_head, m[g], float("inf")),)
-        inverse = inverse + (tl.where(is_head, 1.0 / l[g], 0.0),)
-    return shift, inverse
+    s = ()
+    for g in tl.static_range(len(u)):
+        s_g = phi(u[g], weighting)
+        if len(w) > 0:
+            s_g *= w[0]
+        s = s + (s_g,)
+    return s
 
 
 @triton.jit
-def store_norm(norm_ptr, shift, inverse, weighting, H: tl.constexpr, BLOCK_H: tl.constexpr,
-               N_H: tl.constexpr):  # fmt: skip
-    """Write a row of `norm`. Its shift is in base e: rounded, so that 1 / Σ p becomes another."""
-    for g in tl.static_range(N_H):
-        offs_h = heads_of(g, BLOCK_H)
-        natural = shift[g]
-        total = inverse[g]
-        if weighting.top is None:
-            is_empty = total == float("inf")
-            natural = tl.where(is_empty, float("-inf"), shift[g] / LOG2E)
-            # as whoever loads it has it
-            total *= tl.exp2(tl.where(is_empty, 0.0, in_base_2(natural, weighting) - shift[g]))
-        tl.store(norm_ptr + offs_h, natural, mask=offs_h < H)
-        tl.store(norm_ptr + H + offs_h, total, mask=offs_h < H)
+def edge_scores(k, q, slot, mask_e, weighting, sizes: tl.constexpr):
+    """Weights w of a turn's edges, dot products u of their rows k with the row q, and scores."""
+    w = load_edge_weight(weighting, slot, mask_e)
+    u = head_dot(k, q, sizes)
+    return w, u, scores(u, w, weighting)
 
 
 @triton.jit
-def load_norm(norm_ptr, weighting, H: tl.constexpr, BLOCK_H: tl.constexpr, N_H: tl.constexpr):
-    """A row of `norm`, as `norm_of` gives it."""
-    natural = load_per_head(norm_ptr, H, BLOCK_H, N_H, float("inf"))
-    inverse = load_per_head(norm_ptr + H, H, BLOCK_H, N_H, 0.0)
-    shift = ()
-    for g in tl.static_range(N_H):
-        shift = shift + (in_base_2(natural[g], weighting),)
-    return shift, inverse
+def squareplus(s, weighting, top):
+    """p = 2 / (√(v² + 4) − v) of v = s · unit − top, and ρ = 1 / √(v² + 4)."""
+    v = tl.fma(s, unit(weighting), -top)
+    square = v * v + 4.0
+    rho = tl.rsqrt(square)
+    root = square * rho - v
+    # 1 / root, which is positive; a division takes ten instructions more
+    return 2.0 * tl.rsqrt(root * root), rho
 
 
 @triton.jit
-def gather_norm(
-    norm_ptr,
-    index,
-    mask_e,
-    weighting,
-    stride: tl.constexpr,
-    IS_IN_BASE_2: tl.constexpr,
-    H: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    N_H: tl.constexpr,
-):
-    """Rows of a table that begin as those of `norm`: shift and 1 / Σ p, N_H each.
+def in_base_2(shift, weighting):
+    """The shift of a softmax, of scores of `Weighting`."""
+    if weighting.top is None:
+        shift = rounded(shift * LOG2E)
+    return shift
 
-    [BLOCK_E, BLOCK_G, BLOCK_H]; `weight` is 0 where there is no edge.
+
+@triton.jit
+def unnormalised(s, shift, weighting, top):
+    """p of scores; shift in base 2, which squareplus does not need."""
+    if weighting.top is None:
+        return tl.exp2(tl.fma(s, unit(weighting) * LOG2E, -shift))
+    else:
+        p, _ = squareplus(s, weighting, top)
+        return p
+
+
+@triton.jit
+def weight(s, shift, inverse, weighting, top):
+    """p / Σ p of scores, at most 1; 0 where shift is +∞ and `inverse` 0.
+
+    Lanes that have copies of it may sum it: a product could be fused into the sum of one of them.
     """
-    rows = norm_ptr + index[:, :, None].to(tl.int64) * stride
-    loaded = gather_per_head(rows, 0, mask_e, float("inf"), H, BLOCK_H, N_H)
-    inverse = gather_per_head(rows, H, mask_e, 0.0, H, BLOCK_H, N_H)
-    shift = ()
-    for g in tl.static_range(N_H):
-        shift_g = loaded[g]
-        if not IS_IN_BASE_2:
-            shift_g = in_base_2(shift_g, weighting)
-        shift = shift + (shift_g,)
-    return shift, inverse
+    a = unnormalised(s, shift, weighting, top) * inverse
+    return tl.minimum(a, 1.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def weights(s, shift, inverse, weighting, top):
+    """`weight` of every group of heads."""
+    a = ()
+    for g in tl.static_range(len(s)):
+        a = a + (weight(s[g], shift[g], inverse[g], weighting, top),)
+    return a
+
+
+@triton.jit
+def past_normalizer(gradient, s, weighting, top):
+    """`gradient` times ρ."""
+    if weighting.top is not None:
+        _, rho = squareplus(s, weighting, top)
+        gradient *= rho
+    return gradient
+
+
+@triton.jit
+def past_function(ds, u, w, weighting):
+    """The gradient by u, divided by its scale, from that by s."""
+    if weighting.function == "exp":
+        ds *= phi(u, weighting)
+    elif weighting.function == "leaky_relu":
+        ds = tl.where(u > 0.0, ds, ds * weighting.slope)
+    if len(w) > 0:
+        ds *= w[0]
+    return ds
+
+
+@triton.jit
+def edge_weight_gradient(ds, u, weighting):
+    """Σ over heads of φ ds, [BLOCK_E, BLOCK_G]."""
+    dw = tl.sum(rounded(phi(u[0], weighting) * ds[0]), 2)
+    for g in tl.static_range(1, len(u)):
+        dw += tl.sum(rounded(phi(u[g], weighting) * ds[g]), 2)
+    return dw * unit(weighting)
