@@ -28,26 +28,14 @@ SUITES_USED_BY = {
 
 LONGEST = 300
 SHORTEST, FEW = 60, 5
-TOO_SHORT = {  # to be folded into those that use them; take out what is
-    "grand_fast/data/features.py",
-    "grand_fast/graph/subgraph.py",
-    "grand_fast/graph/views.py",
-    "grand_fast/solvers/owned.py",
-    "grand_fast/training/environment.py",
-    "grand_fast/training/optimizers.py",
-    "kernels/gpu/attention/edge_backward.py",
-}
 # Names that a short file may have: those which others find it by. A module of the public interface
 # (`__all__`, the README, the recipes), an operator's reference and benchmark, a suite, and Python's
 # and pytest's own.
 GIVEN_NAMES = ("__init__.py", "__main__.py", "reference.py", "suite.py", "bench_*.py", "test_*.py")
 PUBLIC = {"grand_fast/_version.py", "grand_fast/checkpoint.py", "kernels/csr.py"}
 
-# Files of `kernels/gpu/attention` without one of their name in `kernels/cpu/attention`: what is
-# computed there alone, and, to be renamed, passes that the CPU calls by their sides.
-GPU_ALONE = {"weighting", "weighted_sum", "diffusion_weighted_sum", "diffusion_backward",
-             "diffusion_forward", "diffusion_column_pass", "diffusion_row_pass", "edge_backward",
-             "edge_column_pass", "edge_row_pass"}  # fmt: skip
+# Files of `kernels/gpu/attention` without one of their name in `kernels/cpu/attention`
+GPU_ALONE = {"weighted_sum"}  # of the forward; on the CPU that is in the operators themselves
 
 
 def files():
@@ -178,7 +166,7 @@ def test_no_file_is_long():
 def test_few_files_are_short():
     short = {str(p.relative_to(ROOT)): lines(p) for p in files() if lines(p) < SHORTEST}
     short = {n: s for n, s in short.items() if not any(Path(n).match(g) for g in GIVEN_NAMES)}
-    short = {n: size for n, size in short.items() if n not in PUBLIC | TOO_SHORT}
+    short = {n: size for n, size in short.items() if n not in PUBLIC}
     assert len(short) <= FEW, short
 
 

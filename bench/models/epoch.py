@@ -21,8 +21,8 @@ from grand_fast.nn import GRAND
 from grand_fast.nn.encoder import csr_pair
 from grand_fast.training.configurations import FOLDER, configuration
 from grand_fast.training.configurations import RELEASED as RELEASED_VALUES
-from grand_fast.training.optimizers import make_optimizer
 from grand_fast.training.presets import Preset
+from grand_fast.training.trainer import make_optimizer
 
 OURS_CONTINUOUS = f"{OURS}, continuous adjoint"
 RELEASED = "released, as tuned"

@@ -13,9 +13,8 @@ from grand_fast.data.datasets import NodeData, Split, accuracy
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
 from grand_fast.training.history import Epoch
-from grand_fast.training.optimizers import make_optimizer
 from grand_fast.training.option_types import BadOptionError
-from grand_fast.training.trainer import CRITERIA, Fit, Trainer
+from grand_fast.training.trainer import CRITERIA, Fit, Trainer, make_optimizer
 
 STATE_SHARE = 0.02  # of the time, which writing the state may take
 

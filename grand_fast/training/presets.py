@@ -18,9 +18,8 @@ from grand_fast.nn.grand import LAPLACIANS, VARIANTS
 from grand_fast.solvers import Solve
 from grand_fast.solvers.options import option
 from grand_fast.training.loop import fit
-from grand_fast.training.optimizers import OPTIMIZERS
 from grand_fast.training.option_types import NONE, parser_of
-from grand_fast.training.trainer import CRITERIA
+from grand_fast.training.trainer import CRITERIA, OPTIMIZERS
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")

@@ -18,8 +18,8 @@ from grand_fast.nn import GRAND
 from grand_fast.training import checkpoint, loop
 from grand_fast.training.checkpoint import load_state
 from grand_fast.training.folder import SEEDS_FOLDER
-from grand_fast.training.optimizers import OPTIMIZERS
 from grand_fast.training.run import run_seeds
+from grand_fast.training.trainer import OPTIMIZERS
 from tests._small_run import N, experiment, results_of, silent, two_rings, values
 
 MODEL = {

@@ -11,8 +11,7 @@ from grand_fast.nn import GRAND
 from grand_fast.nn.grand import VARIANTS
 from grand_fast.solvers import Status
 from grand_fast.training.loop import fit
-from grand_fast.training.optimizers import OPTIMIZERS
-from grand_fast.training.trainer import Fit
+from grand_fast.training.trainer import OPTIMIZERS, Fit
 
 N = 60
 MODEL = {
