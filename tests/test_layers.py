@@ -35,7 +35,6 @@ TOO_SHORT = {  # to be folded into those that use them; take out what is
     "grand_fast/solvers/owned.py",
     "grand_fast/training/environment.py",
     "grand_fast/training/optimizers.py",
-    "kernels/gpu/attention/edge_backward.py",
 }
 # Names that a short file may have: those which others find it by. A module of the public interface
 # (`__all__`, the README, the recipes), an operator's reference and benchmark, a suite, and Python's
@@ -44,10 +43,8 @@ GIVEN_NAMES = ("__init__.py", "__main__.py", "reference.py", "suite.py", "bench_
 PUBLIC = {"grand_fast/_version.py", "grand_fast/checkpoint.py", "kernels/csr.py"}
 
 # Files of `kernels/gpu/attention` without one of their name in `kernels/cpu/attention`: what is
-# computed there alone, and, to be renamed, passes that the CPU calls by their sides.
-GPU_ALONE = {"weighting", "weighted_sum", "diffusion_weighted_sum", "diffusion_backward",
-             "diffusion_forward", "diffusion_column_pass", "diffusion_row_pass", "edge_backward",
-             "edge_column_pass", "edge_row_pass"}  # fmt: skip
+# computed there alone.
+GPU_ALONE = {"weighted_sum"}
 
 
 def files():
