@@ -34,8 +34,9 @@ SHORTEST, FEW = 60, 5
 GIVEN_NAMES = ("__init__.py", "__main__.py", "reference.py", "suite.py", "bench_*.py", "test_*.py")
 PUBLIC = {"grand_fast/_version.py", "grand_fast/checkpoint.py", "kernels/csr.py"}
 
-# Files of `kernels/gpu/attention` without one of their name in `kernels/cpu/attention`
-GPU_ALONE = {"weighted_sum"}  # of the forward; on the CPU that is in the operators themselves
+# Files of `kernels/gpu/attention` without one of their name in `kernels/cpu/attention`: what is
+# computed there alone.
+GPU_ALONE = {"weighted_sum"}
 
 
 def files():

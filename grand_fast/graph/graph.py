@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from grand_fast.graph.arrays import Arrays, alias, check_mask, kept_arrays, views_of
 from grand_fast.graph.checks import check_ids, check_weight, num_nodes_of
 from grand_fast.graph.edge_index import FLOWS, Flow, append_loops, edges_of, index_dtype, message
-from grand_fast.graph.subgraph import Arrays, check_mask, kept_arrays
-from grand_fast.graph.views import alias, views_of
 from grand_fast.kernels.cpu.row_order import reverse_cuthill_mckee, visiting_order
 from grand_fast.kernels.csr import Csr, Plan
 

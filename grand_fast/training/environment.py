@@ -1,12 +1,14 @@
-"""What a run ran with: versions of packages, and its peak of memory."""
+"""What a run runs with: versions of packages, the machine, and its peak of memory."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,7 @@ from grand_fast._version import __version__
 
 # Packages that decide results and speed
 PACKAGES = ("torch", "torch_geometric", "numpy", "scipy", "scikit-learn", "llvmlite", "triton")
+GIB = 2**30
 
 
 def versions() -> dict[str, str]:
@@ -56,3 +59,28 @@ def version_of(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
+
+
+def processor() -> str:
+    """The model of the CPU."""
+    with contextlib.suppress(OSError):  # Linux: platform.processor() is empty there
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu() -> str:
+    """The GPUs, or why there is none."""
+    if torch.cuda.is_available():
+        devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        names = [f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices]
+        return f"{', '.join(names)}; CUDA {torch.version.cuda}"
+    if torch.version.cuda is None:
+        return "none: this torch is built without CUDA; see https://pytorch.org/get-started/locally"
+    return "none seen by torch: check the driver with nvidia-smi"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.graph import views as graphs
+from grand_fast.graph import arrays as graphs
 from grand_fast.kernels.cpu import rows
 from grand_fast.kernels.weighting import scaled_dot
 from grand_fast.ops import _autograd

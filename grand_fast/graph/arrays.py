@@ -1,7 +1,14 @@
-"""The arrays of a subgraph: both views stay sorted, so that nothing is sorted again."""
+"""The arrays of a graph: those of a subgraph, and what was planned for them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.graph.edge_index import index_dtype, message
 
@@ -49,3 +56,28 @@ def _numbers(mask: Tensor, index: torch.dtype) -> Tensor:
     numbers = torch.zeros(mask.numel() + 1, dtype=index, device=mask.device)
     numbers[1:] = mask.cumsum(0, dtype=index)
     return numbers
+
+
+class _Known(NamedTuple):
+    further: tuple[weakref.ref[Tensor], ...]
+    views: dict[Any, Any]
+
+
+def views_of(arrays: Sequence[Tensor]) -> dict[Any, Any]:
+    """Where the views of these very tensors are kept while they live.
+
+    A compiled program knows a graph by its arrays alone, and finds here what was planned for them.
+    """
+    rowptr, *further = arrays
+    known: _Known | None = _known.get(rowptr)  # type: ignore[no-untyped-call]
+    if known is None or any(ref() is not t for ref, t in zip(known.further, further, strict=True)):
+        known = _known[rowptr] = _Known(tuple(weakref.ref(t) for t in further), {})
+    return known.views
+
+
+def alias(t: Tensor) -> Tensor:
+    """The same memory as another tensor: a view that held `rowptr` would keep its own key alive."""
+    return t.detach()
+
+
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
