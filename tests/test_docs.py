@@ -106,6 +106,26 @@ def test_paths_on_a_page_exist(page):
     assert not missing
 
 
+def test_recipes_name_tables_that_are_there():
+    """The names in capitals behind a path in a step of a recipe, or before `of` a path."""
+    recipes = text_of("CONTRIBUTING.md").split("## Recipes\n")[1].split("\n## ")[0]
+    found = re.findall(r"`([A-Z_]{5,})` (?:in|of)\s+`([\w/]+\.py)`", recipes)
+    for step in re.split(r"^(?:\d\.|#+) ", FENCED.sub("", recipes), flags=re.M):
+        path = None
+        for word in re.findall(r"`([^`]+)`", step):
+            if "/" in word:
+                path = word if (ROOT / word).is_file() else None
+            elif path and re.fullmatch(r"[A-Z_]{5,}", word):
+                found.append((word, path))
+    assert {"SCORES", "METHODS", "ORDERS", "SUITES"} <= {name for name, _ in found}
+    missing = [
+        (name, path)
+        for name, path in found
+        if not re.search(rf"^{name}\b", (ROOT / path).read_text(), re.M)
+    ]
+    assert not missing
+
+
 @EVERY_PAGE
 def test_links_of_a_page_resolve(page):
     folder = (ROOT / page).parent

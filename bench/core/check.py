@@ -1,12 +1,22 @@
 """The check before timing: output and every gradient against the reference in float64."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from bench.core.problem import Differentiated, Function, Problem, gradients
+from bench.core import machine
+from bench.core.problem import (
+    Competitor,
+    Differentiated,
+    Function,
+    Problem,
+    UnavailableError,
+    gradients,
+)
+from bench.core.report import Report
 from grand_fast import Graph
 from grand_fast.kernels.csr import Csr
 from grand_fast.testing import assert_close
@@ -66,8 +76,45 @@ def check(
 
     `tolerance` is for what it names; for the rest that of the dtype.
     """
-    for key, got in named(problem, *gradients(function, problem)).items():
-        assert_close(f"{name}: {key}", got, want[key], tolerance=tolerance.get(key))
+    _compare(name, named(problem, *gradients(function, problem)), want, tolerance)
+
+
+def agreeing(
+    problem: Problem, competitors: Sequence[Competitor], case: str, report: Report
+) -> dict[str, tuple[Function, float]]:
+    """The competitors that fit into memory and agree with the reference, by name.
+
+    With each the seconds of its first forward+backward. The others are named in the report.
+    """
+    report.say(f"{case}: reference")
+    want, found = expected(problem), {}
+    for competitor in competitors:
+        name = f"{case}: {competitor.name}"
+        report.say(f"{name}: check")
+        try:
+            machine.require_memory(name, competitor.bytes_needed(problem))
+            function = competitor.make(problem)
+            start = time.perf_counter()
+            result = gradients(function, problem)
+            first_call = time.perf_counter() - start
+            if competitor.exact:
+                _compare(competitor.name, named(problem, *result), want)
+            found[competitor.name] = function, first_call
+        except (UnavailableError, machine.DoesNotFitError) as reason:
+            report.skipped.append(f"{name}: {reason}")
+        except AssertionError as difference:
+            report.failed.append(f"{case}: {difference}")
+    return found
+
+
+def _compare(
+    name: str,
+    got: Mapping[str, Tensor],
+    want: Mapping[str, Tensor],
+    tolerance: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    for key, value in got.items():
+        assert_close(f"{name}: {key}", value, want[key], tolerance=tolerance.get(key))
 
 
 def _row_blocks(graph: Graph) -> Iterator[tuple[Csr, Tensor, slice]]:

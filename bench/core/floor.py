@@ -53,10 +53,7 @@ def seconds(problem: Problem, timings: dict[str, Timing]) -> dict[Mode, float]:
         shape = problem.shape
         flops = 4 * problem.graph.num_nodes * shape.channels * shape.attention_channels
         projections = flops * timings["multiply-adds"].median / machine.MULTIPLY_ADD_FLOPS
-    return {
-        "forward": gathers + projections,
-        "forward+backward": 3 * (gathers + projections),
-    }
+    return {"forward": gathers + projections, "forward+backward": 3 * (gathers + projections)}
 
 
 def _widths(problem: Problem) -> dict[str, int]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from grand_fast import Graph
+from grand_fast.ops.backends import plan
 
 # ogbn-arxiv as the released GRAND code trains on it: both directions, repeats merged, self-loops.
 ARXIV_NODES = 169_343
@@ -53,6 +54,13 @@ def load(name: str, *, nodes: int | None = None, seed: int = 0) -> Graph:
     else:
         sender, receiver = GRAPHS[name](n, np.random.default_rng(seed))
     return _symmetric(sender, receiver, n)
+
+
+def prepare(graph: Graph) -> None:
+    """Plan the kernels' work on `A` and `Aᵀ`, or the first call does it."""
+    engine = "gpu" if graph.device.type == "cuda" else "cpu"
+    for transposed in (False, True):
+        graph.csr(plan(engine), transposed=transposed)
 
 
 def edges_per_node() -> float:

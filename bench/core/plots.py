@@ -1,5 +1,6 @@
 """The pictures of the suites, from their rows; each takes those rows that it is about."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ matplotlib.use("Agg")  # no display
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
-from bench.core.picture import save_chart
 from bench.core.problem import MODES
 from bench.core.report import Row
+from grand_fast.training.checkpoint import write_file
 
 LEGEND_COLUMNS = 4
+COLOURS = 256  # of the palette, a quarter of the bytes; a chart has fewer, a photograph more
 FLOOR = "floor: row gathers + arithmetic of projections"
 # What could bound a GPU kernel, as the rows of gpu-report name it.
 MODEL_BOUNDS = {
@@ -213,3 +217,12 @@ def _finish(figure: Any, axes: list[Axes], path: Path) -> None:
                   ncols=LEGEND_COLUMNS)  # fmt: skip
     save_chart(figure, path)
     plt.close(figure)
+
+
+def save_chart(figure: Figure, path: Path) -> None:
+    """Write `figure` as a PNG with a palette, making the folder if it is missing."""
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=100, format="png")
+    picture = BytesIO()
+    Image.open(drawn).convert("RGB").quantize(COLOURS).save(picture, format="png", optimize=True)
+    write_file(path, picture.getvalue())

@@ -1,8 +1,8 @@
 """What is measured: a shape, a problem (one operator on one graph), and who competes on it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -73,6 +73,11 @@ class Differentiated:
 
     inputs: dict[str, Tensor]
     d_out: Tensor
+
+    def double(self) -> Self:
+        """The same in float64."""
+        inputs = {name: t.double() for name, t in self.inputs.items()}
+        return replace(self, inputs=inputs, d_out=self.d_out.double())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import grand_fast as gf
 from bench.core.check import expected, named
+from bench.core.harness import Budget, interleave
 from bench.core.problem import (
     MODES,
     OURS,
@@ -21,9 +22,8 @@ from bench.core.problem import (
     gradients,
     runner,
 )
-from bench.core.progress import Progress
 from bench.core.report import Report, Row, milliseconds, print_table
-from bench.gpu.device import Budget, Call, Device, interleave, to_device
+from bench.gpu.device import Call, Device, clock, to_device
 from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
@@ -52,7 +52,6 @@ def compare(
     device: Device,
     rates: dict[str, float],
     report: Report,
-    progress: Progress,
     budget: Budget,
     *,
     rounds: int,
@@ -63,7 +62,7 @@ def compare(
     case = f"{cpu.op} {shape} {str(dtype).removeprefix('torch.')}"
     if not budget.allows(case, 10.0):
         return
-    progress.say(f"{case}: reference")
+    report.say(f"{case}: reference")
     problem = replace(
         cpu,
         graph=graph.to(device.device),
@@ -76,7 +75,7 @@ def compare(
     rows: dict[str, Row] = {}
     for competitor in competitors:
         name = _ON_GPU.get(competitor.name, competitor.name)
-        progress.say(f"{case}: {name}")
+        report.say(f"{case}: {name}")
         if competitor.name != OURS and not budget.allows(f"{case}: {name}", 5.0):
             continue
         try:
@@ -115,7 +114,8 @@ def compare(
         for mode in MODES
     }
     share = max(2.0, min(20.0, budget.left / 4))
-    timings = interleave(calls, device, rounds=rounds, budget_s=share)
+    each = share / max(1, len(calls))
+    timings = interleave(calls, rounds=rounds, budget_s=each, **clock(device))
     found = []
     for key, timing in timings.items():
         name, mode = key.split("|")
@@ -139,7 +139,7 @@ def compare(
             row["copy_percent"] = 100 * row["gb_per_s_max"] / rates["copy_gb_per_s"]
         found.append(row)
     report.rows += found
-    progress.done()
+    report.done()
     _print(case, found)
 
 
@@ -175,11 +175,7 @@ def _bound(competitor: Competitor, problem: Problem, device: Device) -> Function
 
 def _expected(problem: Problem) -> dict[str, Tensor]:
     """Output and gradients in float64, on the device if it has the memory, of the same inputs."""
-    wide = replace(
-        problem,
-        inputs={name: value.double() for name, value in problem.inputs.items()},
-        d_out=problem.d_out.double(),
-    )
+    wide = problem.double()
     try:
         return {k: v.cpu() for k, v in named(wide, *gradients(_eager(wide), wide)).items()}
     except torch.OutOfMemoryError:

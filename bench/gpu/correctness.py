@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.core.progress import Progress
+from bench.core.harness import Budget
 from bench.core.report import Report, print_table
-from bench.gpu.device import Budget, Device
+from bench.gpu.device import Device
 from grand_fast import Graph, ops
 from grand_fast.ops.scores import DIRECTIONS, NORMALIZERS, SCORES, AbstractScore
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
@@ -76,11 +76,7 @@ def _family() -> Iterator[Operator]:
         text = f"{name} {normalizer} {normalize}"
         if (i + j + m) % 2:
             shapes, text = shapes | {"edge_weight": "e"}, f"{text} weighted"
-        options: dict[str, Any] = {
-            "score": score,
-            "normalizer": normalizer,
-            "normalize": normalize,
-        }
+        options: dict[str, Any] = {"score": score, "normalizer": normalizer, "normalize": normalize}
         attention = partial(ops.edge_attention, mean_heads=m == j, **options)
         yield Operator(f"edge_attention {text}", shapes, attention)
         diffusion = partial(ops.attention_diffusion, **options)
@@ -93,7 +89,6 @@ FAMILY = tuple(_family())
 def check_family(
     device: Device,
     report: Report,
-    progress: Progress,
     budget: Budget,
     *,
     kinds: tuple[str, ...] = ("hub",),
@@ -104,7 +99,7 @@ def check_family(
     some = {torch.float32: FAMILY, torch.bfloat16: FAMILY[::5], torch.float16: FAMILY[2::5]}
     for dtype, operators in some.items():
         check_kernels(
-            device, report, progress, budget, kinds=kinds, sizes=sizes, operators=operators,
+            device, report, budget, kinds=kinds, sizes=sizes, operators=operators,
             nodes=nodes, dtypes=(dtype,),
         )  # fmt: skip
 
@@ -112,7 +107,6 @@ def check_family(
 def check_kernels(
     device: Device,
     report: Report,
-    progress: Progress,
     budget: Budget,
     *,
     kinds: tuple[str, ...] = GRAPH_KINDS,
@@ -124,7 +118,7 @@ def check_kernels(
     """Compare, print a table, and note in `report.failed` what disagrees."""
     lines = []
     for operator in operators:
-        progress.say(f"{operator.name}: check")
+        report.say(f"{operator.name}: check")
         cases = failed = 0
         for name, graph, heads, inputs in _cases(operator, kinds, sizes, nodes, dtypes):
             if not budget.allows(f"check of {operator.name} on {name}"):
@@ -139,7 +133,7 @@ def check_kernels(
         report.rows.append({"op": operator.name, "check": "float64", "cases": cases,
                             "failed": failed})  # fmt: skip
         lines.append([operator.name, str(cases), str(failed)])
-    progress.done()
+    report.done()
     title = "output and every gradient against float64, and two runs bit for bit"
     print_table(f"{title}, {len(kinds)} kinds of graphs", ["", "cases", "failed"], lines)
 

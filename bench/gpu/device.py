@@ -1,14 +1,13 @@
-"""A GPU under measurement: its clock, its caches, its memory; and the time that is left."""
+"""A GPU under measurement: its clock, its caches, its memory, its bandwidths."""
 
 import gc
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bench.core.harness import Timing
+from bench.core.harness import interleave
 from bench.core.report import Row
 
 Call = Callable[[], object]
@@ -95,43 +94,9 @@ class Cuda:
         torch.cuda.empty_cache()
 
 
-class Budget:
-    """Seconds for the whole suite, and what there was no time for."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._end = clock() + seconds
-        self.left_out: list[str] = []
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self._end - self._clock()
-
-    def allows(self, what: str, seconds: float = 0.0) -> bool:
-        """Whether there is time for it; if not, it is noted."""
-        if self.left > seconds:
-            return True
-        self.left_out.append(what)
-        return False
-
-
-def interleave(
-    calls: dict[str, Call], device: Device, *, rounds: int, budget_s: float
-) -> dict[str, Timing]:
-    """Time all calls in turn, round by round; they have run before.
-
-    There are fewer rounds, but five, if they would take longer than `budget_s`.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.monotonic()
-    for r in range(rounds):
-        for name, call in calls.items():
-            seconds[name].append(device.seconds(call))
-        spent = time.monotonic() - start
-        if r + 1 >= _MIN_ROUNDS and spent * (r + 2) / (r + 1) > budget_s:
-            break
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+def clock(device: Device) -> dict[str, Any]:
+    """How `interleave` times calls there: by its events, before which nothing has to rest."""
+    return {"clock": device.seconds, "pause_s": 0.0, "min_rounds": _MIN_ROUNDS}
 
 
 def rates(device: Device, width: int, *, scale: float = 1.0) -> dict[str, float]:
@@ -149,9 +114,7 @@ def rates(device: Device, width: int, *, scale: float = 1.0) -> dict[str, float]
         "copy": lambda: target.copy_(source),
         "gather": lambda: torch.index_select(table, 0, index, out=gathered),
     }
-    for call in calls.values():
-        call()
-    timings = interleave(calls, device, rounds=10, budget_s=5.0)
+    timings = interleave(calls, rounds=10, budget_s=2.5, **clock(device))
     moved = {"copy": 2 * source.nbytes, "gather": 2 * table.nbytes + index.nbytes}
     return {f"{n}_gb_per_s": moved[n] / timings[n].median / 1e9 for n in calls}
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.core.progress import Progress
+from bench.core.harness import Budget, interleave
 from bench.core.report import Report, milliseconds, print_table
-from bench.gpu.device import Budget, Call, Device, interleave
+from bench.gpu.device import Call, Device, clock
 from bench.gpu_report.compile import Launch, record
 from bench.gpu_report.metrics import label
 from grand_fast.kernels.gpu.sizes import Sizes
@@ -27,7 +27,6 @@ def measure_kernels(
     passes: dict[str, Pass],
     device: Device,
     report: Report,
-    progress: Progress,
     budget: Budget,
     *,
     rounds: int,
@@ -39,7 +38,7 @@ def measure_kernels(
     """
     lines = []
     for name, run in passes.items():
-        progress.say(f"launch parameters: {name}")
+        report.say(f"launch parameters: {name}")
         for launch, variants in _launches(run, report):
             if not budget.allows(f"launch parameters of {label(launch)}", 5.0):
                 continue
@@ -58,7 +57,7 @@ def measure_kernels(
                     f"{best['ratio']:.2f}×",
                 ]
             )
-        progress.done()
+        report.done()
     head = ["pass", "kernel", "ms", "over model", "best variant", "its time"]
     print_table("our kernels, and the best of other launch parameters", head, lines)
 
@@ -115,7 +114,8 @@ def _measure(
             report.skipped.append(f"{name}, {text}: {str(problem).splitlines()[0]}")
             continue
         calls[text] = lambda variant=variant: _run(variant)  # type: ignore[misc]
-    timings = interleave(calls, device, rounds=rounds, budget_s=2.0)
+    each = 2.0 / len(calls)  # seconds
+    timings = interleave(calls, rounds=rounds, budget_s=each, **clock(device))
     default = timings.pop("")
     ratios = {text: timing.median / default.median for text, timing in timings.items()}
     found = [

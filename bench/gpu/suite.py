@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from bench.core import graphs
+from bench.core.harness import Budget
 from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
 from bench.core.problem import PAPER_SHAPES, Shape
-from bench.core.progress import Progress
 from bench.core.report import Report
 from bench.gpu import competitors, correctness
-from bench.gpu.device import Budget, Cuda, Device, rates
+from bench.gpu.device import Cuda, Device, rates
 from bench.gpu.search import Pass, measure_kernels
 from grand_fast import Graph
 from grand_fast.kernels.csr import Csr
@@ -67,15 +67,15 @@ def measure(device: Device, options: argparse.Namespace, report: Report, **small
     rest = [(module, shapes[0], dtype) for dtype in others for module in competitors.MODULES]
     rest += [(competitors.MODULES[0], shape, d) for shape in shapes[1:] for d in _DTYPES]
     passes = kernel_passes(graph, shapes[0], device)
-    progress = Progress(1 + len(main) + len(passes) + len(rest))
-    correctness.check_kernels(device, report, progress, budget, **small)
-    correctness.check_family(device, report, progress, budget, **small)
+    report.start(1 + len(main) + len(passes) + len(rest))
+    correctness.check_kernels(device, report, budget, **small)
+    correctness.check_family(device, report, budget, **small)
 
     def compare(module: ModuleType, shape: Shape, dtype: torch.dtype) -> None:
         # As in `ops`: peers that take long, to compile or to run, on the first shape only
         chosen = [c for c in competitors.peers(module) if shape == shapes[0] or not c.slow]
         competitors.compare(
-            module, graph, shape, dtype, device, bandwidth, report, progress, budget,
+            module, graph, shape, dtype, device, bandwidth, report, budget,
             rounds=rounds, competitors=chosen,
         )  # fmt: skip
 
@@ -85,10 +85,10 @@ def measure(device: Device, options: argparse.Namespace, report: Report, **small
         report.skipped.append("launch parameters: something disagrees with the reference.")
     else:
         model = _modelled(graph, shapes[0], device)
-        measure_kernels(passes, device, report, progress, budget, rounds=rounds, model=model)
+        measure_kernels(passes, device, report, budget, rounds=rounds, model=model)
     for case in rest:
         compare(*case)
-    progress.close()
+    report.close()
     if budget.left_out:
         what = "; ".join(budget.left_out)
         report.skipped.append(f"for lack of time (--minutes {options.minutes:g}): {what}.")

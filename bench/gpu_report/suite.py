@@ -10,8 +10,7 @@ import torch
 from bench.core import graphs, machine
 from bench.core.plots import plot_model
 from bench.core.problem import PAPER_SHAPES, Shape
-from bench.core.progress import Progress
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Progress, Report, Row, print_table
 from bench.gpu_report import golden
 from bench.gpu_report.bars import gathered_wide_percent, print_bars
 from bench.gpu_report.compile import MODELLED, Launch
@@ -56,25 +55,25 @@ def run(options: argparse.Namespace, report: Report) -> None:
     graph = graphs.load(options.graph, nodes=options.nodes)
     shapes = [options.shape] if options.shape else PAPER_SHAPES[: 1 if options.quick else None]
     dtypes = [torch.float32] if options.quick else [torch.float32, torch.bfloat16]
-    progress = Progress(len(shapes) * len(dtypes) * len(MODELLED))
-    progress.say("order of the graph")
+    report.start(len(shapes) * len(dtypes) * len(MODELLED))
+    report.say("order of the graph")
     reuses = _Reuses(graph)
     for shape, dtype in product(shapes, dtypes):
         by_pass = passes(graph, shape, dtype)
         for arch in MODELLED:
-            progress.say(f"{golden.case_name(arch, shape, dtype)}")
+            report.say(f"{golden.case_name(arch, shape, dtype)}")
             kernels = _compiled(by_pass, arch)
             rows = [
                 _row(name, kernels[label(launch)], launch, shape, dtype, reuses, report)
                 for name, launches in by_pass.items()
                 for launch in launches
             ]
-            progress.done()
+            report.done()
             _print(rows, golden.case_name(arch, shape, dtype), graph)
             report.rows += rows
             exact = {name: kernel.metrics for name, kernel in kernels.items()}
             _compare(golden.case_name(arch, shape, dtype), exact)
-    progress.close()
+    report.close()
     print_bars(report.rows, {str(shape): shape for shape in shapes}, report)
     report.skipped.append("joins of split rows are not modelled: they move some hundred rows.")
     if options.out:

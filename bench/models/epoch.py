@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.core import graphs, machine
+from bench.core import fresh, graphs, machine
 from bench.core.configurations import ARXIV, BY_DATASET, load_graph
 from bench.core.problem import OURS
+from bench.core.setting import Setting, grand, setting
 from bench.models.released import TUNED_ADJOINT, Continuous, ReleasedModel
-from bench.models.setting import Setting, grand, setting
 from grand_fast.data.datasets import NodeData, Split
 from grand_fast.data.features import is_sparse
 from grand_fast.nn import GRAND
 from grand_fast.nn.encoder import csr_pair
-from grand_fast.ops.backends import plan
 from grand_fast.training.configurations import FOLDER, configuration
 from grand_fast.training.configurations import RELEASED as RELEASED_VALUES
 from grand_fast.training.optimizers import make_optimizer
@@ -28,7 +27,7 @@ from grand_fast.training.presets import Preset
 OURS_CONTINUOUS = f"{OURS}, continuous adjoint"
 RELEASED = "released, as tuned"
 RELEASED_DIRECT = "released, through the solver"
-TINY_NODES, TINY_CLASSES = 300, 3
+TINY_CLASSES = 3
 ARXIV_FEATURES, ARXIV_CLASSES = 128, 40
 # At these tolerances two solvers give the same state, and logits that differ by rounding.
 TIGHT = 1e-5
@@ -63,9 +62,9 @@ def setup(dataset: str, variant: str) -> Problem:
 
 def tiny(dataset: str, preset: Preset) -> Problem:
     """The same on a small random graph: compiles what the real one runs."""
-    graph = graphs.load("random", nodes=TINY_NODES)
-    data = _random_data(TINY_NODES, 8, TINY_CLASSES, graph.edge_index())
-    return _problem(dataset, preset, Setting(data, graph, _all(TINY_NODES)))
+    graph = graphs.load("random", nodes=fresh.TINY_NODES)
+    data = _random_data(graph.num_nodes, 8, TINY_CLASSES, graph.edge_index())
+    return _problem(dataset, preset, Setting(data, graph, _all(graph.num_nodes)))
 
 
 def competitors(problem: Problem) -> dict[str, Callable[[Problem], nn.Module]]:
@@ -150,10 +149,18 @@ def evaluations(model: nn.Module, problem: Problem) -> tuple[int, int]:
     return model.stats.nfe, model.nfe_backward or 0
 
 
+def peak_memory(dataset: str, variant: str, competitor: str) -> dict[str, float]:
+    """Bytes above model and data at the peak of an epoch; in a fresh process."""
+    problem = setup(dataset, variant)
+    make = competitors(problem)[competitor]
+    small = tiny(dataset, problem.preset)
+    epoch(small, make(small))()
+    return fresh.peak(epoch(problem, make(problem)))
+
+
 def _problem(dataset: str, preset: Preset, here: Setting) -> Problem:
     torch.manual_seed(0)
-    for transposed in (False, True):
-        here.graph.csr(plan("cpu"), transposed=transposed)  # or the first epoch does it
+    graphs.prepare(here.graph)
     if is_sparse(here.data.x):
         csr_pair(here.data.x)
     return Problem(dataset, preset, here, grand(here.data, preset))

@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from bench.core.configurations import Configuration
 from bench.core.problem import Shape
-from bench.peers.released import gathered_product, released_edge_attention
-from bench.tuned.problem import INPUTS
+from bench.peers.released import PARAMETERS, gathered_product, released_edge_attention
 from grand_fast import Graph
 from grand_fast.nn import GRAND
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
@@ -127,4 +126,4 @@ class _Field(nn.Module):
         return f if beta is None else f + beta * self.x0
 
     def _given(self) -> dict[str, Tensor]:
-        return {INPUTS[name]: p for name, p in self.layer.named_parameters()}
+        return {PARAMETERS[name]: p for name, p in self.layer.named_parameters()}

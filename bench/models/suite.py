@@ -7,9 +7,9 @@ import argparse
 from bench.core import fresh, machine
 from bench.core.configurations import ARXIV
 from bench.core.harness import interleave
+from bench.core.options import MODEL_DATASETS, VARIANTS
 from bench.core.plots import plot_models
 from bench.core.problem import OURS
-from bench.core.progress import Progress
 from bench.core.report import Report, Row, print_table
 from bench.models.epoch import (
     OURS_CONTINUOUS,
@@ -20,10 +20,10 @@ from bench.models.epoch import (
     competitors,
     epoch,
     evaluations,
+    peak_memory,
     require_memory,
     setup,
 )
-from bench.models.options import DATASETS, VARIANTS
 from grand_fast.data.public_files import DataError
 
 EPILOG = f"""\
@@ -58,38 +58,36 @@ def run(options: argparse.Namespace, report: Report) -> None:
     Raises:
         ValueError: files of a data set are missing; how to get them.
     """
-    datasets = [options.dataset] if options.dataset else list(DATASETS)
+    datasets = [options.dataset] if options.dataset else list(MODEL_DATASETS)
     if options.quick and not options.dataset:
         datasets = ["Cora"]
         report.skipped.append("with --quick, all data sets but Cora.")
     variants = [options.variant] if options.variant else list(VARIANTS)
     cases = [(d, v) for d in datasets for v in variants if d != ARXIV or v == "nl"]
-    progress = Progress(2 * len(cases))
+    report.start(2 * len(cases))
     for dataset, variant in cases:
         try:
             problem = setup(dataset, variant)
         except DataError as missing:
             raise ValueError(str(missing)) from missing
-        rows = _time(problem, options, report, progress)
-        _weigh(rows, 1 if options.quick else MEMORY_RUNS, report, progress)
+        rows = _time(problem, options, report)
+        _weigh(rows, 1 if options.quick else MEMORY_RUNS, report)
         report.rows += rows
         _print(rows)
-    progress.close()
+    report.close()
     _figures(report)
     if options.out:
         plot_models(report.rows, options.out / PICTURE)
 
 
-def _time(
-    problem: Problem, options: argparse.Namespace, report: Report, progress: Progress
-) -> list[Row]:
+def _time(problem: Problem, options: argparse.Namespace, report: Report) -> list[Row]:
     """Rows of the competitors that fit and agree."""
     preset, graph = problem.preset, problem.here.graph
     rows: dict[str, Row] = {}
     calls = {}
     for name, make in competitors(problem).items():
         title = f"{problem.dataset} {preset.variant}: {name}"
-        progress.say(f"{title}, check")
+        report.say(f"{title}, check")
         try:
             require_memory(problem, name)
             difference = check_same(problem, name)
@@ -114,24 +112,24 @@ def _time(
         }
         calls[title] = epoch(problem, model)
     rounds = options.rounds or (3 if options.quick else 9)
-    timings = interleave(calls, rounds=rounds, tick=progress.say)
-    progress.done()
+    timings = interleave(calls, rounds=rounds, tick=report.say)
+    report.done()
     return [row | timings[title].record() for title, row in rows.items()]
 
 
-def _weigh(rows: list[Row], runs: int, report: Report, progress: Progress) -> None:
+def _weigh(rows: list[Row], runs: int, report: Report) -> None:
     """Add the peak memory of an epoch: above what was there before, and of the whole process."""
     for row in rows:
         task = {key: row[key] for key in ("dataset", "variant", "competitor")}
-        progress.say(f"{row['dataset']} {row['variant']}: {row['competitor']}, memory")
+        report.say(f"{row['dataset']} {row['variant']}: {row['competitor']}, memory")
         try:
-            peaks = [fresh.run("model_peak_memory", task) for _ in range(runs)]
+            peaks = [fresh.run(peak_memory, **task) for _ in range(runs)]
         except RuntimeError as reason:
             report.skipped.append(f"memory of {' '.join(task.values())}: {reason}")
             continue
         row["peak_bytes"] = max(peak["bytes"] for peak in peaks)
         row["process_bytes"] = max(peak["process_bytes"] for peak in peaks)
-    progress.done()
+    report.done()
 
 
 def _print(rows: list[Row]) -> None:

@@ -13,7 +13,6 @@ import torch
 
 from bench.core.harness import Timing
 from bench.core.problem import MODES, Mode, Shape
-from bench.core.progress import Progress
 from bench.core.report import Report, Row, milliseconds, print_table
 from bench.ops.base_trees import ROOT, Worker, WorkerError, checked_out, find_commit, git, worker
 from grand_fast import Graph
@@ -62,23 +61,20 @@ def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report)
         folder = tree.parent
         graph_file = folder / "graph.npz"
         np.savez(graph_file, edge_index=graph.edge_index().numpy(), num_nodes=graph.num_nodes)
-        with (
-            worker(BASE, tree, graph_file) as base,
-            worker(TREE, ROOT, graph_file) as ours,
-        ):
+        with worker(BASE, tree, graph_file) as base, worker(TREE, ROOT, graph_file) as ours:
             for each in (base, ours):
                 try:
                     each.answer()
                 except WorkerError as error:
                     name, reason = error.args
                     raise ValueError(f"base: the {name} cannot be loaded: {reason}") from None
-            progress = Progress(len(CASES))
+            report.start(len(CASES))
             try:
                 for case in CASES:
-                    _measure(case, (base, ours), graph, shape, rounds, folder, report, progress)
-                    progress.done()
+                    _measure(case, (base, ours), graph, shape, rounds, folder, report)
+                    report.done()
             finally:
-                progress.close()
+                report.close()
                 if report.rows:
                     _print(report, graph)
     if not report.rows and not report.failed:
@@ -93,17 +89,16 @@ def _measure(
     rounds: int,
     folder: Path,
     report: Report,
-    progress: Progress,
 ) -> None:
     """One case: its rows, or why there are none."""
     files = {each.name: folder / f"{each.name}.npz" for each in workers}
     asked = {"op": case.op, "options": case.options} | asdict(shape)
     try:
         for each in workers:
-            progress.say(f"{case}: {each.name}")
+            report.say(f"{case}: {each.name}")
             each.ask(do="prepare", case=asked, path=str(files[each.name]))
         _compare(f"{case}: ", files[TREE], files[BASE])
-        progress.say(f"{case}: time")
+        report.say(f"{case}: time")
         seconds = _time(workers, rounds)
     except WorkerError as error:
         name, reason = error.args

@@ -3,26 +3,23 @@
 import math
 from collections.abc import Sequence
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import linear
 
 import grand_fast as gf
-from bench.core.problem import Competitor, Function, Mode, Problem, Shape
-from bench.core.pytest_form import run_benchmark
-from bench.peers.pyg import transformer_conv
+from bench.core import graphs
+from bench.core.problem import Competitor, Function, Problem, Shape
 from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import (
     compiled_attention_diffusion,
     diffusion_by,
     index_select_attention,
     released_attention,
+    transformer_conv,
 )
 from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd, cost
 from grand_fast.kernels.csr import Csr
-from grand_fast.ops.backends import plan
 
 
 def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0, element_bytes: int = 4) -> Problem:
@@ -72,9 +69,7 @@ def packed_projection(problem: Problem, *inputs: Tensor) -> tuple[Tensor, Tensor
 
 
 def ours(problem: Problem) -> Function:
-    engine = "gpu" if problem.graph.device.type == "cuda" else "cpu"
-    for transposed in (False, True):
-        problem.graph.csr(plan(engine), transposed=transposed)  # or the first call does it
+    graphs.prepare(problem.graph)
 
     def function(*inputs: Tensor) -> Tensor:
         x, w_q, b_q, w_k, b_k = inputs
@@ -123,11 +118,3 @@ COMPETITORS = (
         slow=True,
     ),
 )
-
-
-@pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda c: c.name)
-@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-def test_attention_diffusion(
-    benchmark: BenchmarkFixture, graph: gf.Graph, competitor: Competitor, mode: Mode
-) -> None:
-    run_benchmark(benchmark, setup(graph, Shape(64, 4, 64)), competitor, mode)

@@ -2,18 +2,13 @@
 
 from collections.abc import Sequence
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Competitor, Function, Mode, Problem, Shape
-from bench.core.pytest_form import run_benchmark
-from bench.peers.arrays import GraphArrays
-from bench.peers.pyg import simple_conv
-from bench.peers.sparse import csr_product, mkl, native
-from bench.peers.unfused import compiled_csr_diffusion, index_add_diffusion
+from bench.core.problem import Competitor, Function, Problem, Shape
+from bench.peers.sparse import GraphArrays, csr_product, mkl, native
+from bench.peers.unfused import compiled_csr_diffusion, index_add_diffusion, simple_conv
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion.reference import cost, csr_diffusion_fwd
 
@@ -71,11 +66,3 @@ COMPETITORS = (
         slow=True,
     ),
 )
-
-
-@pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda c: c.name)
-@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-def test_csr_diffusion(
-    benchmark: BenchmarkFixture, graph: gf.Graph, competitor: Competitor, mode: Mode
-) -> None:
-    run_benchmark(benchmark, setup(graph, Shape(64, 4, 64)), competitor, mode)

@@ -2,20 +2,13 @@
 
 from collections.abc import Sequence
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Competitor, Function, Mode, Problem, Shape
-from bench.core.pytest_form import run_benchmark
+from bench.core.problem import Competitor, Function, Problem, Shape
 from bench.peers.sampled import sampled_edge_attention
-from bench.peers.unfused import (
-    compiled_edge_attention,
-    index_select_attention,
-    released_attention,
-)
+from bench.peers.unfused import compiled_edge_attention, index_select_attention, released_attention
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.edge_attention.reference import cost, edge_attention_fwd
 
@@ -56,9 +49,7 @@ def _gathered(shape: Shape) -> int:
 COMPETITORS = (
     Competitor("grand-fast", ours, edge_floats=lambda shape: 2 * shape.heads),
     Competitor(
-        "sampled_addmm + CSR",
-        sampled_edge_attention,
-        edge_floats=lambda shape: 4 * shape.heads + 6,
+        "sampled_addmm + CSR", sampled_edge_attention, edge_floats=lambda shape: 4 * shape.heads + 6
     ),
     Competitor("released sequence", released_attention, edge_floats=_gathered, slow=True),
     Competitor(
@@ -66,11 +57,3 @@ COMPETITORS = (
     ),
     Competitor("torch.compile", compiled_edge_attention, edge_floats=_gathered, slow=True),
 )
-
-
-@pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda c: c.name)
-@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-def test_edge_attention(
-    benchmark: BenchmarkFixture, graph: gf.Graph, competitor: Competitor, mode: Mode
-) -> None:
-    run_benchmark(benchmark, setup(graph, Shape(64, 4, 64)), competitor, mode)

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import grand_fast as gf
 from bench.core.problem import Competitor, Function, Problem, Shape
-from bench.core.pytest_form import run_benchmark
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.error_ratio.reference import cost, error_ratio_fwd
 
@@ -69,8 +66,3 @@ COMPETITORS = (
     Competitor("torch, a pass per term", plain),
     Competitor("torch.compile", compiled),
 )
-
-
-@pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda c: c.name)
-def test_error_ratio(benchmark: BenchmarkFixture, graph: gf.Graph, competitor: Competitor) -> None:
-    run_benchmark(benchmark, setup(graph, Shape(64, 4, 64)), competitor, "forward")

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Competitor, Function, Mode, Problem, Shape
-from bench.core.pytest_form import run_benchmark
+from bench.core.problem import Competitor, Function, Problem, Shape
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.stage_update.reference import cost, stage_update_fwd
 
@@ -68,11 +65,3 @@ COMPETITORS = (
     Competitor("torch.compile", compiled),
     Competitor("torchdiffeq's form", stacked, slow=True),
 )
-
-
-@pytest.mark.parametrize("competitor", COMPETITORS, ids=lambda c: c.name)
-@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-def test_stage_update(
-    benchmark: BenchmarkFixture, graph: gf.Graph, competitor: Competitor, mode: Mode
-) -> None:
-    run_benchmark(benchmark, setup(graph, Shape(64, 4, 64)), competitor, mode)

@@ -2,20 +2,10 @@
 
 import argparse
 
-from bench.core import fresh, graphs, machine
-from bench.core.check import check, expected
+from bench.core import fresh, graphs
+from bench.core.check import agreeing
 from bench.core.plots import plot_memory_per_shape
-from bench.core.problem import (
-    MODES,
-    OURS,
-    PAPER_SHAPES,
-    RIVALS,
-    Competitor,
-    Problem,
-    Shape,
-    UnavailableError,
-)
-from bench.core.progress import Progress
+from bench.core.problem import MODES, PAPER_SHAPES, Mode, Shape, runner
 from bench.core.report import Report, Row, print_table
 from bench.ops import bench_attention_diffusion as bench_op
 from grand_fast import Graph
@@ -35,34 +25,31 @@ def run(options: argparse.Namespace, report: Report) -> None:
     shapes = [options.shape] if options.shape else list(PAPER_SHAPES)
     if options.quick:
         shapes = shapes[:1]
-    progress = Progress(len(shapes))
+    report.start(len(shapes))
     for shape in shapes:
         slow = shape == shapes[0] and not options.quick
         competitors = [c for c in bench_op.COMPETITORS if slow or not c.slow]
-        names = _checked(graph, shape, competitors, report, progress)
-        measure(names, graph, shape, options, report, progress)
-    progress.close()
+        problem = bench_op.setup(graph, shape)
+        names = list(agreeing(problem, competitors, str(shape), report))
+        measure(names, graph, shape, options, report)
+    report.close()
     if options.out:
         plot_memory_per_shape(report.rows, options.out / PICTURE)
 
 
 def measure(
-    names: list[str],
-    graph: Graph,
-    shape: Shape,
-    options: argparse.Namespace,
-    report: Report,
-    progress: Progress,
+    names: list[str], graph: Graph, shape: Shape, options: argparse.Namespace, report: Report
 ) -> None:
     """The peaks of these competitors, which have been checked, on one shape."""
     rows = []
     for name in names:
         for mode in MODES:
-            progress.say(f"memory {shape}: {name}, {mode}")
-            task = {"op": "attention_diffusion", "competitor": name, "mode": mode,
-                    "shape": shape, "graph": options.graph, "nodes": options.nodes}  # fmt: skip
+            report.say(f"memory {shape}: {name}, {mode}")
             try:
-                bytes_above = fresh.run("peak_memory", task)["bytes"]
+                peak = fresh.run(
+                    peak_memory, competitor=name, mode=mode, shape=shape, graph=options.graph,
+                    nodes=options.nodes,
+                )  # fmt: skip
             except RuntimeError as reason:
                 report.skipped.append(f"memory {shape}: {name}, {mode}: {reason}")
                 continue
@@ -73,53 +60,25 @@ def measure(
                     "shape": str(shape),
                     "competitor": name,
                     "mode": mode,
-                    "peak_bytes": bytes_above,
+                    "peak_bytes": peak["bytes"],
                 }
             )
-    _over_ours(rows, report)
+    report.against_ours(rows, "peak_bytes", "peak memory above inputs", inverse=True)
     report.rows += rows
-    progress.done()
+    report.done()
     _print(f"{shape}, {graph}", rows)
 
 
-def _checked(
-    graph: Graph,
-    shape: Shape,
-    competitors: list[Competitor],
-    report: Report,
-    progress: Progress,
-) -> list[str]:
-    """The competitors that fit into memory and agree with the reference."""
-    problem: Problem = bench_op.setup(graph, shape)
-    progress.say(f"{shape}: reference")
-    want = expected(problem)
-    names = []
-    for competitor in competitors:
-        name = f"{shape}: {competitor.name}"
-        progress.say(f"{name}: check")
-        try:
-            machine.require_memory(name, competitor.bytes_needed(problem))
-            function = competitor.make(problem)
-            if competitor.exact:
-                check(competitor.name, function, problem, want)
-            names.append(competitor.name)
-        except (UnavailableError, machine.DoesNotFitError) as reason:
-            report.skipped.append(f"{name}: {reason}")
-        except AssertionError as difference:
-            report.failed.append(f"{shape}: {difference}")
-    return names
-
-
-def _over_ours(rows: list[Row], report: Report) -> None:
-    ours = {row["mode"]: row["peak_bytes"] for row in rows if row["competitor"] == OURS}
-    for row in rows:
-        if row["competitor"] != OURS and row["mode"] in ours:
-            row["ours_over_this"] = ours[row["mode"]] / row["peak_bytes"]
-            if row["competitor"] in RIVALS:
-                name = f"{row['op']} {row['shape']} {row['mode']}, peak memory above inputs"
-                report.figure(
-                    f"{name}: ours over {RIVALS[row['competitor']]}", row["ours_over_this"], "×"
-                )
+def peak_memory(
+    competitor: str, mode: Mode, shape: Shape, graph: str, nodes: int | None
+) -> dict[str, float]:
+    """Bytes above inputs and graph at the peak of one call; in a fresh process."""
+    chosen = next(c for c in bench_op.COMPETITORS if c.name == competitor)
+    tiny = bench_op.setup(graphs.load("random", nodes=fresh.TINY_NODES), shape)
+    for each in MODES:
+        runner(chosen.make(tiny), tiny, each)()
+    problem = bench_op.setup(graphs.load(graph, nodes=nodes), shape)
+    return fresh.peak(runner(chosen.make(problem), problem, mode))
 
 
 def _print(title: str, rows: list[Row]) -> None:

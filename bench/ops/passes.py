@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core import fresh, machine
-from bench.core.harness import interleave
-from bench.core.problem import Function, Shape
-from bench.core.progress import Progress
+from bench.core import fresh, graphs, machine
+from bench.core.harness import interleave, timed
+from bench.core.problem import Function, Shape, runner
 from bench.core.report import Report, milliseconds, print_table
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion
-from bench.peers.arrays import GraphArrays
-from bench.peers.sparse import mkl
+from bench.peers.sparse import GraphArrays, mkl
 from grand_fast.kernels.cpu.rows import longest_whole_row, plan
 
 Call = Callable[[], object]
@@ -37,9 +35,7 @@ SCALED = {
 }
 
 
-def run(
-    graph: gf.Graph, shape: Shape, rounds: int, report: Report, progress: Progress, *, quick: bool
-) -> None:
+def run(graph: gf.Graph, shape: Shape, rounds: int, report: Report, *, quick: bool) -> None:
     """Time the passes on one shape, and in fresh processes the first call."""
     calls = {
         "gather x rows": machine.gather_call(graph, shape.channels),
@@ -57,18 +53,18 @@ def run(
     for name, call in (scaled | hub).items():
         calls[f"{name}, 1 thread"] = on_threads(1, call)
     repeats = {f"{name}, 1 thread": SHORT_CALLS for name in hub}
-    timings = interleave(calls, rounds=rounds, repeats=repeats, tick=progress.say)
+    timings = interleave(calls, rounds=rounds, repeats=repeats, tick=report.say)
     rows = [
         {"op": "passes", "shape": str(shape), "competitor": name, "mode": "pass", **t.record()}
         for name, t in timings.items()
     ]
     report.rows += rows
-    progress.done()
+    report.done()
     cells = [[row["competitor"], milliseconds(row)] for row in rows]
     print_table(f"passes of grand-fast, d/H/d_att = {shape}, {graph}", ["", "ms"], cells)
     _figures({name: timing.median for name, timing in timings.items()}, report)
     if not quick:
-        first_calls(shape, report, progress)
+        first_calls(shape, report)
 
 
 def attention_passes(graph: gf.Graph, shape: Shape) -> dict[str, Call]:
@@ -202,11 +198,19 @@ def _figures(seconds: dict[str, float], report: Report) -> None:
         report.figure(f"{name}: the hub's row alone on 1 thread", 100 * hub / seconds[name], "%")
 
 
-def first_calls(shape: Shape, report: Report, progress: Progress) -> None:
+def first_calls(shape: Shape, report: Report) -> None:
     """The first forward+backward of a process, with an empty and with a filled kernel cache."""
     with tempfile.TemporaryDirectory() as folder:
         for state in ("cold", "warm"):
-            progress.say(f"first call, {state} cache")
-            result = fresh.run("first_call", {"shape": shape}, cache=folder)
+            report.say(f"first call, {state} cache")
+            result = fresh.run(first_call, cache=folder, shape=shape)
             report.figure(f"first call, {state} cache", result["seconds"], "s")
-    progress.done()
+    report.done()
+
+
+def first_call(shape: Shape) -> dict[str, float]:
+    """Seconds of the first forward+backward of `attention_diffusion`, on a tiny graph."""
+    graph = graphs.load("random", nodes=fresh.TINY_NODES)
+    problem = bench_attention_diffusion.setup(graph, shape)
+    call = runner(bench_attention_diffusion.ours(problem), problem, "forward+backward")
+    return {"seconds": timed(call)}

@@ -7,7 +7,6 @@ from bench.core.check import check, expected
 from bench.core.harness import interleave
 from bench.core.plots import plot_time_per_edge
 from bench.core.problem import Shape
-from bench.core.progress import Progress
 from bench.core.report import Report, Row, print_table
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion
 from bench.ops.passes import attention_passes, csr_passes
@@ -42,21 +41,21 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     """Every kind and size, from small to large."""
     shape, sizes = options.shape or DEFAULT_SHAPE, _sizes(options)
     kinds = ("random", "local") if options.graph in ("arxiv", "random") else (options.graph,)
-    progress = Progress(len(kinds) * len(sizes))
+    report.start(len(kinds) * len(sizes))
     for kind in kinds:
         rows = []
         for edges in sizes:
             text = f"{kind}, {short(edges)} edges"
-            progress.say(f"{text}: graph")
+            report.say(f"{text}: graph")
             graph = graphs.load(kind, nodes=round(edges / graphs.edges_per_node()))
-            progress.say(text)
+            report.say(text)
             if edges > CHECK_UP_TO or _agrees(graph, kind, shape, report):
-                rows += _time(graph, kind, shape, options.rounds or 5, progress)
-            progress.done()
+                rows += _time(graph, kind, shape, options.rounds or 5, report)
+            report.done()
         report.rows += rows
         _print(kind, shape, rows)
         _figures(kind, rows, report)
-    progress.close()
+    report.close()
     if options.out:
         plot_time_per_edge(report.rows, options.out / "scaling_time_per_edge.png")
 
@@ -92,10 +91,10 @@ def _agrees(graph: Graph, kind: str, shape: Shape, report: Report) -> bool:
     return True
 
 
-def _time(graph: Graph, kind: str, shape: Shape, rounds: int, progress: Progress) -> list[Row]:
+def _time(graph: Graph, kind: str, shape: Shape, rounds: int, report: Report) -> list[Row]:
     calls = attention_passes(graph, shape) | csr_passes(graph, shape.channels)
     calls["row gather floor"] = machine.gather_call(graph, shape.channels)
-    timings = interleave(calls, rounds=rounds, tick=progress.say)
+    timings = interleave(calls, rounds=rounds, tick=report.say)
     return [
         {
             "op": "scaling",

@@ -4,22 +4,10 @@ import argparse
 from types import ModuleType
 
 from bench.core import floor, graphs, machine
-from bench.core.check import check, expected
-from bench.core.harness import interleave, timed
+from bench.core.check import agreeing
+from bench.core.harness import interleave
 from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
-from bench.core.problem import (
-    MODES,
-    OURS,
-    PAPER_SHAPES,
-    RIVALS,
-    Competitor,
-    Function,
-    Problem,
-    Shape,
-    UnavailableError,
-    runner,
-)
-from bench.core.progress import Progress
+from bench.core.problem import MODES, PAPER_SHAPES, Competitor, Function, Problem, Shape, runner
 from bench.core.report import Report, Row, milliseconds, print_table
 from bench.ops import (
     base,
@@ -78,18 +66,18 @@ def run(options: argparse.Namespace, report: Report) -> None:
     problems.append((bench_stage_update, shapes[0]))
     rounds = options.rounds or (3 if options.quick else 9)
     weighed = shapes if options.all else shapes[: 0 if options.quick else 1]
-    progress = Progress(len(problems) + (1 if options.quick else 2) + len(weighed))
+    report.start(len(problems) + (1 if options.quick else 2) + len(weighed))
     agreeing = {}
     for module, shape in problems:
         slow = shape == shapes[0] and not options.quick
         competitors = [c for c in module.COMPETITORS if slow or not c.slow]
-        names = _compare(module, graph, shape, competitors, rounds, report, progress)
+        names = _compare(module, graph, shape, competitors, rounds, report)
         agreeing[module, shape] = names
-    passes.run(graph, shapes[0], rounds, report, progress, quick=options.quick)
+    passes.run(graph, shapes[0], rounds, report, quick=options.quick)
     for shape in weighed:
         names = agreeing[bench_attention_diffusion, shape]
-        memory.measure(names, graph, shape, options, report, progress)
-    progress.close()
+        memory.measure(names, graph, shape, options, report)
+    report.close()
     if options.all:
         scaling.measure(options, report)
     if options.out:
@@ -114,44 +102,23 @@ def _compare(
     competitors: list[Competitor],
     rounds: int,
     report: Report,
-    progress: Progress,
 ) -> list[str]:
     """Check, time and print the competitors on one shape; returns those that agree."""
     problem = module.setup(graph, shape)
-    progress.say(f"{problem.op} {shape}: reference")
-    want = expected(problem)
-    functions, first_call = {}, {}
-    for competitor in competitors:
-        name = f"{problem.op} {shape}: {competitor.name}"
-        progress.say(f"{name}: check")
-        try:
-            machine.require_memory(name, competitor.bytes_needed(problem))
-            function = competitor.make(problem)
-            first_call[competitor.name] = timed(runner(function, problem, "forward+backward"))
-            if competitor.exact:
-                check(competitor.name, function, problem, want)
-            functions[competitor.name] = function
-        except (UnavailableError, machine.DoesNotFitError) as reason:
-            report.skipped.append(f"{name}: {reason}")
-        except AssertionError as difference:
-            report.failed.append(f"{problem.op} {shape}: {difference}")
-    del want
-    rows = _time(problem, functions, rounds, report, progress)
+    found = agreeing(problem, competitors, f"{problem.op} {shape}", report)
+    functions = {name: function for name, (function, _) in found.items()}
+    rows = _time(problem, functions, rounds, report)
     for row in rows:
-        row |= {"graph": report.header["graph"], "first_call_s": first_call[row["competitor"]]}
-    _over_ours(rows, report)
+        row |= {"graph": report.header["graph"], "first_call_s": found[row["competitor"]][1]}
+    report.against_ours(rows, "median_s", "time", inverse=False)
     report.rows += rows
-    progress.done()
+    report.done()
     _print(problem, rows, report.header["machine"][-1])
-    return list(functions)
+    return list(found)
 
 
 def _time(
-    problem: Problem,
-    functions: dict[str, Function],
-    rounds: int,
-    report: Report,
-    progress: Progress,
+    problem: Problem, functions: dict[str, Function], rounds: int, report: Report
 ) -> list[Row]:
     calls = {
         (f"{name}|{mode}"): runner(function, problem, mode)
@@ -159,7 +126,7 @@ def _time(
         for mode in MODES
     }
     beside = floor.calls(problem)
-    timings = interleave(calls | beside, rounds=rounds, tick=progress.say)
+    timings = interleave(calls | beside, rounds=rounds, tick=report.say)
     machine_timings = {name: timings[name] for name in beside}
     rates = floor.rates(problem, machine_timings)
     floors = floor.seconds(problem, machine_timings)
@@ -184,19 +151,6 @@ def _time(
             row["copy_percent"] = 100 * row["gb_per_s"] / rates["copy_gb_per_s"]
         rows.append(row)
     return rows
-
-
-def _over_ours(rows: list[Row], report: Report) -> None:
-    """Each time over ours; against the rivals, as figures too."""
-    ours = {row["mode"]: row["median_s"] for row in rows if row["competitor"] == OURS}
-    for row in rows:
-        if row["mode"] in ours:
-            row["over_ours"] = row["median_s"] / ours[row["mode"]]
-            if row["competitor"] in RIVALS:
-                name = f"{row['op']} {row['shape']} {row['mode']}, time"
-                report.figure(
-                    f"{name}: {RIVALS[row['competitor']]} over ours", row["over_ours"], "×"
-                )
 
 
 def _print(problem: Problem, rows: list[Row], rates: dict[str, float]) -> None:

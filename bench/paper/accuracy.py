@@ -19,10 +19,7 @@ ARXIV = "ogbn-arxiv"  # has a split of its own; takes hours, so it runs only whe
 # Peers of each table's rows; a random split of table 2 also draws the initialisation.
 SPLITS = {"table1": "planetoid", "table2": "random"}
 PUBLISHED = {"table1": TABLE1, "table2": TABLE2}
-DATASETS = {
-    "table1": PLANETOID,
-    "table2": (*PLANETOID, "CoauthorCS", "Computers", "Photo", ARXIV),
-}
+DATASETS = {"table1": PLANETOID, "table2": (*PLANETOID, "CoauthorCS", "Computers", "Photo", ARXIV)}
 TABLE_PEERS = {
     "table1": ("GCN", "GAT", "MoNet", "GS-maxpool"),
     "table2": ("GCN", "GAT", "MoNet", "GS-mean", "GS-maxpool"),

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.core.picture import save_chart
+from bench.core.plots import save_chart
 from bench.core.report import Row
 from bench.paper.comparison import Comparison
 
@@ -38,12 +38,7 @@ def draw_accuracies(found: Sequence[Comparison], path: Path, *, title: str) -> N
 
 
 def draw_lines(
-    runs: Sequence[Row],
-    path: Path,
-    *,
-    panels: Mapping[str, str],
-    xlabel: str,
-    title: str,
+    runs: Sequence[Row], path: Path, *, panels: Mapping[str, str], xlabel: str, title: str
 ) -> None:
     """A panel for each key of `panels`, with its label; a line for each model over `at`.
 

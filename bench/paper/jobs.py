@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from bench.core.progress import Progress
-from bench.core.report import Row
-from bench.models.setting import Setting, grand, setting
-from bench.paper.budget import Budget
+from bench.core.harness import Budget
+from bench.core.report import Progress, Row
+from bench.core.setting import Setting, grand, setting
 from bench.paper.peers import PEERS, build
 from bench.paper.store import Store
 from grand_fast.training.loop import fit

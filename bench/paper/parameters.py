@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bench.core.report import Report, Row, print_table
-from bench.models.setting import grand
+from bench.core.setting import grand
 from bench.paper.peers import PEERS, build, peer_preset
 from bench.paper.published import ARXIV_PARAMETERS, FEATURES_CLASSES
 from grand_fast.data.datasets import NodeData

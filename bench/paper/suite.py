@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.core.harness import Budget
+from bench.core.options import PAPER_PARTS
 from bench.core.report import Report, Row
 from bench.paper import accuracy, depth, parameters, superpixels, sweeps
-from bench.paper.budget import Budget
 from bench.paper.jobs import Job, work
-from bench.paper.options import PARTS
 from bench.paper.published import FEATURES_CLASSES
 from bench.paper.store import Store, write_json
 from grand_fast.data.public_files import DataError
@@ -30,7 +30,7 @@ rewiring     figure 3, right: the same over K, the edges that rewiring keeps of 
 superpixels  figure 4: an image as a graph of superpixels under GRAND-nl and a constant Laplacian
 parameters   of every configuration
 
-Configurations are bench/models/configs/*.toml; the data are read from $GRAND_FAST_DATA. Each
+Configurations are those of grand-fast train; the data are read from $GRAND_FAST_DATA. Each
 finished run is added to OUT/PART.json at once, and a second call goes on with what is missing, or
 whose configuration has changed. OUT is bench/results/paper, where the runs of the main README are,
 unless --out says otherwise; pictures go there too. --budget ends a part after as many seconds; the
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     _check(options)
     folder: Path = options.out
     report.saved = f"every run that was finished to {folder}"
-    for part in [options.part] if options.part else PARTS:
+    for part in [options.part] if options.part else PAPER_PARTS:
         try:
             if part in OTHERS:
                 rows = OTHERS[part](options, report, folder)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from bench.core.problem import Competitor, Function, Problem, Shape, UnavailableError
-from bench.peers.arrays import GraphArrays
+from bench.peers.sparse import GraphArrays
 
 
 def _library() -> ModuleType:

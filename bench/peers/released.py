@@ -14,31 +14,24 @@ from torch.nn.functional import linear
 from torch_geometric.utils import scatter, softmax
 
 from bench.core.configurations import Configuration
-from bench.core.problem import Function
-from bench.peers.arrays import GraphArrays
-from bench.peers.sparse import csr_product, mkl
-from bench.tuned.problem import TunedProblem
 
 EPS = 1e-16  # added to the sum of each group
 COSINE_EPS = 1e-5
 
+# The layer's parameters, as `released_edge_attention` calls them.
+PARAMETERS = {
+    "query.weight": "W_q",
+    "query.bias": "b_q",
+    "key.weight": "W_k",
+    "key.bias": "b_k",
+    "sigma": "sigma",
+    "lengthscale": "lengthscale",
+    "scale.alpha_logit": "alpha",
+    "scale.beta": "beta",
+}
+
 SparseProduct = Callable[[Tensor, Tensor], Tensor]
 Attention = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-
-
-def released_sequence(problem: TunedProblem) -> Function:
-    """With torch_sparse's product: a row per edge."""
-    return _sequence(problem, gathered_product(*problem.graph.edge_index().flip(0)))
-
-
-def released_attention_csr_product(problem: TunedProblem) -> Function:
-    """With MKL's product and a backward by hand: nothing of size E·d."""
-    arrays, slots = GraphArrays(problem.graph), problem.graph.perm.long()
-
-    def product(a: Tensor, x: Tensor) -> Tensor:
-        return csr_product(x, a[slots], arrays, mkl(x.shape[1]))
-
-    return _sequence(problem, product)
 
 
 def gathered_product(receiver: Tensor, sender: Tensor) -> SparseProduct:
@@ -70,19 +63,6 @@ def released_edge_attention(chosen: Configuration, receiver: Tensor, sender: Ten
         return normalise(s, group, n).mean(1)
 
     return attention
-
-
-def _sequence(problem: TunedProblem, product: SparseProduct) -> Function:
-    attention = released_edge_attention(problem.configuration, *problem.graph.edge_index().flip(0))
-    x0 = problem.x0
-
-    def function(*inputs: Tensor) -> Tensor:
-        x, *rest = inputs
-        given = dict(zip(list(problem.inputs)[1:], rest, strict=True))
-        f = torch.sigmoid(given["alpha"]) * (product(attention(x, given), x) - x)
-        return f if x0 is None else f + given["beta"] * x0.to(x.dtype)
-
-    return function
 
 
 def _scores(score: str, q: Tensor, k: Tensor, given: Mapping[str, Tensor]) -> Tensor:

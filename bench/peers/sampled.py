@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.autograd import Function as AutogradFunction
 
 from bench.core.problem import Function, Problem
-from bench.peers.arrays import GraphArrays
-from bench.peers.sparse import fastest_product, row_dots
+from bench.peers.sparse import GraphArrays, fastest_product, row_dots
 from bench.peers.unfused import has_compiler
 
 

@@ -1,4 +1,4 @@
-"""Peers that write a row per edge: the released code's sequence, index_select, torch.compile."""
+"""Peers that write a row per edge: the released code, index_select, torch.compile and PyG."""
 
 import math
 import shutil
@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.functional import linear
+from torch_geometric.nn import SimpleConv, TransformerConv
 from torch_geometric.utils import softmax
 
 from bench.core.problem import Function, Problem, UnavailableError
-from bench.peers.arrays import GraphArrays
-from bench.peers.sparse import csr_product, mkl
+from bench.peers.sparse import GraphArrays, csr_product, mkl
 from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd
 from grand_fast.kernels.csr_diffusion.reference import csr_diffusion_fwd
 from grand_fast.kernels.edge_attention.reference import edge_attention_fwd
@@ -97,6 +98,39 @@ def compiled_csr_diffusion(problem: Problem) -> Function:
     csr = problem.graph.csr()
     alpha = torch.ones(problem.shape.channels, device=problem.graph.device)
     return compiled(lambda x, a: csr_diffusion_fwd(x, a, alpha=alpha, beta=None, x0=None, csr=csr))
+
+
+def transformer_conv(problem: Problem) -> Function:
+    """`TransformerConv`: the nearest layer. It projects the values too, and keeps the heads apart.
+
+    Its output has d_att channels, so it is not compared with the reference.
+    """
+    shape = problem.shape
+    layer = TransformerConv(shape.channels, shape.d_k, heads=shape.heads, root_weight=False)
+    layer = layer.to(problem.graph.device)
+    edge_index = problem.graph.edge_index()
+
+    def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
+        parameters = {
+            "lin_query.weight": w_q,
+            "lin_query.bias": b_q,
+            "lin_key.weight": w_k,
+            "lin_key.bias": b_k,
+        }
+        return functional_call(layer, parameters, (x, edge_index))
+
+    return function
+
+
+def simple_conv(problem: Problem) -> Function:
+    """`csr_diffusion` by `SimpleConv`, PyG's weighted sum over senders.
+
+    PyG's `spmm` is no peer: its gradient by the weights passes through a dense [N, N] matrix.
+    """
+    layer, edge_index = SimpleConv(aggr="sum"), problem.graph.edge_index()
+    slots = problem.graph.perm.long()
+    edge_index = edge_index[:, slots]  # in slot order, as the weights are
+    return lambda x, a: layer(x, edge_index, a) - x
 
 
 def compiled(function: Function) -> Function:

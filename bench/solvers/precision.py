@@ -12,9 +12,8 @@ import grand_fast as gf
 from bench.core.configurations import BY_DATASET, load_graph
 from bench.core.harness import interleave
 from bench.core.problem import Problem
-from bench.core.progress import Progress
 from bench.core.report import Report, Row, print_table
-from bench.solvers.problem import nonlinear_term, setup, widened
+from bench.solvers.problem import nonlinear_term, setup
 from bench.solvers.step import Copies
 from grand_fast.solvers import AbstractTerm, Stats, Uniformisation
 from grand_fast.solvers.methods.table import ADAPTIVE
@@ -41,7 +40,7 @@ class _Point(NamedTuple):
     solve: Callable[[], tuple[Tensor, Stats]]
 
 
-def run(problem: Problem, options: argparse.Namespace, report: Report, progress: Progress) -> None:
+def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
     """Both variants on both graphs."""
     on = {options.graph: problem}
     try:
@@ -52,30 +51,23 @@ def run(problem: Problem, options: argparse.Namespace, report: Report, progress:
         rounds = options.rounds or (1 if each.graph.num_nodes >= LARGE else 3)
         for variant in VARIANTS:
             with torch.no_grad():
-                _measure(name, variant, each, rounds, report, progress, quick=options.quick)
+                _measure(name, variant, each, rounds, report, quick=options.quick)
             if options.json:
                 report.write(options.json)
-            progress.done()
+            report.done()
 
 
 def _measure(
-    graph: str,
-    variant: str,
-    problem: Problem,
-    rounds: int,
-    report: Report,
-    progress: Progress,
-    *,
-    quick: bool,
+    graph: str, variant: str, problem: Problem, rounds: int, report: Report, *, quick: bool
 ) -> None:
-    progress.say(f"{variant} on {graph}: reference in float64")
-    wide = widened(problem)
+    report.say(f"{variant} on {graph}: reference in float64")
+    wide = problem.double()
     exact = _reference(variant, wide, report)
     x, term = problem.inputs["x"], _term(variant, problem)
     points = _points(variant, term, x, quick=quick)
     rows: list[Row] = []
     for point in points:
-        progress.say(f"{variant} on {graph}: {point.method}, {point.setting}, error")
+        report.say(f"{variant} on {graph}: {point.method}, {point.setting}, error")
         x_end, stats = point.solve()
         rows.append(
             {
@@ -93,7 +85,7 @@ def _measure(
         _key(point.method, point.setting): point.solve for point in points
     }
     calls = {key: calls[key] for key in (_key(r["method"], r["setting"]) for r in rows)}
-    timings = interleave(calls, rounds=rounds, tick=lambda n: progress.say(f"{graph}: {n}"))
+    timings = interleave(calls, rounds=rounds, tick=lambda n: report.say(f"{graph}: {n}"))
     for row in rows:
         row |= timings[_key(row["method"], row["setting"])].record()
     report.rows += rows

@@ -1,20 +1,20 @@
 """What the suite solves: GRAND-nl from x and the weights of its projections to x(T), and peers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torchdiffeq
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Function, Problem, Shape
+from bench.core import fresh, graphs
+from bench.core.problem import Function, Problem, Shape, runner
 from bench.ops import bench_attention_diffusion
 from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import diffusion_by, released_attention
 from grand_fast.nn import AttentionDiffusion
 from grand_fast.nn.terms import NonlinearDiffusion
-from grand_fast.ops.backends import plan
 
 STEP = 1.0  # of all fixed steps whose cost is measured, in units of t with alpha = 1
 METHOD = "rk4"
@@ -23,8 +23,7 @@ STAGES = 4  # its evaluations a step
 
 def setup(graph: gf.Graph, shape: Shape) -> Problem:
     """Random features and projections, as the suite `ops` draws them."""
-    for transposed in (False, True):
-        graph.csr(plan("cpu"), transposed=transposed)  # or the first call does it
+    graphs.prepare(graph)
     return bench_attention_diffusion.setup(graph, shape)
 
 
@@ -116,7 +115,13 @@ SOLVERS = {
 }
 
 
-def widened(problem: Problem) -> Problem:
-    """The same in float64."""
-    inputs = {name: t.double() for name, t in problem.inputs.items()}
-    return replace(problem, inputs=inputs, d_out=problem.d_out.double())
+def peak_memory(
+    solver: str, steps: int, shape: Shape, graph: str, nodes: int | None,
+    memory_limit: int | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Bytes above inputs and graph at the peak of forward+backward; in a fresh process."""
+    make = SOLVERS[solver].make if memory_limit is None else ours("checkpoint", memory_limit)
+    tiny = setup(graphs.load("random", nodes=fresh.TINY_NODES), shape)
+    runner(SOLVERS[solver].make(tiny, steps), tiny, "forward+backward")()
+    problem = setup(graphs.load(graph, nodes=nodes), shape)
+    return fresh.peak(runner(make(problem, steps), problem, "forward+backward"))

@@ -1,18 +1,25 @@
-"""A GRAND-nl solve, forward and backward, against torchdiffeq over PyTorch's forms of f."""
+"""A GRAND-nl solve, forward and backward, against torchdiffeq over PyTorch's forms of f.
+
+And the memory that the checkpointed solve keeps a step, and whether a limit holds.
+"""
 
 import argparse
 from typing import NamedTuple
+
+import numpy as np
 
 from bench.core import fresh, machine
 from bench.core.check import check, named
 from bench.core.harness import interleave
 from bench.core.problem import Problem, gradients, runner
-from bench.core.progress import Progress
 from bench.core.report import Report, Row, milliseconds, print_table
 from bench.solvers import problem as solves
 from bench.solvers.problem import CHECKPOINT, DIRECT, RELEASED, SOLVERS, STRONGEST
 
 STEPS = 4
+KEPT_STEPS = (4, 16, 64)
+QUICK_KEPT_STEPS = (4, 8, 16)
+LIMIT_STATES = 28  # as bytes: of one step's backward, and some ten states beside it
 BUDGET_S = 40.0  # of one competitor's rounds
 # Gradients by the projections' weights are sums over nodes and stages that cancel; the largest
 # error of any competitor stays below this, of the largest entry.
@@ -24,15 +31,15 @@ class _Case(NamedTuple):
     names: tuple[str, ...]
 
 
-def run(problem: Problem, options: argparse.Namespace, report: Report, progress: Progress) -> None:
+def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
     """Check, time and weigh; one step where as many as `STEPS` do not fit into memory."""
-    _measure(_Case(STEPS, (DIRECT, CHECKPOINT, STRONGEST)), problem, options, report, progress)
+    _measure(_Case(STEPS, (DIRECT, CHECKPOINT, STRONGEST)), problem, options, report)
     if options.quick:
         report.skipped.append("with --quick, torchdiffeq over the released sequence.")
         return
     steps = _released_steps(problem, report)
     if steps is not None:
-        _measure(_Case(steps, (DIRECT, CHECKPOINT, RELEASED)), problem, options, report, progress)
+        _measure(_Case(steps, (DIRECT, CHECKPOINT, RELEASED)), problem, options, report)
 
 
 def _released_steps(problem: Problem, report: Report) -> int | None:
@@ -46,20 +53,13 @@ def _released_steps(problem: Problem, report: Report) -> int | None:
     return None
 
 
-def _measure(
-    case: _Case,
-    problem: Problem,
-    options: argparse.Namespace,
-    report: Report,
-    progress: Progress,
-) -> None:
+def _measure(case: _Case, problem: Problem, options: argparse.Namespace, report: Report) -> None:
     steps, names = case
     rounds = options.rounds or (3 if options.quick else 5)
-    rows = _time(problem, steps, _agreeing(problem, steps, names, report, progress),
-                 rounds, progress)  # fmt: skip
-    progress.done()
-    _weigh(rows, problem, options, report, progress)
-    progress.done()
+    rows = _time(problem, steps, _agreeing(problem, steps, names, report), rounds, report)
+    report.done()
+    _weigh(rows, problem, options, report)
+    report.done()
     report.rows += rows
     _figures(rows, report)
     _print(rows, problem)
@@ -67,16 +67,14 @@ def _measure(
         report.write(options.json)
 
 
-def _agreeing(
-    problem: Problem, steps: int, names: tuple[str, ...], report: Report, progress: Progress
-) -> list[str]:
+def _agreeing(problem: Problem, steps: int, names: tuple[str, ...], report: Report) -> list[str]:
     """Those whose state and gradients are those of our checkpointed solve in float64."""
-    progress.say(f"{steps} steps: grand-fast in float64")
-    wide = solves.widened(problem)
+    report.say(f"{steps} steps: grand-fast in float64")
+    wide = problem.double()
     want = named(wide, *gradients(SOLVERS[CHECKPOINT].make(wide, steps), wide))
     agreeing = []
     for name in names:
-        progress.say(f"{steps} steps: {name}, check")
+        report.say(f"{steps} steps: {name}, check")
         try:
             function = SOLVERS[name].make(problem, steps)
             check(name, function, problem, want, tolerance=dict.fromkeys(want, TOLERANCE))
@@ -86,14 +84,12 @@ def _agreeing(
     return agreeing
 
 
-def _time(
-    problem: Problem, steps: int, names: list[str], rounds: int, progress: Progress
-) -> list[Row]:
+def _time(problem: Problem, steps: int, names: list[str], rounds: int, report: Report) -> list[Row]:
     calls = {
         name: runner(SOLVERS[name].make(problem, steps), problem, "forward+backward")
         for name in names
     }
-    timings = interleave(calls, rounds=rounds, budget_s=BUDGET_S, tick=progress.say)
+    timings = interleave(calls, rounds=rounds, budget_s=BUDGET_S, tick=report.say)
     return [
         {
             "op": "solve",
@@ -109,19 +105,14 @@ def _time(
     ]
 
 
-def _weigh(
-    rows: list[Row],
-    problem: Problem,
-    options: argparse.Namespace,
-    report: Report,
-    progress: Progress,
-) -> None:
+def _weigh(rows: list[Row], problem: Problem, options: argparse.Namespace, report: Report) -> None:
     for row in rows:
-        progress.say(f"{row['steps']} steps: {row['competitor']}, memory")
-        task = {"solver": row["competitor"], "steps": row["steps"], "shape": problem.shape,
-                "graph": options.graph, "nodes": options.nodes}  # fmt: skip
+        report.say(f"{row['steps']} steps: {row['competitor']}, memory")
         try:
-            row["peak_bytes"] = fresh.run("solve_peak_memory", task)["bytes"]
+            row["peak_bytes"] = fresh.run(
+                solves.peak_memory, solver=row["competitor"], steps=row["steps"],
+                shape=problem.shape, graph=options.graph, nodes=options.nodes,
+            )["bytes"]  # fmt: skip
         except RuntimeError as reason:
             report.skipped.append(f"memory of {row['competitor']}: {reason}")
 
@@ -152,3 +143,38 @@ def _print(rows: list[Row], problem: Problem) -> None:
     if rows:
         title = f"GRAND-nl, {rows[0]['steps']} steps of RK4, forward+backward, d/H/d_att = "
         print_table(f"{title}{problem.shape}, {problem.graph}", ["", "ms", "peak MB"], cells)
+
+
+def run_kept(problem: Problem, options: argparse.Namespace, report: Report) -> None:
+    """Peaks of forward+backward over the number of steps, in fresh processes; their slope."""
+    state = problem.inputs["x"].numel()
+    counts = QUICK_KEPT_STEPS if options.quick else KEPT_STEPS
+    limit = LIMIT_STATES * 4 * state
+    rows: list[Row] = []
+    for steps, limit_bytes in [*((steps, None) for steps in counts), (counts[-1], limit)]:
+        within = f" within {limit / 1e6:.0f} MB" if limit_bytes else ""
+        report.say(f"memory of {steps} steps{within}")
+        peak = fresh.run(
+            solves.peak_memory, solver=CHECKPOINT, steps=steps, shape=problem.shape,
+            graph=options.graph, nodes=options.nodes, memory_limit=limit_bytes,
+        )["bytes"]  # fmt: skip
+        rows.append({"op": "kept", "steps": steps, "peak_bytes": peak, "limit_bytes": limit_bytes})
+    *peaks, limited = (row["peak_bytes"] for row in rows)
+    slope = np.polyfit(counts, [peak / (4 * state) for peak in peaks], 1)[0]
+    span = f"{counts[0]} to {counts[-1]} steps"
+    report.figure(f"checkpoint, memory kept per RK4 step, {span}", float(slope), "N·d elements")
+    report.figure(f"memory_limit, {counts[-1]} RK4 steps: peak above inputs over the limit",
+                  limited / limit, "×")  # fmt: skip
+    report.rows += [row | {"shape": str(problem.shape), "competitor": CHECKPOINT} for row in rows]
+    report.done()
+    cells = [
+        [
+            str(row["steps"]),
+            f"{row['limit_bytes'] / 1e6:.0f}" if row["limit_bytes"] else "none",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['peak_bytes'] / (4 * state):.2f}",
+        ]
+        for row in rows
+    ]
+    head = ["steps", "limit MB", "peak MB", "in states of N·d"]
+    print_table(f"{CHECKPOINT}, forward+backward, above the inputs", head, cells)

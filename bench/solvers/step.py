@@ -11,7 +11,6 @@ import grand_fast as gf
 from bench.core import fresh, machine
 from bench.core.harness import interleave
 from bench.core.problem import OURS, Problem
-from bench.core.progress import Progress
 from bench.core.report import Report, Row, milliseconds, print_table
 from grand_fast.testing import assert_close
 
@@ -82,18 +81,19 @@ def _torchode(method: str, x: Tensor, f: Callable[..., Tensor]) -> Tensor:
     return last
 
 
-def run(problem: Problem, options: argparse.Namespace, report: Report, progress: Progress) -> None:
+def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
     """Time and memory per step, for RK4 and DOPRI5."""
     x = problem.inputs["x"]
     for method in METHODS:
         rivals = [TORCHDIFFEQ]
         if method == "dopri5":
             rivals += _installed(report)
-        counts = _checked(method, [OURS, *rivals], x, report, progress)
-        rows = _time(method, counts, x, options.rounds or (3 if options.quick else 9), progress)
-        progress.done()
-        _weigh(rows, x, report, progress)
-        progress.done()
+        counts = _checked(method, [OURS, *rivals], x, report)
+        rounds = options.rounds or (3 if options.quick else 9)
+        rows = _time(method, counts, x, rounds, report)
+        report.done()
+        _weigh(rows, x, report)
+        report.done()
         _figures(method, rows, report)
         report.rows += rows
         _print(method, rows, x)
@@ -108,14 +108,12 @@ def _installed(report: Report) -> list[str]:
     return [TORCHODE]
 
 
-def _checked(
-    method: str, names: list[str], x: Tensor, report: Report, progress: Progress
-) -> dict[str, int]:
+def _checked(method: str, names: list[str], x: Tensor, report: Report) -> dict[str, int]:
     """Attempts of each that gives torchdiffeq's answer."""
     counts, want = {}, None
     with torch.no_grad():
         for name in reversed(names):  # torchdiffeq before ours
-            progress.say(f"{method}, f a copy: {name}, check")
+            report.say(f"{method}, f a copy: {name}, check")
             f = Copies()
             got = solve(name, method, x, f)
             want = got if name == TORCHDIFFEQ else want
@@ -129,9 +127,7 @@ def _checked(
     return {name: counts[name] for name in names if name in counts}
 
 
-def _time(
-    method: str, counts: dict[str, int], x: Tensor, rounds: int, progress: Progress
-) -> list[Row]:
+def _time(method: str, counts: dict[str, int], x: Tensor, rounds: int, report: Report) -> list[Row]:
     evaluations = 4 * STEPS
 
     def call(name: str) -> Callable[[], object]:
@@ -142,7 +138,7 @@ def _time(
             x.clone()
 
     calls = {name: call(name) for name in counts} | {COPY: copies}
-    timings = interleave(calls, rounds=rounds, tick=lambda n: progress.say(f"{method}, {n}"))
+    timings = interleave(calls, rounds=rounds, tick=lambda n: report.say(f"{method}, {n}"))
     copy_s = timings[COPY].median / evaluations
     rows = []
     for name, count in counts.items():
@@ -163,21 +159,38 @@ def _time(
     return rows
 
 
-def _weigh(rows: list[Row], x: Tensor, report: Report, progress: Progress) -> None:
+def _weigh(rows: list[Row], x: Tensor, report: Report) -> None:
     """Peak above the state of the solve without a graph, and of forward+backward a step."""
     for row in rows:
         for key, differentiated in (("peak_bytes", False), ("differentiated_peak_bytes", True)):
-            progress.say(f"{row['method']}, {row['competitor']}, memory")
-            task = {"solver": row["competitor"], "method": row["method"],
-                    "size": list(x.shape), "differentiated": differentiated}  # fmt: skip
+            report.say(f"{row['method']}, {row['competitor']}, memory")
             name = f"memory of {row['competitor']}, {row['method']}, f a copy"
             try:
                 if differentiated and row["competitor"] == TORCHODE:
                     needed = 4 * x.numel() * TORCHODE_STATES * row["attempts"]
                     machine.require_memory(name, needed)
-                row[key] = fresh.run("step_peak_memory", task)["bytes"]
+                row[key] = fresh.run(
+                    peak_memory, solver=row["competitor"], method=row["method"],
+                    size=tuple(x.shape), differentiated=differentiated,
+                )["bytes"]  # fmt: skip
             except (RuntimeError, machine.DoesNotFitError) as reason:
                 report.skipped.append(f"{name}: {reason}")
+
+
+def peak_memory(
+    solver: str, method: str, size: tuple[int, int], differentiated: bool
+) -> dict[str, float]:
+    """Bytes above the state at the peak of a solve; in a fresh process."""
+
+    def call(x: Tensor) -> None:
+        with torch.set_grad_enabled(differentiated):
+            y = solve(solver, method, x, Copies())
+        if differentiated:
+            torch.autograd.grad(y, x, torch.ones_like(y))
+
+    call(torch.randn(size[0], 1, requires_grad=differentiated))
+    x = torch.randn(size, requires_grad=differentiated)
+    return fresh.peak(lambda: call(x))
 
 
 def _figures(method: str, rows: list[Row], report: Report) -> None:

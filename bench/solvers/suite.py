@@ -5,9 +5,8 @@ import argparse
 from bench.core import graphs
 from bench.core.plots import plot_solve, plot_work_precision
 from bench.core.problem import PAPER_SHAPES
-from bench.core.progress import Progress
 from bench.core.report import Report
-from bench.solvers import kept, precision, solve, step
+from bench.solvers import precision, solve, step
 from bench.solvers.problem import setup
 
 EPILOG = """\
@@ -31,15 +30,20 @@ python -m bench solvers --nodes 20000 --quick
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure, print as it comes, and fill `report`."""
-    runs = {"step": step.run, "solve": solve.run, "kept": kept.run, "precision": precision.run}
+    runs = {
+        "step": step.run,
+        "solve": solve.run,
+        "kept": solve.run_kept,
+        "precision": precision.run,
+    }
     parts = [options.part] if options.part else list(runs)
     graph = graphs.load(options.graph, nodes=options.nodes)
     problem = setup(graph, options.shape or PAPER_SHAPES[0])
     sizes = {"step": 4, "solve": 2 if options.quick else 4, "kept": 1, "precision": 4}
-    progress = Progress(sum(sizes[part] for part in parts))
+    report.start(sum(sizes[part] for part in parts))
     for part in parts:
-        runs[part](problem, options, report, progress)
-    progress.close()
+        runs[part](problem, options, report)
+    report.close()
     if options.out and "precision" in parts:
         plot_work_precision(report.rows, options.out / "solvers_work_precision.png")
     if options.out and "solve" in parts:

@@ -1,5 +1,9 @@
-"""One evaluation of the right-hand side of a tuned configuration: x → projections → f."""
+"""One evaluation of the right-hand side of a tuned configuration: x → projections → f.
 
+Who competes on it, and what they are checked against.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,21 +11,17 @@ from torch import Tensor
 from torch.func import functional_call
 
 import grand_fast as gf
-from bench.core.configurations import Configuration
-from bench.core.problem import Differentiated, Function
-from grand_fast.ops.backends import plan
-
-# The layer's parameters, as the inputs are called.
-INPUTS = {
-    "query.weight": "W_q",
-    "query.bias": "b_q",
-    "key.weight": "W_k",
-    "key.bias": "b_k",
-    "sigma": "sigma",
-    "lengthscale": "lengthscale",
-    "scale.alpha_logit": "alpha",
-    "scale.beta": "beta",
-}
+from bench.core import fresh, graphs
+from bench.core.check import named
+from bench.core.configurations import BY_DATASET, Configuration, load_graph
+from bench.core.problem import MODES, OURS, Differentiated, Function, Mode, gradients, runner
+from bench.peers.released import (
+    PARAMETERS,
+    SparseProduct,
+    gathered_product,
+    released_edge_attention,
+)
+from bench.peers.sparse import GraphArrays, csr_product, mkl
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def setup(configuration: Configuration, graph: gf.Graph, *, seed: int = 0) -> Tu
     )
     if layer.scale.beta is not None:
         torch.nn.init.constant_(layer.scale.beta, 0.5)
-    parameters = {INPUTS[name]: p.detach() for name, p in layer.named_parameters()}
+    parameters = {PARAMETERS[name]: p.detach() for name, p in layer.named_parameters()}
     return TunedProblem(
         inputs={"x": torch.randn(n, shape.channels)} | parameters,
         d_out=torch.randn(n, shape.channels),
@@ -65,8 +65,7 @@ def setup(configuration: Configuration, graph: gf.Graph, *, seed: int = 0) -> Tu
 
 def ours(problem: TunedProblem) -> Function:
     """The layer itself."""
-    for transposed in (False, True):
-        problem.graph.csr(plan("cpu"), transposed=transposed)  # or the first call does it
+    graphs.prepare(problem.graph)
     names = [name for name, _ in problem.layer.named_parameters()]
 
     def function(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -76,3 +75,55 @@ def ours(problem: TunedProblem) -> Function:
         return f
 
     return function
+
+
+def released_sequence(problem: TunedProblem) -> Function:
+    """With torch_sparse's product: a row per edge."""
+    return _sequence(problem, gathered_product(*problem.graph.edge_index().flip(0)))
+
+
+def released_attention_csr_product(problem: TunedProblem) -> Function:
+    """With MKL's product and a backward by hand: nothing of size E·d."""
+    arrays, slots = GraphArrays(problem.graph), problem.graph.perm.long()
+
+    def product(a: Tensor, x: Tensor) -> Tensor:
+        return csr_product(x, a[slots], arrays, mkl(x.shape[1]))
+
+    return _sequence(problem, product)
+
+
+def _sequence(problem: TunedProblem, product: SparseProduct) -> Function:
+    attention = released_edge_attention(problem.configuration, *problem.graph.edge_index().flip(0))
+    x0 = problem.x0
+
+    def function(*inputs: Tensor) -> Tensor:
+        x, *rest = inputs
+        given = dict(zip(list(problem.inputs)[1:], rest, strict=True))
+        f = torch.sigmoid(given["alpha"]) * (product(attention(x, given), x) - x)
+        return f if x0 is None else f + given["beta"] * x0.to(x.dtype)
+
+    return function
+
+
+RELEASED = "released sequence"
+COMPETITORS: dict[str, Callable[[TunedProblem], Function]] = {
+    OURS: ours,
+    RELEASED: released_sequence,
+    "released, MKL's product": released_attention_csr_product,
+}
+
+
+def expected(problem: TunedProblem) -> dict[str, Tensor]:
+    """Output and gradients of the released sequence in float64: it shares no code with ours."""
+    wide = problem.double()
+    return named(problem, *gradients(released_attention_csr_product(wide), wide))
+
+
+def peak_memory(dataset: str, competitor: str, mode: Mode) -> dict[str, float]:
+    """Bytes above inputs and graph at the peak of one evaluation; in a fresh process."""
+    configuration, make = BY_DATASET[dataset], COMPETITORS[competitor]
+    tiny = setup(configuration, graphs.load("random", nodes=fresh.TINY_NODES))
+    for each in MODES:
+        runner(make(tiny), tiny, each)()
+    problem = setup(configuration, load_graph(configuration))
+    return fresh.peak(runner(make(problem), problem, mode))

@@ -10,10 +10,8 @@ from bench.core.configurations import BY_DATASET, CONFIGURATIONS, Configuration,
 from bench.core.harness import interleave
 from bench.core.plots import plot_tuned
 from bench.core.problem import MODES, OURS, Function, Mode, runner
-from bench.core.progress import Progress
 from bench.core.report import Report, Row, milliseconds, print_table
-from bench.tuned.competitors import COMPETITORS, RELEASED, expected
-from bench.tuned.problem import TunedProblem, setup
+from bench.tuned.problem import COMPETITORS, RELEASED, TunedProblem, expected, peak_memory, setup
 
 EPILOG = """\
 One evaluation of the right-hand side, from the state through the projections to f, and back to the
@@ -43,12 +41,12 @@ def run(options: argparse.Namespace, report: Report) -> None:
     elif options.quick:
         chosen = tuple(BY_DATASET[name] for name in QUICK)
     rounds = options.rounds or (3 if options.quick else 9)
-    progress = Progress(len(chosen) * (1 if options.quick else 2))
+    report.start(len(chosen) * (1 if options.quick else 2))
     for configuration in chosen:
-        names = _compare(configuration, rounds, report, progress)
+        names = _compare(configuration, rounds, report)
         if not options.quick:
-            _weigh(configuration, names, report, progress)
-    progress.close()
+            _weigh(configuration, names, report)
+    report.close()
     if options.quick:
         report.skipped.append("with --quick, the peak memory and the larger graphs.")
     _print(report.rows)
@@ -57,18 +55,16 @@ def run(options: argparse.Namespace, report: Report) -> None:
         plot_tuned(report.rows, options.out / PICTURE)
 
 
-def _compare(
-    configuration: Configuration, rounds: int, report: Report, progress: Progress
-) -> list[str]:
+def _compare(configuration: Configuration, rounds: int, report: Report) -> list[str]:
     """Check and time the competitors in one configuration; returns those that agree."""
     dataset = configuration.dataset
-    progress.say(f"{dataset}: graph")
+    report.say(f"{dataset}: graph")
     problem = setup(configuration, load_graph(configuration))
-    progress.say(f"{dataset}: {RELEASED} in float64")
+    report.say(f"{dataset}: {RELEASED} in float64")
     want = expected(problem)
     functions = {}
     for name, make in COMPETITORS.items():
-        progress.say(f"{dataset}: {name}, check")
+        report.say(f"{dataset}: {name}, check")
         try:
             function = make(problem)
             check(name, function, problem, want, tolerance=CANCELLING)
@@ -76,13 +72,13 @@ def _compare(
         except AssertionError as difference:
             report.failed.append(f"{configuration}: {difference}")
     del want
-    report.rows += _time(problem, functions, rounds, progress)
-    progress.done()
+    report.rows += _time(problem, functions, rounds, report)
+    report.done()
     return list(functions)
 
 
 def _time(
-    problem: TunedProblem, functions: dict[str, Function], rounds: int, progress: Progress
+    problem: TunedProblem, functions: dict[str, Function], rounds: int, report: Report
 ) -> list[Row]:
     calls = {
         (name, mode): runner(function, problem, mode)
@@ -96,7 +92,7 @@ def _time(
         {text: calls[key] for text, key in by_text.items()},
         rounds=rounds,
         repeats=dict.fromkeys(by_text, SHORT_REPEATS) if small else {},
-        tick=progress.say,
+        tick=report.say,
     )
     return [
         {
@@ -113,28 +109,28 @@ def _time(
     ]
 
 
-def _weigh(
-    configuration: Configuration, names: list[str], report: Report, progress: Progress
-) -> None:
+def _weigh(configuration: Configuration, names: list[str], report: Report) -> None:
     """Add the peak memory of forward+backward to its row: the median of some fresh processes.
 
     A system that takes idle pages back while a call runs makes a peak look lower, now and then.
     """
     mode: Mode = "forward+backward"
     for name in names:
-        task = {"dataset": configuration.dataset, "competitor": name, "mode": mode}
         peaks = []
         for run in range(MEMORY_RUNS):
-            progress.say(f"{configuration.dataset}: {name}, memory {run + 1}/{MEMORY_RUNS}")
+            report.say(f"{configuration.dataset}: {name}, memory {run + 1}/{MEMORY_RUNS}")
             try:
-                peaks.append(fresh.run("tuned_peak_memory", task)["bytes"])
+                peak = fresh.run(
+                    peak_memory, dataset=configuration.dataset, competitor=name, mode=mode
+                )
+                peaks.append(peak["bytes"])
             except RuntimeError as reason:
                 report.skipped.append(f"memory of {name}, {configuration}: {reason}")
                 break
         if len(peaks) == MEMORY_RUNS:
             row = _row(report.rows, configuration.dataset, name, mode)
             row |= {"peak_bytes": float(np.median(peaks)), "peak_bytes_of_runs": peaks}
-    progress.done()
+    report.done()
 
 
 def _row(rows: list[Row], dataset: str, name: str, mode: Mode) -> Row:

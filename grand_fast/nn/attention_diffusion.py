@@ -16,9 +16,9 @@ from grand_fast.nn.encoder import check_sizes
 from grand_fast.ops.attention_diffusion import mixed_values
 from grand_fast.ops.calls import Planned
 from grand_fast.ops.checks import check_graph, check_tensor
-from grand_fast.ops.edge_order import EdgeOrder
+from grand_fast.ops.edge_attention import EdgeOrder
 from grand_fast.ops.projected_attention_diffusion import planned
-from grand_fast.ops.scores import AbstractScore, check_attention
+from grand_fast.ops.scores import AbstractScore, check_attention, has_name
 from grand_fast.solvers.options import gathered, refuse, shows, takes
 
 Add = Sequence[tuple[float, Tensor]]
@@ -224,6 +224,8 @@ class AttentionDiffusion(nn.Module):
         )
 
     def _packed(self) -> tuple[Tensor, Tensor] | None:
+        if isinstance(self.options.score, AbstractScore) and not has_name(self.options.score):
+            return None
         if self.is_gat:
             if not is_plain(self.shared) or self.shared.bias is not None:
                 return None

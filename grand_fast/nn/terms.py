@@ -2,13 +2,13 @@
 
 from copy import copy
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from grand_fast import ops
 from grand_fast.graph import Graph
-from grand_fast.nn._buffers import Buffers
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.ops.calls import Planned
 from grand_fast.ops.csr_diffusion import planned
@@ -182,3 +182,38 @@ class LinearMixing(AbstractTerm):
                 mixed = ops.csr_diffusion(v, a, self.graph, alpha=share, add=add, edge_order="csr")
                 before = [(1.0, mixed)]
             return self.field.field_of(mixed, x, self.x0, scale=tau, add=base.terms)
+
+
+class Buffers:
+    """The buffers of a module in training, as they are when a solve begins.
+
+    The vectors of a spectral norm, for one, are others after each call. Every evaluation but the
+    first, also those that run again in backward, finds them as the first did, and leaves them as it
+    did: `with buffers: …`. The solve is then of one function, and changes them once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._start: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._left: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._is_first = True
+        if torch.compiler.is_compiling():
+            return
+        for owner in module.modules():
+            if owner._buffers and owner.training:
+                known = owner._buffers.items()
+                self._start += [(owner._buffers, n, b.clone()) for n, b in known if b is not None]
+
+    def __enter__(self) -> None:
+        if not self._start:
+            return
+        if self._is_first:
+            self._is_first = False
+            return
+        for buffers, name, start in self._start:
+            self._left.append((buffers, name, buffers[name]))
+            buffers[name] = start.clone()
+
+    def __exit__(self, *_: object) -> None:
+        while self._left:
+            buffers, name, left = self._left.pop()
+            buffers[name] = left

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from grand_fast.ops._source import added_gradients, source_gradients
 from grand_fast.ops.backends import choose, is_batched, is_reference
-from grand_fast.ops.calls import PLAIN, Call
+from grand_fast.ops.calls import PLAIN, Call, added_gradients, source_gradients
 from grand_fast.ops.checks import inner_contiguous
 from grand_fast.ops.one_by_one import one_by_one
 

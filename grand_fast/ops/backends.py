@@ -191,7 +191,7 @@ def result_like(x: Tensor) -> Tensor:
 
 def column_dots() -> Any:
     """The CPU backend's sums of the columns of a product."""
-    return _import("grand_fast.kernels.cpu.column_dots").column_dots
+    return _import("grand_fast.kernels.cpu.dense").column_dots
 
 
 def unit_rows() -> ModuleType:

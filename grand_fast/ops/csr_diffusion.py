@@ -20,7 +20,7 @@ from grand_fast.ops.checks import (
     check_tensor,
     inner_contiguous,
 )
-from grand_fast.ops.edge_order import EDGE_ORDERS, EdgeOrder, to_slots
+from grand_fast.ops.edge_attention import EDGE_ORDERS, EdgeOrder, to_slots
 
 _OP = "csr_diffusion"
 

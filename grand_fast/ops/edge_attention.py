@@ -1,17 +1,18 @@
 """`edge_attention`: the attention weights, written out once per edge."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import Function
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.weighting import AttentionGradients, Weighting
 from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops._largest_score import score_top
-from grand_fast.ops.backends import Backend, choose
+from grand_fast.ops.backends import Backend, choose, transforms_active
 from grand_fast.ops.calls import Call
 from grand_fast.ops.checks import (
     check_choice,
@@ -19,10 +20,11 @@ from grand_fast.ops.checks import (
     check_tensor,
     inner_contiguous,
 )
-from grand_fast.ops.edge_order import EDGE_ORDERS, EdgeOrder, to_slots, to_user
 from grand_fast.ops.scores import AbstractScore, check_attention
 
 _OP = "edge_attention"
+EdgeOrder = Literal["user", "csr"]
+EDGE_ORDERS = ("user", "csr")
 
 
 @autocast_inputs
@@ -114,6 +116,42 @@ def edge_inputs(
     if weighting.normalizer == "softmax":
         return w, None
     return w, score_top(q, k, w, weighting=weighting, graph=graph, name=name)
+
+
+def to_slots(a: Tensor, graph: Graph) -> Tensor:
+    """`a [E, …]` in the user's order → slot order."""
+    if transforms_active():
+        return _reordered(a, graph.perm, False)
+    slots: Tensor = _Reorder.apply(a, graph.perm, False)
+    return slots
+
+
+def to_user(a: Tensor, graph: Graph) -> Tensor:
+    """`a [E, …]` in slot order → the user's order."""
+    if transforms_active():
+        return _reordered(a, graph.perm, True)
+    user: Tensor = _Reorder.apply(a, graph.perm, True)
+    return user
+
+
+def _reordered(a: Tensor, perm: Tensor, scatter: bool) -> Tensor:
+    if not scatter:
+        return a.index_select(0, perm)
+    return a.new_zeros(a.shape).index_copy(0, perm.long(), a)
+
+
+class _Reorder(Function):
+    """A permutation of the edges: its backward is its inverse, a copy and no scatter-add."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, perm: Tensor, scatter: bool) -> Tensor:
+        ctx.perm, ctx.scatter = perm, scatter
+        return _reordered(a, perm, scatter)
+
+    @staticmethod
+    def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
+        reorder = _reordered if transforms_active() else _Reorder.apply
+        return reorder(da, ctx.perm, not ctx.scatter), None, None
 
 
 def _forward(

@@ -28,9 +28,8 @@ from grand_fast.ops.checks import (
     inner_contiguous,
     message,
 )
-from grand_fast.ops.edge_attention import check_edge_weight
-from grand_fast.ops.edge_order import to_slots
-from grand_fast.ops.scores import AbstractScore, check_attention
+from grand_fast.ops.edge_attention import check_edge_weight, to_slots
+from grand_fast.ops.scores import SCORES, AbstractScore, check_attention, has_name
 
 _OP = "projected_attention_diffusion"
 
@@ -138,6 +137,10 @@ def _checked(
         raise ValueError(message(_OP, "heads", "must divide d_att", got))
     d_k = weight.shape[0] // (2 * heads)
     score_object, weighting = check_attention(_OP, score, normalizer, normalize, d_k)
+    if not has_name(score_object):
+        expected, got = f"must be one of {', '.join(SCORES)}", type(score_object).__name__
+        remedy = "Project q and k, and call attention_diffusion, which takes any."
+        raise TypeError(message(_OP, "score", expected, got, remedy))
     check_edge_weight(_OP, edge_weight, graph, x)
     alpha = channel_vector(_OP, "alpha", alpha, x)
     name = choose(_OP, backend, x)

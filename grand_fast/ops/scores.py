@@ -249,6 +249,11 @@ SCORES: dict[str, AbstractScore] = {
 }
 
 
+def has_name(score: AbstractScore) -> bool:
+    """Whether its class is one of `SCORES`, which the projected operator finds by name."""
+    return type(SCORES.get(score.name)) is type(score)
+
+
 def check_attention(
     op: str, score: Any, normalizer: Any, normalize: Any, d_k: int
 ) -> tuple[AbstractScore, Weighting]:

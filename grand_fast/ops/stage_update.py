@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from grand_fast.ops._input_types import widest_terms
-from grand_fast.ops._source import added_gradients
 from grand_fast.ops.backends import Backend, choose, is_batched, launchers, transforms_active
+from grand_fast.ops.calls import added_gradients
 from grand_fast.ops.checks import check_tensor, message
 
 _OP = "stage_update"

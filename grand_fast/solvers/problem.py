@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grand_fast.solvers.first_step import first_step
 from grand_fast.solvers.gradients.checkpoint import Differentiate
 from grand_fast.solvers.solution import Stats, Status
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver, Carry
@@ -16,6 +15,7 @@ from grand_fast.solvers.step_control import (
     AdaptiveSteps,
     EvenGrid,
     FixedSteps,
+    first_step,
 )
 from grand_fast.solvers.term import CountedTerm
 from grand_fast.solvers.time_loop import Callbacks, run_steps

@@ -1,10 +1,19 @@
-"""Where the steps of a solve lie: on a grid, or as a tolerance asks."""
+"""Where the steps of a solve lie: on a grid, or as a tolerance asks; and the first of them."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
+from grand_fast.ops import error_ratio
 from grand_fast.solvers.solution import Status
+from grand_fast.solvers.solver import combine
+from grand_fast.solvers.term import AbstractTerm
+
+Norm = Callable[[Tensor], Tensor]
 
 # A last step shorter than this share of the step size is rounding of T / step_size, not a step.
 _ROUNDING = 1e-9
@@ -183,3 +192,46 @@ class AdaptiveSteps(AbstractStepControl):
         shrink = 1.0 if ratio < 1 else self._shrink
         factor: float = self._safety * ratio ** (-1 / self._order)
         return min(self._grow, max(factor, shrink))
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root mean square over all elements."""
+    return x.square().mean().sqrt()
+
+
+@torch.no_grad()
+def first_step(
+    term: AbstractTerm,
+    t: float,
+    x: Tensor,
+    slope: Tensor,
+    *,
+    order: int,
+    rtol: float | Tensor,
+    atol: float | Tensor,
+    norm: Norm | None = None,
+) -> float:
+    """A step whose error is about a hundredth of the tolerance; evaluates `f` once.
+
+    Reference: Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, II.4.
+    """
+    if x.numel() == 0:
+        return 1.0
+
+    def size(*terms: tuple[float, Tensor]) -> float:
+        if norm is None and isinstance(rtol, float) and isinstance(atol, float):
+            return float(error_ratio(terms, x, x, rtol=rtol, atol=atol))
+        return float((norm or rms_norm)(combine([*terms]) / (atol + x.abs() * rtol)))
+
+    d0, d1 = size((1.0, x)), size((1.0, slope))
+    if not math.isfinite(d0 + d1):
+        return 1.0  # as good as any: the steps will say what is wrong
+    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    later = term.vf(t + h0, combine([(1.0, x), (h0, slope)]))
+    d2 = size((1.0, later), (-1.0, slope)) / h0
+    if not math.isfinite(d2):
+        return h0
+    if d1 <= 1e-15 and d2 <= 1e-15:
+        return min(100 * h0, max(1e-6, h0 * 1e-3))
+    h1: float = (0.01 / max(d1, d2)) ** (1 / order)
+    return min(100 * h0, h1)

@@ -205,7 +205,7 @@ def _save(
 
 
 def _draw(run: Fit, seed: int, experiment: Experiment) -> None:
-    from grand_fast.training.curves import draw_training_curves
+    from grand_fast.training.folder import draw_training_curves
 
     title = f"GRAND-{experiment.preset.variant} on {experiment.dataset}, seed {seed}"
     draw_training_curves(run, experiment.out / CURVES_FILE, title=title)

@@ -202,3 +202,34 @@ def parameter_gradients(
         work, pieces=False, dy=dy, x=x, dweight=dweight.tensor, dbias=dbias.tensor
     )
     return dweight.total().view(m, c), dbias.total()
+
+
+_DOT_SLABS, _DOT_ROWS = 64, 128  # of `column_dots`: at most, at least
+_DOT_PANEL = 4  # registers of columns at a time
+
+
+@lru_cache(maxsize=64)
+def _column_dots_kernel(columns: int, dtype: torch.dtype) -> Compiled:
+    k = Kernel("column_dots", dtype, torch.int64)
+    a, b, bounds, share = k.matrix("a"), k.matrix("b"), k.longs("bounds"), k.matrix("share")
+    whole = chunks(columns, k.lanes)
+    with k.tasks() as task:
+        for start in range(0, len(whole), _DOT_PANEL):
+            panel = whole[start : start + _DOT_PANEL]
+            sums = [k.variable(k.splat(0.0)) for _ in panel]
+            with k.loop(bounds[task], bounds[task + 1]) as i:
+                for c, total in zip(panel, sums, strict=True):
+                    left, right = (m.row(i).at(c.start).load(c.lanes) for m in (a, b))
+                    total.value = fma(left, right, total.value)
+            for c, total in zip(panel, sums, strict=True):
+                share.row(task).at(c.start).store(total.value, c.lanes)
+    return Compiled(k)
+
+
+def column_dots(a: Float[Tensor, "N d"], b: Float[Tensor, "N d"]) -> Float[Tensor, " d"]:
+    """`Σ_i a[i,:] · b[i,:]`, column by column, of tensors with contiguous rows; `2bNd` bytes."""
+    n, d = a.shape
+    work = slabs(n, max(_DOT_ROWS, -(-n // _DOT_SLABS)))
+    shares = Shares(work.bounds.numel() - 1, d, a.dtype)
+    _column_dots_kernel(d, a.dtype)(work, pieces=False, a=a, b=b, share=shares.tensor)
+    return shares.total()

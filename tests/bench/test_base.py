@@ -12,7 +12,6 @@ import pytest
 
 from bench.__main__ import main
 from bench.core.problem import Shape
-from bench.core.progress import Progress
 from bench.core.report import Report
 from bench.ops import base, base_trees, base_worker
 from grand_fast.testing import random_graph
@@ -234,6 +233,5 @@ def test_the_ratio_is_the_trees_time_over_the_bases(
     monkeypatch.setattr(base, "_compare", lambda *_: None)
     workers = Spy(base.BASE, 2.0, []), Spy(base.TREE, 3.0, [])
     report = Report("ops", {"graph": "random"})
-    base._measure(CASES[0], workers, random_graph("path"), Shape(8, 1, 1), 3, tmp_path, report,
-                  Progress(1))  # fmt: skip
+    base._measure(CASES[0], workers, random_graph("path"), Shape(8, 1, 1), 3, tmp_path, report)
     assert [row.get("over_base") for row in report.rows] == [None, 1.5] * 2

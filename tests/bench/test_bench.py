@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,12 +13,22 @@ import pytest
 import torch
 
 import grand_fast as gf
+from bench.__main__ import main
 from bench.core import floor, graphs, machine
-from bench.core.check import check, expected, named
+from bench.core.check import agreeing, check, expected, named
 from bench.core.configurations import CONFIGURATIONS, Configuration
 from bench.core.fresh import run as run_fresh
 from bench.core.harness import MIN_ROUNDS, Timing, interleave
-from bench.core.problem import OURS, Competitor, Problem, Shape, gradients
+from bench.core.problem import (
+    OURS,
+    Competitor,
+    Function,
+    Problem,
+    Shape,
+    UnavailableError,
+    gradients,
+)
+from bench.core.report import Report
 from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
@@ -29,10 +38,11 @@ from bench.ops import (
 )
 from bench.ops.passes import csr_passes, hub_graphs
 from bench.peers.unfused import has_compiler
-from bench.tuned import competitors, suite
-from bench.tuned.problem import setup as tuned_setup
+from bench.tuned import problem as tuned
+from bench.tuned import suite
 from grand_fast.kernels.csr_diffusion import cpu
 from grand_fast.testing import assert_close
+from tests.bench import _fresh_tasks
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape(10, 2, 6)
@@ -176,6 +186,47 @@ def test_check_refuses_a_wrong_gradient() -> None:
               expected(problem))  # fmt: skip
 
 
+def test_what_disagrees_or_is_missing_is_named_and_not_timed() -> None:
+    problem = bench_csr_diffusion.setup(graphs.load("random", nodes=100), SHAPE)
+
+    def missing(problem: Problem) -> Function:
+        raise UnavailableError("not installed")
+
+    competitors = [
+        Competitor("right", bench_csr_diffusion.ours),
+        Competitor("wrong", lambda problem: lambda x, a: 2 * x * a.sum()),
+        Competitor("other", lambda problem: lambda x, a: 2 * x * a.sum(), exact=False),
+        Competitor("missing", missing),
+        Competitor("huge", bench_csr_diffusion.ours, edge_floats=lambda shape: 10**12),
+    ]
+    report = Report("ops", {})
+    found = agreeing(problem, competitors, "case", report)
+    assert list(found) == ["right", "other"]
+    assert all(seconds > 0 for _, seconds in found.values())
+    assert len(report.failed) == 1 and report.failed[0].startswith("case: wrong: ")
+    assert report.skipped[0] == "case: missing: not installed"
+    assert "case: huge" in report.skipped[1] and "needs about" in report.skipped[1]
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_ratios_to_ours(inverse: bool) -> None:
+    values = {OURS: 2.0, "sampled_addmm + CSR": 8.0, "torch.compile": 4.0}
+    rows = [
+        {"op": "op", "shape": "8/1/8", "mode": "forward", "competitor": name, "s": value}
+        for name, value in values.items()
+    ]
+    report = Report("ops", {})
+    report.against_ours(rows, "s", "time", inverse=inverse)
+    column, other = ("ours_over_this", None) if inverse else ("over_ours", 1.0)
+    want = [other, 0.25, 0.5] if inverse else [other, 4.0, 2.0]
+    assert [row.get(column) for row in rows] == want
+    rival = "strongest PyTorch form (sampled_addmm + CSR)"
+    pair = f"ours over {rival}" if inverse else f"{rival} over ours"
+    assert report.figures == [
+        {"figure": f"op 8/1/8 forward, time: {pair}", "value": want[1], "unit": "×"}
+    ]
+
+
 def test_csr_passes_compute_one_gradient_each(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[bool, bool]] = []
     backward = cpu.csr_diffusion_bwd
@@ -192,31 +243,30 @@ def test_csr_passes_compute_one_gradient_each(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [(True, False), (False, True)]
 
 
-@pytest.mark.parametrize("competitor", competitors.COMPETITORS)
+@pytest.mark.parametrize("competitor", tuned.COMPETITORS)
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.dataset)
 def test_tuned_competitor_agrees(configuration: Configuration, competitor: str) -> None:
-    problem = tuned_setup(configuration, graphs.load("random", nodes=300))
-    function = competitors.COMPETITORS[competitor](problem)
-    want = competitors.expected(problem)
+    problem = tuned.setup(configuration, graphs.load("random", nodes=300))
+    function = tuned.COMPETITORS[competitor](problem)
+    want = tuned.expected(problem)
     check(competitor, function, problem, want, tolerance=suite.CANCELLING)
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.dataset)
 def test_released_sequence_is_the_reference(configuration: Configuration) -> None:
-    problem = tuned_setup(configuration, graphs.load("random", nodes=200))
-    wide = replace(problem, inputs={name: t.double() for name, t in problem.inputs.items()},
-                   d_out=problem.d_out.double())  # fmt: skip
+    problem = tuned.setup(configuration, graphs.load("random", nodes=200))
+    wide = problem.double()
     with gf.backend("reference"):
-        out, grads = gradients(competitors.COMPETITORS[OURS](wide), wide)
+        out, grads = gradients(tuned.COMPETITORS[OURS](wide), wide)
     for name, value in named(wide, out, grads).items():
-        assert_close(name, value, competitors.expected(problem)[name], tolerance=1e-11)
+        assert_close(name, value, tuned.expected(problem)[name], tolerance=1e-11)
 
 
 def test_tuned_graphs_are_the_papers(data_root: Path) -> None:
     sizes = {"Cora": (2485, 5069), "Photo": (7487, 119_043)}
     for name, (nodes, pairs) in sizes.items():
-        configuration = competitors.BY_DATASET[name]
-        graph = competitors.load_graph(configuration)
+        configuration = tuned.BY_DATASET[name]
+        graph = tuned.load_graph(configuration)
         assert (graph.num_nodes, graph.num_edges) == (nodes, 2 * pairs + nodes)
         loops = graph.edge_index()[:, 2 * pairs :]
         assert torch.equal(loops, torch.arange(nodes).repeat(2, 1))
@@ -230,28 +280,36 @@ def test_refuses_what_does_not_fit() -> None:
 
 
 def test_peak_memory_in_a_fresh_process() -> None:
-    values = {"op": "csr_diffusion", "competitor": "index_add", "mode": "forward",
-              "shape": Shape(64, 1, 1), "graph": "random", "nodes": 20_000}  # fmt: skip
-    messages = 4 * 64 * 20_000 * graphs.edges_per_node()
-    assert run_fresh("peak_memory", values)["bytes"] == pytest.approx(2 * messages, rel=0.3)
+    size = 100 * 2**20
+    found = run_fresh(_fresh_tasks.peak_of_an_array, size=size)
+    assert found["bytes"] == pytest.approx(size, rel=0.05)
+    assert found["process_bytes"] > found["bytes"]
+    with pytest.raises(RuntimeError, match="ValueError: out of luck"):
+        run_fresh(_fresh_tasks.broken)
 
 
 def test_short_names_of_sizes() -> None:
     assert [scaling.short(e) for e in (99_999, 60_000_000)] == ["1e5", "6e7"]
 
 
-def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_it_is_a_program() -> None:
+    command = [sys.executable, "-m", "bench", "nonsense"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "invalid choice: 'nonsense'" in result.stderr
 
 
 @pytest.mark.slow
-def test_command_line(tmp_path: Path) -> None:
-    result = _bench("ops", "--nodes", "500", "--channels", "8", "--attention-channels", "8",
-                    "--quick", "--all", "--rounds", "3", "--json", str(tmp_path / "ops.json"),
-                    "--out", str(tmp_path))  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "% of copy" in result.stdout
+@pytest.mark.usefixtures("in_this_process", "one_thread")
+def test_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scaling, "QUICK_EDGES", (2_000, 20_000))
+    code = main(["ops", "--nodes", "500", "--channels", "8", "--attention-channels", "8",
+                 "--quick", "--all", "--rounds", "3", "--json", str(tmp_path / "ops.json"),
+                 "--out", str(tmp_path)])  # fmt: skip
+    out = capsys.readouterr().out
+    assert code == 0, out
+    assert "% of copy" in out
     values = json.loads((tmp_path / "ops.json").read_text())
     assert {"device", "threads", "versions", "commit", "command"} <= set(values["header"])
     assert all(row.get("median_s", row.get("peak_bytes", 0)) > 0 for row in values["rows"])
@@ -278,13 +336,13 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_tuned_command_line(data_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
-    result = _bench("tuned", "--dataset", "cora", "--rounds", "3", "--json", str(path),
-                    "--out", str(tmp_path))  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    assert main(["tuned", "--dataset", "cora", "--rounds", "3", "--json", str(path),
+                 "--out", str(tmp_path)]) == 0  # fmt: skip
     values = json.loads(path.read_text())
-    assert len(values["rows"]) == 2 * len(competitors.COMPETITORS)
+    assert len(values["rows"]) == 2 * len(tuned.COMPETITORS)
     assert all(row["median_s"] > 0 for row in values["rows"])
     weighed = [row for row in values["rows"] if row["mode"] == "forward+backward"]
     assert all(0 < min(row["peak_bytes_of_runs"]) <= row["peak_bytes"] for row in weighed)
@@ -311,8 +369,6 @@ def test_tuned_command_line(data_root: Path, tmp_path: Path) -> None:
 def test_bad_arguments(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bench.__main__ import main
-
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
@@ -334,8 +390,6 @@ def test_arxiv_without_data_says_how_to_get_it(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_without_a_gpu(capsys, monkeypatch):
-    from bench.__main__ import main
-
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(SystemExit) as stopped:
         main(["gpu", "--quick"])

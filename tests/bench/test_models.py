@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.core import fresh, machine
+from bench.core import machine
 from bench.core.problem import OURS
 from bench.core.report import Report
 from bench.models import epoch as epochs
@@ -112,8 +112,8 @@ def test_suite_reports_ratios_and_bars(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(suite, "setup", lambda dataset, variant: tiny(dataset, variant=variant))
     peaks = {OURS: 1e8, epochs.RELEASED: 6e8}
 
-    def fake(task, values):
-        assert task == "model_peak_memory"
+    def fake(task, **values):
+        assert task is epochs.peak_memory
         bytes_above = peaks.get(values["competitor"], 2e8)
         return {"bytes": bytes_above, "process_bytes": bytes_above + 1e9}
 
@@ -139,13 +139,15 @@ def test_suite_reports_ratios_and_bars(monkeypatch, tmp_path, capsys):
 
 def test_peak_memory_of_an_epoch(monkeypatch):
     monkeypatch.setattr(epochs, "setup", lambda dataset, variant: tiny(dataset, variant=variant))
-    peak = fresh.model_peak_memory("PubMed", "nl", epochs.RELEASED)
+    peak = epochs.peak_memory("PubMed", "nl", epochs.RELEASED)
     assert 0 <= peak["bytes"] < peak["process_bytes"]
 
 
 def test_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(suite, "setup", lambda dataset, variant: tiny(dataset, variant=variant))
-    monkeypatch.setattr(suite.fresh, "run", lambda task, values: {"bytes": 1, "process_bytes": 2e9})
+    monkeypatch.setattr(
+        suite.fresh, "run", lambda task, **values: {"bytes": 1, "process_bytes": 2e9}
+    )
     command = ["models", "--dataset", "ogbn-arxiv", "--quick", "--json", str(tmp_path / "m.json")]
     assert main(command) == 0
     assert "whole process" in capsys.readouterr().out

@@ -12,8 +12,10 @@ import torch
 
 import grand_fast.training.trainer
 from bench.__main__ import main
+from bench.core.harness import REPEAT_S, Budget
+from bench.core.options import PAPER_DATASETS
 from bench.core.report import Report
-from bench.models.setting import setting
+from bench.core.setting import setting
 from bench.paper import (
     accuracy,
     jobs,
@@ -21,10 +23,8 @@ from bench.paper import (
     published,
     suite,
 )
-from bench.paper.budget import REPEAT_S, Budget
 from bench.paper.comparison import Comparison, compare, mean_std, text
 from bench.paper.jobs import Job, train, work
-from bench.paper.options import DATASETS
 from bench.paper.store import Store
 from tests._paper_runs import HEADER, OPTIONS, SMALL, run_row, small_job
 
@@ -34,7 +34,7 @@ def test_published_tables_are_whole():
         for values in table.values():
             assert set(published.GRAND_MODELS) <= set(values)
             assert all(50 < mean < 100 and 0 < std < 21 for mean, std in values.values())
-    assert set(published.TABLE2) == set(published.FEATURES_CLASSES) == set(DATASETS)
+    assert set(published.TABLE2) == set(published.FEATURES_CLASSES) == set(PAPER_DATASETS)
     best = {name: max(rows, key=rows.get) for name, rows in published.TABLE1.items()}
     assert best == {"Cora": "GRAND-l", "CiteSeer": "GRAND-nl-rw", "PubMed": "GRAND-nl-rw"}
 
@@ -114,9 +114,8 @@ def test_budget_interrupts():
 def test_budget_interrupts_after_what_is_left(monkeypatch):
     """By a clock of its own: the first two seconds were spent before."""
     now, asked = 100.0, []
-    monkeypatch.setattr("bench.paper.budget.time.monotonic", lambda: now)
-    monkeypatch.setattr("bench.paper.budget.signal.setitimer", lambda *args: asked.append(args))
-    budget = Budget(7.0)
+    monkeypatch.setattr("bench.core.harness.signal.setitimer", lambda *args: asked.append(args))
+    budget = Budget(7.0, clock=lambda: now)
     now = 102.0
     with budget:
         assert asked == [(signal.ITIMER_REAL, 5.0, REPEAT_S)]

@@ -1,30 +1,28 @@
 """The suite `solvers`: its competitors agree, take the same steps, and its command line runs."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.__main__ import main
 from bench.core import graphs, machine
 from bench.core.check import check, named
 from bench.core.problem import OURS, Shape, gradients
 from bench.core.report import Report
 from bench.solvers import precision, step
-from bench.solvers.problem import CHECKPOINT, RELEASED, SOLVERS, setup, widened
+from bench.solvers.problem import CHECKPOINT, RELEASED, SOLVERS, setup
 from bench.solvers.solve import TOLERANCE
 from grand_fast.testing import assert_close
 
-ROOT = Path(__file__).parents[2]
 SHAPE = Shape(8, 2, 8)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers_agree(name: str) -> None:
     problem = setup(graphs.load("random", nodes=300), SHAPE)
-    wide = widened(problem)
+    wide = problem.double()
     want = named(wide, *gradients(SOLVERS[CHECKPOINT].make(wide, 2), wide))
     function = SOLVERS[name].make(problem, 2)
     check(name, function, problem, want, tolerance=dict.fromkeys(want, TOLERANCE))
@@ -42,7 +40,7 @@ def test_steps_of_copies_are_the_same(method: str, attempts: int) -> None:
 
 
 def test_the_reference_is_confirmed_by_a_second_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = widened(setup(graphs.load("random", nodes=300), SHAPE))
+    problem = setup(graphs.load("random", nodes=300), SHAPE).double()
     report = Report("solvers", {})
     for variant in precision.VARIANTS:
         precision._reference(variant, problem, report)
@@ -62,12 +60,17 @@ def test_the_released_sequence_on_arxiv_fits_no_small_machine() -> None:
 
 
 @pytest.mark.slow
-def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench", "solvers", "--nodes", "500", "--channels", "8",
-               "--attention-channels", "8", "--quick", "--json", str(tmp_path / "solvers.json"),
-               "--out", str(tmp_path)]  # fmt: skip
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.mark.usefixtures("in_this_process", "one_thread")
+def test_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(graphs.DATA_VARIABLE, raising=False)  # work and precision on one graph
+    monkeypatch.setattr(precision, "STAGES", {"rk4": 4, "explicit_adams": 1})
+    monkeypatch.setattr(precision, "ADAPTIVE", ("dopri5",))
+    code = main(["solvers", "--nodes", "500", "--channels", "8", "--attention-channels", "8",
+                 "--quick", "--json", str(tmp_path / "solvers.json"),
+                 "--out", str(tmp_path)])  # fmt: skip
+    assert code == 0, capsys.readouterr().out
     values = json.loads((tmp_path / "solvers.json").read_text())
     assert {row["op"] for row in values["rows"]} == {"step", "solve", "kept", "precision"}
     assert all(row["median_s"] > 0 for row in values["rows"] if row["op"] != "kept")

@@ -17,12 +17,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     )
 
 from bench.core import graphs
-from bench.core.harness import timed
+from bench.core.harness import Budget, interleave, timed
 from bench.core.problem import OURS, Competitor, Shape, UnavailableError
-from bench.core.progress import Progress
 from bench.core.report import Report
 from bench.gpu import competitors, correctness, search, suite
-from bench.gpu.device import Budget, interleave, rates
+from bench.gpu.device import clock, rates
 from bench.peers import dgl
 
 SHAPE = Shape(8, 2, 8)
@@ -74,8 +73,11 @@ def _few_competitors(monkeypatch):
 def test_the_whole_suite(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(competitors, "MODULES", competitors.MODULES[:2])
     monkeypatch.setattr(suite, "_DTYPES", (torch.float32,))
-    few = correctness.FAMILY[14:16]
+    dtypes, few = correctness.DTYPES[:1], correctness.FAMILY[14:16]
+    monkeypatch.setitem(correctness.check_kernels.__kwdefaults__, "dtypes", dtypes)
     monkeypatch.setattr(correctness, "FAMILY", few)
+    monkeypatch.setattr(search, "_REGISTERS", (64,))
+    monkeypatch.setattr(search, "_PIECES", (512,))
     got = report()
     suite.measure(Host(), options(tmp_path), got, scale=1e-5, **SMALL)
     assert not got.failed
@@ -84,7 +86,7 @@ def test_the_whole_suite(tmp_path, capsys, monkeypatch):
     checks = [row for row in got.rows if "check" in row]
     by_op = {row["op"]: row["cases"] for row in checks}
     assert set(by_op) == {o.name for o in (*correctness.OPERATORS, *few)}
-    assert all(by_op[o.name] == len(correctness.DTYPES) for o in correctness.OPERATORS)
+    assert all(by_op[o.name] == len(dtypes) for o in correctness.OPERATORS)
     assert all(row["cases"] and not row["failed"] for row in checks)
     timed_rows = [row for row in got.rows if "competitor" in row]
     assert {row["mode"] for row in timed_rows} == {"forward", "forward+backward"}
@@ -116,7 +118,7 @@ def compare(found, *added, module=competitors.MODULES[1], budget=None):
     known = {c.name: c for c in competitors.peers(module)}
     competitors.compare(
         module, graphs.load("random", nodes=8), SHAPE, torch.float32, Host(),
-        {"copy_gb_per_s": 1.0}, found, Progress(1), budget or Budget(60.0), rounds=1,
+        {"copy_gb_per_s": 1.0}, found, budget or Budget(60.0), rounds=1,
         competitors=(known[OURS], *added),
     )  # fmt: skip
 
@@ -155,7 +157,7 @@ def test_our_own_failure_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         competitors.compare(
             competitors.MODULES[1], graphs.load("random", nodes=8), SHAPE, torch.float32, Host(),
-            {"copy_gb_per_s": 1.0}, report(), Progress(1), Budget(60.0), rounds=1,
+            {"copy_gb_per_s": 1.0}, report(), Budget(60.0), rounds=1,
             competitors=(broken,),
         )  # fmt: skip
 
@@ -166,9 +168,7 @@ def test_a_wrong_kernel_fails_the_check():
         return y * 1.01 if backend == "gpu" else y
 
     found, operator = report(), replace(correctness.OPERATORS[3], call=wrong)
-    correctness.check_kernels(
-        Host(), found, Progress(1), Budget(60.0), **SMALL, operators=(operator,)
-    )
+    correctness.check_kernels(Host(), found, Budget(60.0), **SMALL, operators=(operator,))
     assert len(found.failed) == len(correctness.DTYPES)
     assert "stage_update on random, d=5 H=2 d_k=3 float32: out: error" in found.failed[0]
 
@@ -186,7 +186,7 @@ def test_a_variant_is_checked_before_it_is_timed(monkeypatch):
     monkeypatch.setattr(search, "_PIECES", ())
     name = "csr_diffusion forward"
     found = report()
-    search.measure_kernels({name: passes[name]}, Host(), found, Progress(1), Budget(60.0), rounds=5)
+    search.measure_kernels({name: passes[name]}, Host(), found, Budget(60.0), rounds=5)
     assert any("BLOCK_E=2: error" in text for text in found.skipped)
     assert not any(v["changed"] == "BLOCK_E=2" for row in found.rows for v in row["variants"])
 
@@ -210,8 +210,8 @@ def test_no_time_is_said():
 
 def test_rounds_are_cut_to_the_budget():
     calls = {"a": lambda: None, "b": lambda: None}
-    assert len(interleave(calls, Host(), rounds=9, budget_s=60.0)["a"].seconds) == 9
-    assert len(interleave(calls, Host(), rounds=10**6, budget_s=0.0)["b"].seconds) == 5
+    assert len(interleave(calls, rounds=9, budget_s=60.0, **clock(Host()))["a"].seconds) == 9
+    assert len(interleave(calls, rounds=99, budget_s=0.0, **clock(Host()))["b"].seconds) == 5
 
 
 def test_rates():

@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from bench.core.problem import PAPER_SHAPES
 from bench.gpu_report.compile import TARGETS, compile_launch, record, resources
-from bench.gpu_report.launches import every_launch
+from bench.gpu_report.launches import every_launch, passes
 from grand_fast.kernels.gpu.attention.weight_gradient import LANE_COLUMNS
 from grand_fast.testing import random_graph
 
@@ -42,9 +42,9 @@ KERNELS = {
 
 
 @cache
-def _launches(shape, dtype, n=17, index=torch.int32):
+def _launches(shape, dtype, n):
     """Of a graph with hubs, so that rows are split."""
-    return every_launch(random_graph("hub", n), shape, dtype, index=index)
+    return every_launch(random_graph("hub", n), shape, dtype)
 
 
 @pytest.mark.parametrize(("arch", "shape", "dtype"), CASES, ids=IDS)
@@ -82,8 +82,10 @@ def test_no_recompilation_for_another_graph():
 
 
 def test_long_indices():
-    for launch in _launches(PAPER_SHAPES[0], torch.float32, index=torch.int64):
-        assert resources(compile_launch(launch, "sm_90")).stack == 0, launch.name
+    graph = random_graph("hub", SIZES[1])
+    for some in passes(graph, PAPER_SHAPES[0], torch.float32, index=torch.int64).values():
+        for launch in some:
+            assert resources(compile_launch(launch, "sm_90")).stack == 0, launch.name
 
 
 @triton.jit

@@ -37,6 +37,8 @@ CASES = [  # score, normaliser, direction, whether edges have weights; H, d_k
     ("gat", "squareplus", "receiver", True, (3, 1)),
 ]
 IDS = ["-".join((*case[:3], *["weighted"] * case[3])) for case in CASES]
+# Each function of the dot product with each normaliser, and these with each direction
+FEW = [CASES[i] for i in (0, 1, 3, 4, 6)]
 each_case = pytest.mark.parametrize("case", CASES, ids=IDS)
 
 
@@ -83,8 +85,9 @@ def _compare(call, graph, inputs, case, **options):
         got = _run(call, graph, inputs, case, "gpu", **options)
     want = _run(call, graph, inputs, case, "reference", torch.float64, **options)
     for name in want:
-        # what is left of a sum over all nodes, which cancel
-        tolerance = 1e-4 if name in ("dsigma", "dlengthscale") else None
+        # what is left of sums that cancel: over all nodes; of squareplus, over all scores
+        of_squareplus = 1e-5 if case[1] == "squareplus" else None
+        tolerance = 1e-4 if name in ("dsigma", "dlengthscale") else of_squareplus
         assert_close(name, got[name], want[name], tolerance=tolerance)
 
 
@@ -94,7 +97,7 @@ def test_attention_diffusion(case):
     _compare(attention_diffusion, graph, _inputs(graph, case), case)
 
 
-@each_case
+@pytest.mark.parametrize("case", FEW, ids=[IDS[i] for i in map(CASES.index, FEW)])
 def test_edge_attention(case):
     graph, mean_heads = make_graph(), CASES.index(case) % 2 == 0
     inputs = _inputs(graph, case)

@@ -33,6 +33,7 @@ from grand_fast.ops import (
     stage_update,
 )
 from grand_fast.testing import assert_close, random_edge_index
+from tests._pairwise import pairwise
 
 from ._memory import checked_memory
 
@@ -104,16 +105,29 @@ def _compare(operator, graph, inputs, needs=None):
         assert_close(name, got[name], want[name])
 
 
-@pytest.mark.parametrize(("kind", "sizes"), CASES, ids=IDS)
-@pytest.mark.parametrize("operator", OPERATORS)
+# By turns one weight a head, and their mean
+EACH = [
+    pytest.param(operator, *case, id=f"{operator}-{name}")
+    for i, (case, name) in enumerate(zip(CASES, IDS, strict=True))
+    for operator in (
+        "csr_diffusion",
+        OPERATORS[1 + (i + i // len(KINDS)) % 2],
+        "attention_diffusion",
+    )
+]
+
+
+@pytest.mark.parametrize(("operator", "kind", "sizes"), EACH)
 def test_against_float64(operator, kind, sizes):
     graph = _graph(kind)
     _compare(operator, graph, _inputs(operator, graph, *sizes))
 
 
-@pytest.mark.parametrize("scale_of_x", (0.0, 2.0))
-@pytest.mark.parametrize("needs_alpha", (False, True))
-@pytest.mark.parametrize("call", [csr_diffusion, attention_diffusion])
+@pairwise(
+    call={"csr": csr_diffusion, "attention": attention_diffusion},
+    needs_alpha=(False, True),
+    scale_of_x=(0.0, 2.0),
+)
 def test_added_tensors(call, needs_alpha, scale_of_x):
     """As many tensors as a solver of order five adds; one is columns of a wider table."""
     graph = _graph("hub")
@@ -136,8 +150,11 @@ def test_added_tensors(call, needs_alpha, scale_of_x):
         assert_close(name, got, want)
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(
+    ("operator", "dtype"),
+    [*zip(OPERATORS, 2 * HALF, strict=True), ("attention_diffusion", HALF[0])],
+    ids=str,
+)
 def test_half_types_are_no_worse_than_pytorch(operator, dtype):
     graph = _graph("hub")
     inputs = _inputs(operator, graph, 5, 2, 4, dtype)
@@ -277,8 +294,11 @@ def test_cut(degrees):
         assert begs == sorted(begs)
 
 
-@pytest.mark.parametrize("kind", ("hub", "empty_rows"))
-@pytest.mark.parametrize(("d", "heads", "d_att"), ((8, 1, 8), (6, 1, 4), (33, 1, 20), (6, 2, 4)))
+@pytest.mark.parametrize(
+    ("d", "heads", "d_att", "kind"),
+    ((8, 1, 8, "hub"), (6, 1, 4, "empty_rows"), (33, 1, 20, "hub"), (6, 2, 4, "empty_rows"),
+     (6, 2, 4, "hub")),
+)  # fmt: skip
 def test_projected(kind, d, heads, d_att):
     """With one head the keys' projection is absorbed: their bias then shows in norm alone."""
     graph = _graph(kind)

@@ -33,20 +33,22 @@ pytestmark = [
     # 2ˢ where there is no edge, and 1 / Σ p of a row without any
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
-each_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS)
+# Two sizes each; the largest of all for each as compiled code
+each_case = pytest.mark.parametrize(
+    ("weighting", "largest"),
+    [(name, size) for i, name in enumerate(WEIGHTINGS) for size in SCORES[i % 2 :: 2]],
+)
 each_size = pytest.mark.parametrize("largest", SCORES, ids=lambda s: f"{s:.0e}")
 
 
-@each_size
-@each_weighting
+@each_case
 def test_edge_attention(weighting, largest):
     case, mean_heads = Case(*WEIGHTINGS[weighting], largest), largest == SCORES[-1]
     got = case.run_edge_attention(mean_heads=mean_heads)
     case.check_edge_attention(got, mean_heads=mean_heads)
 
 
-@each_size
-@each_weighting
+@each_case
 def test_attention_diffusion(weighting, largest):
     case = Case(*WEIGHTINGS[weighting], largest)
     case.check_attention_diffusion(case.run_attention_diffusion())

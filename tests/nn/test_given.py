@@ -1,5 +1,7 @@
 """What a layer is given, and who calls it: what fits works, all else is refused in a sentence."""
 
+import math
+
 import pytest
 import torch
 import torch_geometric.nn
@@ -9,8 +11,10 @@ from torch_geometric.nn import HeteroConv, to_hetero
 
 import grand_fast as gf
 from grand_fast.graph.cached import _graphs
+from grand_fast.kernels.weighting import Weighting
 from grand_fast.nn import GRAND, AttentionDiffusion, GRANDConv
-from grand_fast.testing import assert_close, random_edge_index
+from grand_fast.ops.scores import ScaledDot
+from grand_fast.testing import assert_close, random_edge_index, random_graph
 
 EDGES, N = random_edge_index("random")
 GRAPH = gf.Graph.from_edge_index(EDGES, N)
@@ -212,3 +216,27 @@ def test_weights_of_a_matrix_under_transforms():
 
     want = grad(lambda w: model(x, edges, w).square().sum())(weight)
     assert_close("gradient", grad(of_matrix)(weight), want, tolerance=1e-11)
+
+
+class DoubledDot(ScaledDot):
+    """A score of a user's own, without a name that operators know."""
+
+    name = "mine"
+
+    def weighting(self, d_k):
+        return Weighting(scale=2 / math.sqrt(d_k))
+
+
+@pytest.mark.parametrize("variant", ["nl", "l"])
+def test_a_score_of_ones_own(variant):
+    graph, x = random_graph("loops", 20), torch.randn(20, 6)
+    own = GRAND(6, 8, 2, variant=variant, heads=2, score=DoubledDot(), T=1.0)
+    named = GRAND(6, 8, 2, variant=variant, heads=2, T=1.0)
+    named.load_state_dict(own.state_dict())
+    with torch.no_grad():
+        named.field.query.weight.mul_(2)
+        named.field.query.bias.mul_(2)
+    assert_close("logits", own(x, graph), named(x, graph))
+    weight, bias = torch.randn(8, 6), torch.randn(8)
+    with pytest.raises(TypeError, match="`score` must be one of .*got DoubledDot.*attention_diff"):
+        gf.ops.projected_attention_diffusion(x, weight, bias, graph, heads=2, score=DoubledDot())

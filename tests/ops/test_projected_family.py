@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grand_fast import ops
-from grand_fast.kernels.cpu.column_dots import column_dots
+from grand_fast.kernels.cpu.dense import column_dots
 from grand_fast.ops import _largest_score, _score_columns, projected_attention_diffusion
 from grand_fast.ops.scores import SCORES
 from grand_fast.testing import assert_close, random_graph

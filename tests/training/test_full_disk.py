@@ -19,7 +19,7 @@ from grand_fast.training.checkpoint import (
     write_file,
     write_whole,
 )
-from grand_fast.training.curves import draw_training_curves
+from grand_fast.training.folder import draw_training_curves
 from grand_fast.training.history import METRICS_FILE, Epoch, Metrics
 from grand_fast.training.run import run_seeds
 from grand_fast.training.summary import write_summary

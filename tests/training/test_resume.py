@@ -15,7 +15,7 @@ import torch
 
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
-from grand_fast.training import checkpoint, curves, loop
+from grand_fast.training import checkpoint, loop
 from grand_fast.training.checkpoint import load_state
 from grand_fast.training.folder import SEEDS_FOLDER
 from grand_fast.training.optimizers import OPTIMIZERS
@@ -108,7 +108,7 @@ def test_patience_counts_across_a_stop(tmp_path):
 
 def test_a_run_killed_at_any_write_goes_on_to_the_same_results(tmp_path, monkeypatch):
     """Before each file is written, half-way, before it gets its name, and after."""
-    monkeypatch.setattr(curves, "draw_training_curves", lambda *args, **more: None)
+    monkeypatch.setattr("grand_fast.training.folder.draw_training_curves", lambda *a, **more: None)
     run_seeds(experiment(tmp_path / "whole"), silent)
     want = results_of(tmp_path / "whole")
     real, written, deadly = checkpoint.write_whole, 0, 0

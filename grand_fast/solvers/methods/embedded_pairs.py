@@ -11,9 +11,9 @@ from torch import Tensor
 
 from grand_fast.ops import error_ratio
 from grand_fast.ops.step_updates import StepUpdates
-from grand_fast.solvers.first_step import Norm, rms_norm
 from grand_fast.solvers.methods.runge_kutta import ButcherTableau
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, Carry, Step, combine
+from grand_fast.solvers.step_control import Norm, rms_norm
 from grand_fast.solvers.term import AbstractTerm
 
 

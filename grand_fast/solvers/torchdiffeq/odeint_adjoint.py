@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from grand_fast.solvers.first_step import Norm
+from grand_fast.solvers.step_control import Norm
 from grand_fast.solvers.torchdiffeq import package
 from grand_fast.solvers.torchdiffeq.odeint import (
     check_options,
