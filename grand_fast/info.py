@@ -15,7 +15,7 @@ from grand_fast.ops.backends import BACKENDS, unsupported_reasons
 from grand_fast.training.environment import (
     GIB,
     PACKAGES,
-    gpu,
+    gpu_names,
     processor,
     usable_cores,
     version_of,
@@ -41,7 +41,7 @@ def describe_installation() -> list[str]:
         f"processor  {processor()}, {usable_cores()} cores usable of {os.cpu_count()}",
         f"threads    torch {torch.get_num_threads()}",
         f"memory     {memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB available",
-        f"GPU        {gpu()}",
+        f"GPU        {gpu_names()}",
         "",
         "backends   (GRAND_FAST_BACKEND="
         f"{os.environ.get('GRAND_FAST_BACKEND') or 'unset'}; `auto` goes by the tensors' device)",

@@ -32,7 +32,8 @@ SHORTEST, FEW = 60, 5
 # (`__all__`, the README, the recipes), an operator's reference and benchmark, a suite, and Python's
 # and pytest's own.
 GIVEN_NAMES = ("__init__.py", "__main__.py", "reference.py", "suite.py", "bench_*.py", "test_*.py")
-PUBLIC = {"grand_fast/_version.py", "grand_fast/checkpoint.py", "kernels/csr.py"}
+PUBLIC = {"grand_fast/_version.py", "grand_fast/checkpoint.py", "grand_fast/nn/attention.py",
+          "kernels/csr.py", "kernels/gpu/attention/backward.py"}  # fmt: skip
 
 # Files of `kernels/gpu/attention` without one of their name in `kernels/cpu/attention`: what is
 # computed there alone.

@@ -46,7 +46,7 @@ def test_strided_rows_and_weights():
     wide = torch.randn(50, 64, dtype=torch.float64)
     wide[:, :20] = x
     turned = weight.t().contiguous().t()
-    y = dense.project(wide[:, :20], turned, bias)
+    y = dense.Projection(turned, bias)(wide[:, :20])
     assert_close("y", y, x @ weight.t() + bias)
     dweight, _ = dense.parameter_gradients(dy, wide[:, :20])
     assert_close("dweight", dweight, dy.t() @ x)
