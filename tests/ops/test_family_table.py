@@ -184,7 +184,9 @@ def test_fused(row, backend, dtype, reason, calls):
         want = [f"{op}_fwd", f"{op}_bwd"]
         if normalizer == "squareplus":
             want.insert(0, "edge_attention_top")
-        assert calls == [(backend, launcher) for launcher in want]
+        # `column_dots` adds up dbeta, whatever the operator
+        passes = [c for c in calls if c != ("dense", "column_dots")]
+        assert passes == [(backend, launcher) for launcher in want]
 
 
 @cells("fallback")
