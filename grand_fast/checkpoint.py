@@ -1,4 +1,4 @@
-"""`load_checkpoint` under the name that runs have told."""
+"""`load_checkpoint` by the name that the messages of runs give."""
 
 from grand_fast.training.checkpoint import load_checkpoint
 

@@ -26,6 +26,8 @@ def is_silent(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
     """Whether calling `module` is `forward` and nothing else: no hook is told of it."""
     if type(module).forward is not forward or "forward" in vars(module):
         return False
+    if module._compiled_call_impl is not None:  # of module.compile()
+        return False
     hooks = (
         module._forward_pre_hooks,
         module._forward_hooks,

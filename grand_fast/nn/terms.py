@@ -35,6 +35,8 @@ class NonlinearDiffusion(AbstractTerm):
 
     def planned(self, x: Tensor) -> AbstractTerm:
         """The same by one operator that checks nothing again, where the field is one."""
+        if not isinstance(self.field, AttentionDiffusion):  # something around one
+            return self
         term = copy(self)
         term._planned = self.field.planned(x, self.graph)
         term.returns_new = term._planned is not None
@@ -58,10 +60,12 @@ class NonlinearDiffusion(AbstractTerm):
             add, source = base.terms, self.source
             if isinstance(source, Tensor):
                 add = [*add, (tau, source)]
-            return self._planned(x, scale=tau, add=add)
+            y = self._planned(x, scale=tau, add=add)
+            if y is not None:
+                return y
         with self.buffers:
-            y: Tensor = self.field(x, self.graph, scale=tau, add=base.terms, source=self.source)
-        return y
+            y = self.field(x, self.graph, scale=tau, add=base.terms, source=self.source)
+        return y  # type: ignore[no-any-return]
 
     def freeze(self, t: float, x: Tensor) -> "LinearDiffusion":
         """The linear diffusion with the attention at the state `x`, `E` values."""
@@ -127,8 +131,9 @@ class LinearDiffusion(AbstractLinearTerm):
         add, beta, source = base.terms, self.beta, self.source
         if source is not None and isinstance(beta, int | float):
             add, beta, source = [*add, (tau * beta, source)], None, None
-        if self._planned is not None:
-            return self._planned(x, scale=tau, add=add)
+        y = None if self._planned is None else self._planned(x, scale=tau, add=add)
+        if y is not None:
+            return y
         return ops.csr_diffusion(
             x,
             self.a,

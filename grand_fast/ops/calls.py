@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch.autograd import forward_ad
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add, Csr
@@ -173,29 +175,58 @@ def recompute_limit() -> float:
 _limit: ContextVar[float] = ContextVar("grand_fast_recompute", default=math.inf)
 
 
+def apart_from_scale(alpha: float | Tensor) -> tuple[float | Tensor, float]:
+    """`alpha` as a tensor, and the float by which the scale of each call is multiplied instead."""
+    return (alpha, 1.0) if isinstance(alpha, Tensor) else (1.0, float(alpha))
+
+
 class Planned:
     """`scale · f(x) + Σ c y` by an operator of which all but the states is known.
 
-    Backend, launchers, work lists, score and packed weights were looked up when it was made; a call
-    checks nothing: `x` and each `y` are like the state that it was made for. Not for compiled
-    programs, regions of autocast, or transforms of torch.func.
+    Backend, launchers, work lists, score and packed weights were looked up when it was made. A call
+    looks no further than whether its tensors are like the states of the solve.
+
+    Args:
+        operator, call, parameters: what to run, how, and its tensors but `x` and those of `add`.
+        like: a state of the solve.
+        factor: what `scale` is multiplied by, in the precision of Python: an alpha that is a float.
     """
 
-    def __init__(self, operator: Any, call: Call, parameters: Sequence[Tensor | None]) -> None:
+    def __init__(
+        self,
+        operator: Any,
+        call: Call,
+        parameters: Sequence[Tensor | None],
+        like: Tensor,
+        factor: float = 1.0,
+    ) -> None:
+        self._like, self._factor = (like.shape, like.dtype, like.device), factor
         self._operator, self._parameters = operator, (*parameters, None, None)  # no beta, no x0
         self._is_reference = call.backend == "reference"
         self._head: Any = call[: Call._fields.index("x_scale")]
 
-    def __call__(self, x: Tensor, *, scale: float = 1.0, add: Add = ()) -> Tensor:
-        """Like `x`, in new memory; differentiable by `x`, each `y` and what it was made from."""
+    def __call__(self, x: Tensor, *, scale: float = 1.0, add: Add = ()) -> Tensor | None:
+        """Like `x`, in new memory; differentiable by `x`, each `y` and what it was made from.
+
+        None where a tensor is not like the state it was made for, or in autocast or a transform of
+        torch.func, which a method may use within its steps: an operator that checks sees to them.
+        """
+        # As `transforms_active`, of which every call would count
+        if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return None
+        like = self._like
+        if (x.shape, x.dtype, x.device) != like or torch.is_autocast_enabled(like[2].type):
+            return None
         x_scale, scales, others = 0.0, [], []
         for c, y in add:
             if y is x:
                 x_scale += c
-            else:
-                scales.append(c)
-                others.append(_ready(y))
-        saves = torch.is_grad_enabled()
+                continue
+            if (y.shape, y.dtype, y.device) != like:
+                return None
+            scales.append(c)
+            others.append(_ready(y))
+        saves, scale = torch.is_grad_enabled(), scale * self._factor
         call = Call(*self._head, x_scale, tuple(scales), scale, saves)  # type: ignore[call-arg]
         given = (call, _ready(x), *self._parameters, *others)
         result: Tensor

@@ -10,7 +10,7 @@ from grand_fast.kernels.csr import Add
 from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops.backends import Backend, choose
-from grand_fast.ops.calls import Call, Planned, Resolved
+from grand_fast.ops.calls import Call, Planned, Resolved, apart_from_scale
 from grand_fast.ops.checks import (
     channel_vector,
     check_add,
@@ -71,9 +71,10 @@ def csr_diffusion(
 
 def planned(x: Tensor, a: Tensor, graph: Graph, *, alpha: float | Tensor) -> Planned:
     """The operator for many states like `x`, with the same weights `a`, in CSR order."""
+    alpha, factor = apart_from_scale(alpha)
     call, *parameters = _checked(x, a, graph, alpha, "csr", "auto")
     call = call._replace(resolved=Resolved(_OP, call.backend, graph))
-    return Planned(_operator, call, parameters)
+    return Planned(_operator, call, parameters, x, factor)
 
 
 def _checked(

@@ -18,7 +18,7 @@ from grand_fast.ops._projected_attention import (
     reference,
 )
 from grand_fast.ops.backends import Backend, choose
-from grand_fast.ops.calls import Call, Planned, Resolved
+from grand_fast.ops.calls import Call, Planned, Resolved, apart_from_scale
 from grand_fast.ops.checks import (
     channel_vector,
     check_add,
@@ -98,16 +98,15 @@ def planned(
     weight: Tensor,
     bias: Tensor,
     graph: Graph,
-    *,
-    backend: Backend = "auto",
     **options: Any,
 ) -> Planned:
     """The operator for many states like `x`, with the same `weight`, `bias`, `graph` and `options`:
     `heads`, `alpha`, `score`, `normalizer`, `normalize` and `edge_weight`, all given."""
-    call, parameters = _checked(x, weight, bias, graph, backend=backend, **options)
+    alpha, factor = apart_from_scale(options.pop("alpha"))
+    call, parameters = _checked(x, weight, bias, graph, alpha=alpha, **options)
     project = packed_projection(weight, bias, call.backend)
     call = call._replace(resolved=Resolved(OPERATOR, call.backend, graph, project))
-    return Planned(_operator, call, parameters)
+    return Planned(_operator, call, parameters, x, factor)
 
 
 def _checked(
@@ -122,7 +121,7 @@ def _checked(
     normalizer: str,
     normalize: str,
     edge_weight: Tensor | None,
-    backend: Backend,
+    backend: Backend = "auto",
 ) -> tuple[Call, tuple[Tensor | None, ...]]:
     """What does not depend on the state: how to run it, and the tensors after `x`."""
     check_graph(_OP, graph)

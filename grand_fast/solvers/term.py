@@ -76,7 +76,8 @@ class AbstractTerm(ABC):
     def planned(self, x: Tensor) -> "AbstractTerm":
         """The same f for one solve, whose states are like `x`; by default itself.
 
-        What every evaluation would check, look up or pack again may be done here, once.
+        What every evaluation would check, look up or pack again may be done here, once. A method
+        may call it with other tensors, and under torch.func, all the same.
         """
         return self
 

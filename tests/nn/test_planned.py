@@ -158,3 +158,99 @@ def test_states_that_are_not_contiguous():
     base = Combination([(1.0, wide[:, ::2]), (0.5, wide.t()[:D].t())])
     got, want = (t.axpy(0.0, wide[:, ::2], base, 0.1) for t in (planned, term))
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("variant", ["nl", "l"])
+def test_an_alpha_that_is_a_float_is_rounded_once(variant, dtype):
+    model, graph, x = problem(variant, dtype, alpha=0.3)
+    term, planned = terms(model, graph, x)
+    for tau in (0.7, 0.1, 1 / 3):
+        got, want = (t.axpy(0.0, x, Combination([(1.0, x)]), tau) for t in (planned, term))
+        assert torch.equal(got, want)
+
+
+OTHERS = {
+    "float64": lambda x: x.double(),
+    "fewer nodes": lambda x: x[:10],
+    "more channels": lambda x: torch.cat([x, x], 1),
+    "a row": lambda x: x[0],
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("place", ["state", "base", "source"])
+@pytest.mark.parametrize("variant", ["nl", "l"])
+def test_what_is_not_like_the_state_is_checked(variant, place, other):
+    """As by a method of a user's own, whose step gives a term whatever it likes."""
+    model, graph, x = problem(variant, torch.float32, source=True)
+    term, planned = terms(model, graph, x)
+    y = OTHERS[other](x)
+    if place == "source":
+        for t in (term, planned):
+            t.source = y.detach()
+        y = x
+    state, base = (y, x) if place == "state" else (x, y)
+    results = []
+    for t in (term, planned):
+        try:
+            results.append(t.axpy(0.0, state, Combination([(1.0, base)]), 0.1))
+        except (TypeError, ValueError) as error:
+            results.append(str(error))
+    unplanned, got = results
+    assert torch.equal(got, unplanned) if isinstance(got, torch.Tensor) else got == unplanned
+    assert isinstance(got, str) or other == "float64"
+
+
+@pytest.mark.parametrize("variant", ["nl", "l"])
+def test_transforms_within_a_step(variant):
+    model, graph, x = problem(variant)
+    term, planned = terms(model, graph, x)
+    for t in (term, planned):
+        t.found = [
+            torch.func.jvp(lambda y, t=t: t.vf(0.0, y), (x,), (torch.ones_like(x),))[1],
+            torch.func.vmap(lambda y, t=t: t.vf(0.0, y))(torch.stack([x, 2 * x])),
+        ]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            t.found.append(t.vf(0.0, x))
+    for got, want in zip(planned.found, term.found, strict=True):
+        assert torch.equal(got, want)
+
+
+class Delegate(torch.nn.Module):
+    """Another module with something of its own, as adapters are."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, *given, **named):
+        self.calls += 1
+        return self.inner(*given, **named)
+
+
+def test_what_stands_around_a_field_is_called_each_time():
+    model, graph, x = problem()
+    want = model(x, graph)
+    model.field = Delegate(model.field)
+    assert torch.equal(model(x, graph), want)
+    assert model.field.calls == model.stats.nfe
+
+
+def test_a_compiled_field_is_called_each_time():
+    model, graph, x = problem()
+    seen, call = [], model.field._call_impl
+
+    def compiled(*given, **named):
+        seen.append(given)
+        return call(*given, **named)
+
+    model.field._compiled_call_impl = compiled  # as `model.field.compile()` sets it
+    model(x, graph)
+    assert len(seen) == model.stats.nfe
