@@ -74,17 +74,10 @@ def _not_floating(op: str, name: str, value: Tensor) -> str:
     return message(op, name, "must be floating", str(value.dtype), remedy)
 
 
-def check_choice(
-    op: str, name: str, value: Any, *, known: tuple[str, ...], planned: tuple[str, ...] = ()
-) -> None:
-    """`value` is one of `known`; one of `planned` is named as not supported yet."""
-    if value in known:
-        return
-    if value in planned:
-        raise NotImplementedError(
-            message(op, name, f"is supported for {', '.join(known)} in this version", repr(value))
-        )
-    raise ValueError(message(op, name, f"must be one of {', '.join(known + planned)}", repr(value)))
+def check_choice(op: str, name: str, value: Any, *, known: tuple[str, ...]) -> None:
+    """`value` is one of `known`."""
+    if value not in known:
+        raise ValueError(message(op, name, f"must be one of {', '.join(known)}", repr(value)))
 
 
 def channel_vector(op: str, name: str, value: Any, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from grand_fast.solvers.methods.table import ADAPTIVE, METHODS, Method
 from grand_fast.solvers.methods.uniformisation import Uniformisation
 from grand_fast.solvers.solution import Solution, SolveError, Stats, Status
 from grand_fast.solvers.solve import Adjoint, ContinuousOptions, Regularizer, Solve
+from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver, Step
 from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 from grand_fast.solvers.torchdiffeq.odeint import odeint
 from grand_fast.solvers.torchdiffeq.odeint_adjoint import odeint_adjoint
@@ -14,7 +15,9 @@ from grand_fast.solvers.torchdiffeq.odeint_adjoint import odeint_adjoint
 __all__ = [
     "ADAPTIVE",
     "METHODS",
+    "AbstractAdaptiveSolver",
     "AbstractLinearTerm",
+    "AbstractSolver",
     "AbstractTerm",
     "Add",
     "Adjoint",
@@ -31,6 +34,7 @@ __all__ = [
     "SolveError",
     "Stats",
     "Status",
+    "Step",
     "Uniformisation",
     "integrate",
     "odeint",

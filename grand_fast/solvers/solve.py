@@ -60,7 +60,8 @@ class Solve:
             linear ones the exact `"uniformisation"`; or a solver object.
         T: end time, at least 0, in the units of `t`; at 0 the result is a copy of `x(0)`.
         step_size: length of a step, in units of `t`; the last step is cut to end at `T`. None: one
-            step. Does nothing where the method chooses its steps.
+            step, the default of `integrate` by keyword, as of torchdiffeq; 1 by default in a
+            `Solve` and in models. Does nothing where the method chooses its steps.
         rtol, atol: the error of an adaptive step in the root mean square of
             `error_i / (atol + rtol |x_i|)` is at most 1; where `"implicit_adams"` ends its
             corrections. By default 1e-7 and 1e-9 in float64, 1e-5 and 1e-6 in float32, 1e-4
@@ -130,6 +131,13 @@ class Solve:
                 f"integrate: `memory_limit` must come with adjoint 'checkpoint', got "
                 f"{self.adjoint!r}."
             )
+        if self.adjoint_options is not None and (self.adjoint_method or self.tol_scale_adjoint):
+            raise OptionValueError(
+                "integrate: `adjoint_options` must come without `adjoint_method` and "
+                "`tol_scale_adjoint`, which it holds too, got both."
+            )
+        if self.adjoint_method is not None and not isinstance(self.adjoint_method, AbstractSolver):
+            check_choice("adjoint_method", self.adjoint_method, tuple(METHODS))
         check_number("T", self.T, positive=False)
         for name, value in (("step_size", self.step_size), ("first_step", self.first_step)):
             if value is not None:

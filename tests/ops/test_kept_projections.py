@@ -51,7 +51,7 @@ def test_the_rule_of_the_gpu(monkeypatch):
         assert OWN["_is_kept"](qk, of_bytes(MIB)) is is_kept
 
 
-def test_a_lean_block_keeps_a_share_of_the_state(free):
+def test_a_recompute_block_keeps_a_share_of_the_state(free):
     kept, x = OWN["_is_kept"], of_bytes(8 * MIB)
     free(10**15)
     with recompute():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.solvers import METHODS, AbstractTerm
+from grand_fast.solvers import METHODS, AbstractTerm, ContinuousOptions
 from grand_fast.testing import assert_close
 
 
@@ -180,3 +180,13 @@ def test_bad_input(case):
     with pytest.raises(error, match=text) as caught:
         gf.integrate(lambda t, x: -x, options.pop("x0"), options.pop("T"), **options)
     assert str(caught.value).startswith("integrate: ")
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"adjoint_method": "nonsense"}, "`adjoint_method` must be one of euler, .*got 'nonsense'"),
+    ({"adjoint_options": ContinuousOptions(), "adjoint_method": "rk4"}, "must come without"),
+    ({"adjoint_options": ContinuousOptions(), "tol_scale_adjoint": 2.0}, "must come without"),
+])  # fmt: skip
+def test_options_of_the_adjoint_that_say_two_things(options, text):
+    with pytest.raises(ValueError, match=text):
+        gf.integrate(lambda t, x: -x, torch.ones(3), 1.0, adjoint="continuous", **options)

@@ -24,7 +24,7 @@ def _direct(step: Take, x: Tensor, carry: Carry) -> Any:
     """
     if torch.compiler.is_compiling():
         return step(x, carry)
-    return _leanly(step, x, carry)
+    return _recomputing(step, x, carry)
 
 
 def run_again(function: Callable[..., Any], *given: Any) -> Any:
@@ -35,16 +35,16 @@ def run_again(function: Callable[..., Any], *given: Any) -> Any:
     if torch.compiler.is_compiling():  # which keeps little anyway
         return checkpoint(function, *given, use_reentrant=False)
     if transforms_active():  # under which nothing can be had again
-        return _leanly(function, *given)
-    return checkpoint(_plainly, function, *given, use_reentrant=False)
+        return _recomputing(function, *given)
+    return checkpoint(_recomputing_outside, function, *given, use_reentrant=False)
 
 
-def _leanly(function: Callable[..., Any], *given: Any) -> Any:
+def _recomputing(function: Callable[..., Any], *given: Any) -> Any:
     with recompute():
         return function(*given)
 
 
-def _plainly(function: Callable[..., Any], *given: Any) -> Any:
+def _recomputing_outside(function: Callable[..., Any], *given: Any) -> Any:
     with recompute(), outside_transforms():
         return function(*given)
 
