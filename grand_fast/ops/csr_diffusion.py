@@ -62,18 +62,18 @@ def csr_diffusion(
     Differentiable by `x`, `a`, `alpha`, `beta`, `x0` and each `y`. Saves `x` and `a`.
     Reference: GRAND (Chamberlain et al. 2021), equation 2 with constant `A`.
     """
-    call, a, alpha = _checked(x, a, graph, alpha, edge_order, backend)
+    name, a, alpha = _checked(x, a, graph, alpha, edge_order, backend)
     beta, x0 = check_source(_OP, beta, x0, x)
     x_scale, scales, others = check_add(_OP, add, x)
-    call = call._replace(x_scale=x_scale, scales=scales)
+    call = Call(graph, name, x_scale=x_scale, scales=scales)
     return _operator(call, inner_contiguous(x), a, alpha, beta, x0, *others)
 
 
 def planned(x: Tensor, a: Tensor, graph: Graph, *, alpha: float | Tensor) -> Planned:
     """The operator for many states like `x`, with the same weights `a`, in CSR order."""
     alpha, factor = apart_from_scale(alpha)
-    call, *parameters = _checked(x, a, graph, alpha, "csr", "auto")
-    call = call._replace(resolved=Resolved(_OP, call.backend, graph))
+    name, *parameters = _checked(x, a, graph, alpha, "csr", "auto")
+    call = Call(graph, name, resolved=Resolved(_OP, name, graph))
     return Planned(_operator, call, parameters, x, factor)
 
 
@@ -84,8 +84,8 @@ def _checked(
     alpha: float | Tensor,
     edge_order: EdgeOrder,
     backend: Backend,
-) -> tuple[Call, Tensor, Tensor]:
-    """What does not depend on the state: how to run it, the weights in slot order, and alpha."""
+) -> tuple[str, Tensor, Tensor]:
+    """What does not depend on the state: the backend, the weights in slot order, and alpha."""
     check_graph(_OP, graph)
     check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
     remedy = "Did you mean its mean over heads, a.mean(1)?" if getattr(a, "ndim", 1) == 2 else ""
@@ -95,7 +95,7 @@ def _checked(
     name = choose(_OP, backend, x)
     if edge_order == "user":
         a = to_slots(a, graph)
-    return Call(graph, name), inner_contiguous(a), alpha
+    return name, inner_contiguous(a), alpha
 
 
 def _forward(

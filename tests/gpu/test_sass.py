@@ -157,7 +157,7 @@ def test_misses_of_an_lru_cache(capacity):
 def test_rows_in_either_order():
     graph = random_graph("hub", 40)
     launch = passes(graph, SHAPE, torch.float32)["attention_diffusion forward"][-2]
-    assert label(launch) == "attention_diffusion_fwd (one_sweep)"
+    assert label(launch) == "attention_diffusion_fwd (scaled, one_sweep)"
     rows = gathered_rows(launch)
     hub = int(graph.rowptr.diff().argmax())
     begin, end = graph.rowptr[hub].item(), graph.rowptr[hub + 1].item()
