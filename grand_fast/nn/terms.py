@@ -34,7 +34,7 @@ class NonlinearDiffusion(AbstractTerm):
         return (*self.field.parameters(), *further)
 
     def planned(self, x: Tensor) -> AbstractTerm:
-        """The same by one operator that checks nothing again, where the field is one."""
+        """The same by one operator that looks up nothing again, where the field is one."""
         if not isinstance(self.field, AttentionDiffusion):  # something around one
             return self
         term = copy(self)
@@ -99,7 +99,7 @@ class LinearDiffusion(AbstractLinearTerm):
         self._planned: Planned | None = None
 
     def planned(self, x: Tensor) -> AbstractTerm:
-        """The same by an operator that checks nothing again; its source goes into the sum."""
+        """The same by an operator that looks up nothing again; its source goes into the sum."""
         if self.source is not None and not isinstance(self.beta, int | float):
             return self
         term = copy(self)

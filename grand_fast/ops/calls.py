@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,6 +31,7 @@ PLAIN = {
     "scales": "float[] scales",
 }
 _WEIGHTING_FIELDS = 5
+_LARGEST = sys.float_info.max
 
 
 class Resolved:
@@ -176,8 +178,13 @@ _limit: ContextVar[float] = ContextVar("grand_fast_recompute", default=math.inf)
 
 
 def apart_from_scale(alpha: float | Tensor) -> tuple[float | Tensor, float]:
-    """`alpha` as a tensor, and the float by which the scale of each call is multiplied instead."""
-    return (alpha, 1.0) if isinstance(alpha, Tensor) else (1.0, float(alpha))
+    """`alpha`, and by what the scale of each call is multiplied: for a finite number by that alone.
+
+    What is no number stays, for the check of the operator.
+    """
+    if isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= _LARGEST:
+        return 1.0, float(alpha)
+    return alpha, 1.0
 
 
 class Planned:

@@ -11,14 +11,14 @@ DEGREES = (0, 1, 3, 4, 0, 0, 8, 13, 16, 17, 33, 5, 0)
 BUSY, MUTE = 2, (0, 5, 11)  # nodes that send to many and to none
 
 
-def make_graph():
+def make_graph(degrees=DEGREES, busy=0.35):
     """Rows of every length, in A and in Aᵀ; edges repeated, and loops."""
     g = torch.Generator().manual_seed(0)
-    n, e = len(DEGREES), sum(DEGREES)
-    receiver = torch.repeat_interleave(torch.arange(n), torch.tensor(DEGREES))
+    n, e = len(degrees), sum(degrees)
+    receiver = torch.repeat_interleave(torch.arange(n), torch.tensor(degrees))
     talkative = torch.tensor([node for node in range(n) if node not in MUTE])
     sender = talkative[torch.randint(0, len(talkative), (e,), generator=g)]
-    sender[torch.rand(e, generator=g) < 0.35] = BUSY
+    sender[torch.rand(e, generator=g) < busy] = BUSY
     return Graph.from_edge_index(torch.stack([sender, receiver]), n)
 
 

@@ -39,6 +39,8 @@ CASES = [  # score, normaliser, direction, whether edges have weights; H, d_k
 IDS = ["-".join((*case[:3], *["weighted"] * case[3])) for case in CASES]
 # Each function of the dot product with each normaliser, and these with each direction
 FEW = [CASES[i] for i in (0, 1, 3, 4, 6)]
+# In squareplus every score's gradient holds that of the largest: more edges, and sums cancel less
+MORE = (0, 1, 3, 4, 5, 0, 0, 8, 13, 16, 17, 41, 2, 7, 1, 3, 1, 2, 9, 0)
 each_case = pytest.mark.parametrize("case", CASES, ids=IDS)
 
 
@@ -80,26 +82,29 @@ def _run(call, graph, inputs, case, backend, dtype=None, needs=None, **options):
     return {"out": out.detach()} | {f"d{n}": g for n, g in zip(wanted, grads, strict=True)}
 
 
+def _graph(case):
+    return make_graph(MORE, 0.3) if case[1] == "squareplus" else make_graph()
+
+
 def _compare(call, graph, inputs, case, **options):
     with checked_memory():
         got = _run(call, graph, inputs, case, "gpu", **options)
     want = _run(call, graph, inputs, case, "reference", torch.float64, **options)
     for name in want:
-        # what is left of sums that cancel: over all nodes; of squareplus, over all scores
-        of_squareplus = 1e-5 if case[1] == "squareplus" else None
-        tolerance = 1e-4 if name in ("dsigma", "dlengthscale") else of_squareplus
+        # what is left of a sum over all nodes, which cancel
+        tolerance = 1e-4 if name in ("dsigma", "dlengthscale") else None
         assert_close(name, got[name], want[name], tolerance=tolerance)
 
 
 @each_case
 def test_attention_diffusion(case):
-    graph = make_graph()
+    graph = _graph(case)
     _compare(attention_diffusion, graph, _inputs(graph, case), case)
 
 
 @pytest.mark.parametrize("case", FEW, ids=[IDS[i] for i in map(CASES.index, FEW)])
 def test_edge_attention(case):
-    graph, mean_heads = make_graph(), CASES.index(case) % 2 == 0
+    graph, mean_heads = _graph(case), CASES.index(case) % 2 == 0
     inputs = _inputs(graph, case)
     del inputs["x"], inputs["alpha"]
     _compare(edge_attention, graph, inputs, case, mean_heads=mean_heads)

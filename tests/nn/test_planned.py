@@ -8,6 +8,7 @@ import torch
 from grand_fast import Graph, integrate, ops
 from grand_fast.nn import GRAND
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
+from grand_fast.nn.terms import LinearDiffusion
 from grand_fast.ops import checks
 from grand_fast.solvers.term import Combination
 from grand_fast.testing import assert_close
@@ -254,3 +255,11 @@ def test_a_compiled_field_is_called_each_time():
     model.field._compiled_call_impl = compiled  # as `model.field.compile()` sets it
     model(x, graph)
     assert len(seen) == model.stats.nfe
+
+
+@pytest.mark.parametrize("alpha", ["0.5", True, 10**400, None])
+def test_an_alpha_that_is_no_number_is_refused_when_planned(alpha):
+    graph, x = problem()[1:]
+    term = LinearDiffusion(torch.rand(300).double(), graph, alpha=alpha, beta=None, x0=None)
+    with pytest.raises((TypeError, ValueError), match="csr_diffusion: `alpha` must"):
+        term.planned(x)
