@@ -135,7 +135,7 @@ def save_state(path: Path, state: Any) -> None:
     """Write nested dicts, lists and tuples of tensors, numbers and strings, whole or not at all.
 
     One safetensors file: the tensors, and in its header an outline in JSON that says where each of
-    them belongs. Numbers come back bit for bit.
+    them belongs. Numbers come back bit for bit. Not by torch.save: earlier states stay readable.
     """
     from safetensors.torch import save
 

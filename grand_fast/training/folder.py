@@ -82,6 +82,7 @@ class RunFolder:
         """
         if fcntl is None or self._lock is not None or not self.path.is_dir():
             return
+        # flock itself, a few lines: the system drops it with the process, however that ends
         with writing(self.path / LOCK_FILE):
             self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115  # closed by `close`
         try:
