@@ -53,14 +53,14 @@ Source = Literal["state", "heads", "mean"]
 class Upstream:
     """What the gradient by the weights is made of: `da`, or `df`, `x` and `alpha` of a diffusion.
 
-    df_scale: of what `df` adds to `dx` beside the field's own gradient.
+    x_scale: coefficient of `x` in what was added to the field, so of `df` in `dx`.
     """
 
     da: Tensor | None = None
     df: Tensor | None = None
     x: Tensor | None = None
     alpha: Tensor | None = None
-    df_scale: float = 0.0
+    x_scale: float = 0.0
 
     @property
     def source(self) -> Source:

@@ -91,7 +91,7 @@ def every_launch(
     source: dict[str, Any] = {"alpha": g.alpha, "beta": g.alpha, "x0": g.x, "csr": g.csr}
     source["add"] = [(2.0, g.x), (0.5, g.x)]
     views: dict[str, Any] = {"csr": g.csr, "csr_t": g.csr_t}
-    field = {"alpha": g.alpha, "df_scale": 0.5, **views}
+    field = {"alpha": g.alpha, "x_scale": 0.5, **views}
     with record() as switched:
         csr_diffusion.csr_diffusion_fwd(g.x, g.a, **source)
         csr_diffusion.csr_diffusion_bwd(

@@ -111,7 +111,7 @@ def backward(
         top=top,
         norm=norm,
         alpha=call.scaled(alpha),
-        df_scale=call.x_scale,
+        x_scale=call.x_scale,
         csr=on.csr,
         csr_t=on.csr_t,
         needs_dqk=needs_dqk or needs_dedge_weight,

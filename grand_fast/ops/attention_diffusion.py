@@ -209,7 +209,7 @@ def _backward(
         top=top,
         norm=saved[0],
         alpha=call.scaled(alpha),
-        df_scale=call.x_scale,
+        x_scale=call.x_scale,
         csr=on.csr,
         csr_t=on.csr_t,
         needs_dqk=needs_dq or needs_dk or needs_dedge_weight or needs_dtop,

@@ -131,7 +131,7 @@ def _backward(
         x,
         a,
         alpha=call.scaled(alpha),
-        df_scale=call.x_scale,
+        x_scale=call.x_scale,
         csr=on.csr,
         csr_t=on.csr_t,
         needs_dx=needs_dx,

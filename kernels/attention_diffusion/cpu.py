@@ -125,7 +125,7 @@ def attention_diffusion_bwd(
     top: Float[Tensor, ""] | None = None,
     norm: Float[Tensor, "N 2 H"],
     alpha: Float[Tensor, " d"],
-    df_scale: float = 0.0,
+    x_scale: float = 0.0,
     csr: Csr,
     csr_t: Csr,
     needs_dqk: bool,
@@ -139,7 +139,7 @@ def attention_diffusion_bwd(
     """
     return attention_bwd(
         EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
-        Upstream(df=df, x=x, alpha=alpha.to(x.dtype), df_scale=df_scale),
+        Upstream(df=df, x=x, alpha=alpha.to(x.dtype), x_scale=x_scale),
         norm=norm, csr=csr, csr_t=csr_t, needs_dqk=needs_dqk, needs_dalpha=needs_dalpha,
         needs_dedge_weight=needs_dedge_weight, may_overwrite_k=may_overwrite_k,
     )  # fmt: skip

@@ -187,7 +187,7 @@ def attention_diffusion_bwd(
     top: Float[Tensor, ""] | None = None,
     norm: Float[Tensor, "N 2 H"],
     alpha: Float[Tensor, " d"],
-    df_scale: float = 0.0,
+    x_scale: float = 0.0,
     csr: Csr,
     csr_t: Csr,
     needs_dqk: bool,
@@ -202,7 +202,7 @@ def attention_diffusion_bwd(
     by_sender = weighting is not None and weighting.normalize == "sender"
     of = kernel_weighting(weighting, q.shape[2], edge_weight=edge_weight, top=top)
     dx = torch.empty(x.shape, dtype=torch.float32 if needs_dalpha else x.dtype, device=x.device)
-    add: Add = [] if needs_dalpha or not df_scale else [(df_scale, df)]
+    add: Add = [] if needs_dalpha or not x_scale else [(x_scale, df)]
     field = field_of(dx, df, alpha=None if needs_dalpha else alpha, add=add, csr=csr_t)
     if needs_dqk or not by_sender:
         grads = attention_bwd(
@@ -217,7 +217,7 @@ def attention_diffusion_bwd(
     dalpha = None
     if needs_dalpha:
         residual, dx = dx, torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, df_scale=df_scale)
+        dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, x_scale=x_scale)
     return grads._replace(dx=dx, dalpha=dalpha)
 
 

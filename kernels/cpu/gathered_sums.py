@@ -188,16 +188,16 @@ def sum_field(
 def store_field_gradient(
     k: Kernel, row: Row, block: list[Chunk], atg: list[Vec], df: Matrix, *, needs_dalpha: bool
 ) -> None:
-    """`dx[j] = alpha · (atg − df[j]) + df_scale · df[j]`, `dalpha = Σ_j x[j] · (atg − df[j])`.
+    """`dx[j] = alpha · (atg − df[j]) + x_scale · df[j]`, `dalpha = Σ_j x[j] · (atg − df[j])`.
 
     A task adds up its own share of `dalpha`.
     """
-    df_scale = k.vector("df_scale").splat()
+    x_scale = k.vector("x_scale").splat()
     for total, c in zip(atg, block, strict=True):
         own = _load(df.row(row.node), c)
         net = total - own
         alpha = k.vector("alpha").at(c.start).load(c.lanes)
-        dx = fma(df_scale, own, alpha * net)
+        dx = fma(x_scale, own, alpha * net)
         k.matrix("dx").row(row.out).at(c.start).store(dx, c.lanes)
         if needs_dalpha:
             share = k.matrix("dalpha").row(row.task).at(c.start)
@@ -231,12 +231,12 @@ def finish_field_gradient(
     df: Tensor,
     x: Tensor,
     alpha: Tensor,
-    df_scale: float,
+    x_scale: float,
 ) -> None:
     """`store_field_gradient` for the long rows, from the sums of their pieces `[pieces, d]`."""
     hubs = work.hub_rows
     net = sum_pieces(partial, work) - df[hubs]
-    dx[hubs] = alpha * net + df_scale * df[hubs]
+    dx[hubs] = alpha * net + x_scale * df[hubs]
     if dalpha is not None:
         dalpha += (x[hubs] * net).sum(0)
 

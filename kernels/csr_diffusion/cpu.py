@@ -152,7 +152,7 @@ def csr_diffusion_bwd(
     a: Float[Tensor, " E"],
     *,
     alpha: Float[Tensor, " d"],
-    df_scale: float = 0.0,
+    x_scale: float = 0.0,
     csr: Csr,
     csr_t: Csr,
     needs_dx: bool,
@@ -186,7 +186,7 @@ def csr_diffusion_bwd(
         arguments["dx"] = dx
         if shares is not None:
             arguments["dalpha"] = shares.tensor
-        arguments["df_scale"] = x.new_tensor([df_scale])
+        arguments["x_scale"] = x.new_tensor([x_scale])
         _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=needs_dalpha, pieces=False)(
             work, pieces=False, **arguments
         )
@@ -196,6 +196,6 @@ def csr_diffusion_bwd(
             kernel = _csr_diffusion_bwd_dx_kernel(*shape, needs_dalpha=False, pieces=True)
             kernel(work, pieces=True, partial=partial, **arguments)
             finish_field_gradient(
-                dx, dalpha, partial, work, df=df, x=x, alpha=alpha, df_scale=df_scale
+                dx, dalpha, partial, work, df=df, x=x, alpha=alpha, x_scale=x_scale
             )
     return dx if needs_dx else None, da, dalpha

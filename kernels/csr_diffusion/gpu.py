@@ -113,7 +113,7 @@ def csr_diffusion_bwd(
     a: Float[Tensor, " E"],
     *,
     alpha: Float[Tensor, " d"],
-    df_scale: float = 0.0,
+    x_scale: float = 0.0,
     csr: Csr,
     csr_t: Csr,
     needs_dx: bool,
@@ -126,9 +126,9 @@ def csr_diffusion_bwd(
     if needs_dalpha:
         residual = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         _diffuse(field_of(residual, df, alpha=None, csr=csr_t), a, csr_t)
-        dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, df_scale=df_scale)
+        dalpha = finish_field_gradient(dx, residual, x, df=df, alpha=alpha, x_scale=x_scale)
     elif dx is not None:
-        add = [(df_scale, df)] if df_scale else []
+        add = [(x_scale, df)] if x_scale else []
         _diffuse(field_of(dx, df, alpha=alpha, add=add, csr=csr_t), a, csr_t)
     if needs_da:
         da = torch.empty(a.shape, dtype=a.dtype, device=a.device)

@@ -124,7 +124,7 @@ def _csr_diffusion_bwd_dalpha_kernel(
     n,
     stride_x_n: tl.constexpr,
     stride_df_n: tl.constexpr,
-    df_scale,
+    x_scale,
     d: tl.constexpr,
     N_TURNS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -146,7 +146,7 @@ def _csr_diffusion_bwd_dalpha_kernel(
             dx = alpha * residual
             if df_ptr is not None:
                 df = tl.load(df_ptr + row * stride_df_n + offs_d, mask=mask, other=0.0)
-                dx += df_scale * df.to(tl.float32)
+                dx += x_scale * df.to(tl.float32)
             tl.store(dx_ptr + row * d + offs_d, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     tl.store(part_ptr + pid_n * d + offs_d, tl.sum(dalpha, 0), mask=mask_d)
 
@@ -158,11 +158,11 @@ def finish_field_gradient(
     *,
     df: Float[Tensor, "N d"],
     alpha: Float[Tensor, " d"],
-    df_scale: float,
+    x_scale: float,
 ) -> Float[Tensor, " d"]:
     """Write `dx`, if it is given, and return dalpha, from the residual `Aᵀ df − df`.
 
-    dx = alpha · residual + df_scale · df; dalpha[d] = Σ_j x_j · residual_j. One pass over them.
+    dx = alpha · residual + x_scale · df; dalpha[d] = Σ_j x_j · residual_j. One pass over them.
     """
     n, d = x.shape
     block_d = triton.next_power_of_2(d)
@@ -175,12 +175,12 @@ def finish_field_gradient(
             part,
             residual,
             x_ptr=x,
-            df_ptr=df if df_scale else None,
+            df_ptr=df if x_scale else None,
             alpha_ptr=alpha,
             n=n,
             stride_x_n=x.stride(0),
             stride_df_n=df.stride(0),
-            df_scale=df_scale,
+            x_scale=x_scale,
             d=d,
             N_TURNS=triton.cdiv(_ROWS, block_n),
             BLOCK_N=min(block_n, _ROWS),

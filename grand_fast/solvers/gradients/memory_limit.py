@@ -121,7 +121,7 @@ def states_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int
     return states // max(1, longer)
 
 
-class _Rehearsal(NamedTuple):
+class _DryRun(NamedTuple):
     """What a solve without a graph tells, its states let go.
 
     ends: of the steps that count, the first of them the initial time.
@@ -140,32 +140,32 @@ class _Rehearsal(NamedTuple):
 def checkpoint_within(problem: Problem, limit: int) -> Result:
     """The solve with at most `limit` bytes kept for backward.
 
-    It is rehearsed without a graph, and then taken again. Every output time must end a step.
+    A dry run without a graph comes first. Every output time must end a step.
     """
-    rehearsal = _rehearse(problem)
-    index = {t: i for i, t in enumerate(rehearsal.ends)}
-    if not set(rehearsal.reached) <= index.keys():
+    dry_run = _dry_run(problem)
+    index = {t: i for i, t in enumerate(dry_run.ends)}
+    if not set(dry_run.reached) <= index.keys():
         raise ValueError(
             "integrate: `memory_limit` must come with `times` at the ends of steps, got others. "
             "Use end='clamp', or times that are multiples of step_size."
         )
     # After a failure the last state that counts is no output, and differentiable all the same.
-    parts = list(pairwise(sorted({*rehearsal.reached, rehearsal.ends[-1]})))
+    parts = list(pairwise(sorted({*dry_run.reached, dry_run.ends[-1]})))
     lengths = [index[end] - index[begin] for begin, end in parts]
-    states = states_within(limit, rehearsal.work, rehearsal.size, lengths) if parts else 0
+    states = states_within(limit, dry_run.work, dry_run.size, lengths) if parts else 0
     x = problem.x0
-    at = {rehearsal.reached[0]: x}
-    carry = problem.solver.start(problem.term, rehearsal.reached[0], x)
-    advance = [_advance(problem, t, end - t) for t, end in pairwise(rehearsal.ends)]
+    at = {dry_run.reached[0]: x}
+    carry = problem.solver.start(problem.term, dry_run.reached[0], x)
+    advance = [_advance(problem, t, end - t) for t, end in pairwise(dry_run.ends)]
     for begin, end in parts:
         x, carry = run(advance[index[begin] : index[end]], (x, carry), states)
         at[end] = x
     return Result(
-        [at[t] for t in rehearsal.reached], x, rehearsal.ends[-1], rehearsal.stats, rehearsal.status
+        [at[t] for t in dry_run.reached], x, dry_run.ends[-1], dry_run.stats, dry_run.status
     )
 
 
-def _rehearse(problem: Problem) -> _Rehearsal:
+def _dry_run(problem: Problem) -> _DryRun:
     ends: list[float] = []
     steps: list[tuple[Take, State]] = []  # the first, and that from the largest state if another
 
@@ -184,7 +184,7 @@ def _rehearse(problem: Problem) -> _Rehearsal:
     # to it, and what the operators work with are there as well.
     work = max((kept_bytes(*step) for step in steps), default=0) + _WORK_STATES * size
     reached = problem.stops[: len(result.found)]
-    return _Rehearsal(result.stats, result.status, reached, [*ends, result.t], size, work)
+    return _DryRun(result.stats, result.status, reached, [*ends, result.t], size, work)
 
 
 def _advance(problem: Problem, t: float, tau: float) -> Advance:

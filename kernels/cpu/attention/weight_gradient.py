@@ -32,8 +32,8 @@ class StateGradient:
 
     def arguments(self) -> dict[str, Any]:
         """What the kernel of whole rows is given."""
-        scale = self.dx.new_tensor([self._upstream.df_scale])
-        named = {"dx": self.dx, "df_scale": scale}
+        scale = self.dx.new_tensor([self._upstream.x_scale])
+        named = {"dx": self.dx, "x_scale": scale}
         return named if self._shares is None else named | {"dalpha": self._shares.tensor}
 
     def piece_arguments(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class StateGradient:
         if self._partial is not None:
             finish_field_gradient(
                 self.dx, self.dalpha, self._partial, self._work, df=u.df, x=u.x, alpha=u.alpha,
-                df_scale=u.df_scale,
+                x_scale=u.x_scale,
             )  # fmt: skip
 
 
