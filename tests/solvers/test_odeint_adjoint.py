@@ -130,6 +130,28 @@ def test_a_function_with_parameters_given():
             assert_close("gradient", ours, theirs, tolerance=1e-6)
 
 
+class Held(torch.nn.Module):
+    """What it multiplies by was computed from its own parameters before the solve."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([0.3, -0.7], dtype=F64))
+        self.held = self.w.exp().sin()
+
+    def forward(self, t, y):
+        return self.held * y
+
+
+def test_each_evaluation_of_the_second_solve_goes_through_a_graph_they_share():
+    t, results = torch.tensor([0.0, 1.0], dtype=F64), []
+    for call in (gf.odeint_adjoint, torchdiffeq.odeint_adjoint):
+        func, y0 = Held(), torch.ones(2, dtype=F64, requires_grad=True)
+        call(func, y0, t, method="rk4")[-1].sum().backward()
+        results.append((y0.grad, func.w.grad))
+    for name, ours, theirs in zip(("y0", "w"), *results, strict=True):
+        assert_close(name, ours, theirs)
+
+
 def test_a_field_that_no_gradient_passes():
     y0 = torch.ones(3, dtype=F64, requires_grad=True)
     t = torch.tensor([0.0, 1.0], dtype=F64)

@@ -152,7 +152,8 @@ class _Solve:
                 f = given.at(*inputs[:2])
                 grads: tuple[Tensor | None, ...] = (None,) * len(inputs)
                 if f.requires_grad:
-                    grads = torch.autograd.grad(f, inputs, -a, allow_unused=True)
+                    # Kept: what `func` computed once, before the solve, is shared by all of them
+                    grads = torch.autograd.grad(f, inputs, -a, allow_unused=True, retain_graph=True)
             pairs = zip(grads, inputs, strict=True)
             dt, *others = (torch.zeros_like(v) if g is None else g for g, v in pairs)
             return dt, f.detach(), *others
