@@ -3,7 +3,7 @@
 Documentation: the README of the repository, and the docstring of each public name.
 """
 
-from grand_fast import nn, ops
+from grand_fast import compat, nn, ops
 from grand_fast._version import __version__
 from grand_fast.data.rewiring import diffusion_rewiring
 from grand_fast.graph import Graph
@@ -18,6 +18,7 @@ __all__ = [
     "Status",
     "__version__",
     "backend",
+    "compat",
     "diffusion_rewiring",
     "integrate",
     "nn",

@@ -1,4 +1,4 @@
-"""`grand-fast train | bench | info`.
+"""`grand-fast train | run | bench | info`.
 
 Exit codes: 0 done, 1 failed, 2 bad arguments, 130 interrupted (Ctrl-C), 141 the
 reader of the output has gone.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grand_fast as gf
+from grand_fast.compat.command import main as run
 from grand_fast.console import FAILED, INTERRUPTED, accept_every_character, fail, say, until_closed
 from grand_fast.train_command import add_train
 from grand_fast.training.checkpoint import WriteError
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["run"]:  # a program of the user's, which has the streams as they are
+        return run(arguments[1:])
     accept_every_character()
     if arguments[:1] == ["bench"]:  # the suites read their own options
         return _bench(arguments[1:])
@@ -69,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     info.set_defaults(run=_info)
+    commands.add_parser("run", help="run other people's GRAND code on these kernels",
+                        add_help=False)  # fmt: skip
     commands.add_parser("bench", help="run the benchmark suites of a checkout", add_help=False)
     return parser
 

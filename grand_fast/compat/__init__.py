@@ -1,0 +1,6 @@
+"""Other people's GRAND code on our kernels: `grand-fast run SCRIPT`, and `patch` in code."""
+
+from grand_fast.compat.options import Report
+from grand_fast.compat.patching import Patch, patch
+
+__all__ = ["Patch", "Report", "patch"]

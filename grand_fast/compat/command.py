@@ -1,0 +1,99 @@
+"""`grand-fast run`: a script with our kernels underneath, and what they did."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from grand_fast.compat.patching import patch
+from grand_fast.compat.script import run_module, run_script
+from grand_fast.compat.stand_ins import stand_ins
+from grand_fast.training.option_types import BAD_ARGUMENTS, OneLineParser
+
+DESCRIPTION = """\
+Run a Python program of GRAND or of a descendant as `python SCRIPT …` does, without an edit, with
+grand-fast underneath:
+
+  torch_sparse.spmm            by one kernel, on a graph that is kept for the edge index;
+  SpGraphTransAttentionLayer   its weights are not written out where they meet spmm with the state
+                               they are of: one pass over the edges computes both;
+  torchdiffeq.odeint(_adjoint) by our solvers, with the same steps and the same gradients.
+
+A layer is replaced only after a copy of it with random weights agreed with its own code, values
+and gradients. What does not agree, or is not known, runs as it was. At the end a report on
+standard error says what was used how often, and what was left alone and why. The exit code is the
+program's.
+
+Where torch_sparse or torch_scatter cannot be imported, stand-ins have the parts such code uses.
+"""
+EXAMPLES = """\
+examples:
+  grand-fast run run_GNN.py --dataset Cora --block attention --function laplacian
+  grand-fast run -m unittest discover -s test
+  grand-fast run --no-solver run_GNN.py      # torchdiffeq's own solvers
+  python -m grand_fast.compat run_GNN.py     # the same command
+
+In code: with grand_fast.compat.patch() as p: …; print(p.report). See docs/compat.md.
+"""
+
+
+def describe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    parser.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT is the name of a "
+        "module, as for python -m")  # fmt: skip
+    parser.add_argument("--no-spmm", action="store_true", help="leave torch_sparse.spmm as it is")
+    parser.add_argument("--no-attention", action="store_true", help="leave attention layers")
+    parser.add_argument("--no-solver", action="store_true", help="leave torchdiffeq's solvers")
+    parser.add_argument("--no-report", action="store_true", help="say nothing at the end")
+    parser.add_argument("script", metavar="SCRIPT", help="the program")
+    parser.add_argument("arguments", metavar="…", nargs=argparse.REMAINDER, help="its arguments")
+    return parser
+
+
+def main(argv: Sequence[str], *, prog: str = "grand-fast run") -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the program's name.
+        prog: its name in messages.
+
+    Returns:
+        The exit code: that of the script, or 2 if there is none.
+    """
+    parser = describe(
+        OneLineParser(
+            prog=prog,
+            usage=f"{prog} [options] SCRIPT.py [its arguments]",
+            description=DESCRIPTION,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+    )
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else BAD_ARGUMENTS
+    if not options.is_module and not Path(options.script).exists():
+        print(f"{prog}: there is no file {options.script!r}.", file=sys.stderr)
+        return BAD_ARGUMENTS
+    run = run_module if options.is_module else run_script
+    with (
+        stand_ins() as reasons,
+        patch(
+            spmm=not options.no_spmm,
+            attention=not options.no_attention,
+            solver=None if options.no_solver else "same",
+        ) as applied,
+    ):
+        code = run(options.script, options.arguments)
+    for name, reason in reasons.items():
+        applied.report.leave(name, f"{reason}; a stand-in was there")
+    if not options.no_report:
+        with contextlib.suppress(OSError):  # whoever read it has gone
+            sys.stdout.flush()
+            print(applied.report, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,202 @@
+"""`patch`: other people's GRAND code on our kernels, without an edit, until it is removed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import nn
+
+from grand_fast.compat import active, graphs, solver, spmm
+from grand_fast.compat.options import Options, Report
+from grand_fast.compat.replacing import hook_classes, replace, unhook_classes
+from grand_fast.solvers.torchdiffeq import package
+
+_OPTIONS = ("spmm", "attention", "solver")
+
+
+def patch(
+    target: nn.Module | None = None,
+    *,
+    spmm: bool = True,
+    attention: bool = True,
+    fields: Literal["known"] | None = "known",
+    solver: Literal["same", "exact"] | None = "same",
+    early_stop: bool = True,
+    verify: bool = True,
+) -> Patch:
+    """Run code written for torch_sparse and torchdiffeq on these kernels and solvers, from now on.
+
+    What is not known to be the same, or does not agree when tried, runs as it was, and `report`
+    says why. Patches may be nested: the last one that covers a call answers it. They are removed in
+    the reverse order.
+
+    Args:
+        target: None for the whole process, best before the model is built; or a model, whose own
+            forward alone is then changed.
+        spmm: `torch_sparse.spmm` multiplies by our kernel, on a graph kept for the edge index.
+        attention: layers like `SpGraphTransAttentionLayer` return weights that are computed when
+            read; where they reach `spmm` with the state they are of, one pass computes both.
+        fields: whole vector fields as one operator; `"known"`: those whose code is known. None is
+            at present: all are run by the two hooks above.
+        solver: `"same"`: `torchdiffeq.odeint` and `odeint_adjoint` are ours, with the same steps;
+            None: they stay.
+        early_stop: solvers that stop early along the trajectory as one of ours. None is at present.
+        verify: a layer is replaced only if a copy of it with random weights agrees with its own
+            forward, values and gradients; False: believe the layer's options.
+
+    Returns:
+        The patch: `remove()` puts everything back, as does leaving it as a context manager.
+
+    Raises:
+        TypeError, ValueError: an option is none of these. RuntimeError: the model is patched
+            already. NotImplementedError: `solver="exact"`. Nothing is changed then.
+    """
+    made = Patch(target, spmm, attention, fields, solver, early_stop, verify)
+    made._apply()
+    return made
+
+
+class Patch(Options):
+    """A patch at work, until `remove`.
+
+    Attributes:
+        target: the model, or None for the process.
+        report: what it did so far, a `Report`.
+    """
+
+    _undo: ExitStack | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is at work."""
+        return self in active.stack
+
+    def _apply(self) -> None:
+        if self.target is not None and any(p.target is self.target for p in active.stack):
+            raise RuntimeError("patch: this model is patched already. Remove that patch first.")
+        with ExitStack() as undo:  # an error on the way takes back what was done
+            for option in _OPTIONS:
+                if getattr(self, option):
+                    _install(option, self.report)
+                    undo.callback(_release, option)
+            if self.target is not None:
+                _cover(self, self.target, undo)
+            active.stack.append(self)
+            self._undo = undo.pop_all()
+
+    def remove(self) -> None:
+        """Put everything back.
+
+        Raises:
+            RuntimeError: it is not at work, or one applied after it still is. Nothing is changed.
+        """
+        if not self.is_active:
+            raise RuntimeError("patch: this one is not at work: it was removed already.")
+        if active.stack[-1] is not self:
+            raise RuntimeError("patch: one that was applied later is at work. Remove that first.")
+        active.stack.pop()
+        undo, self._undo = self._undo, None
+        assert undo is not None
+        undo.close()
+        if not active.stack:
+            graphs.forget()
+
+    def __enter__(self) -> Patch:
+        if not self.is_active:
+            raise RuntimeError("patch: this one was removed. Make another.")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        whose = "the process" if self.target is None else type(self.target).__name__
+        return f"<Patch of {whose}, {'at work' if self.is_active else 'removed'}>"
+
+
+_users = dict.fromkeys(_OPTIONS, 0)  # patches that need the replacements in place
+_replaced: dict[str, list[tuple[Callable[..., Any], Callable[..., Any]]]] = {}
+
+
+def _install(option: str, report: Report) -> None:
+    if _users[option] == 0:
+        _replaced[option] = _replacements(option, report)
+        for old, new in _replaced[option]:
+            replace(old, new)
+        if option == "attention":
+            hook_classes()
+    _users[option] += 1
+
+
+def _release(option: str) -> None:
+    _users[option] -= 1
+    if _users[option] == 0:
+        for old, new in _replaced.pop(option):
+            replace(new, old)
+        if option == "attention":
+            unhook_classes()
+
+
+def _replacements(option: str, report: Report) -> list[tuple[Any, Any]]:
+    if option == "solver":
+        return list(zip(package.solvers(), (solver.odeint, solver.odeint_adjoint), strict=True))
+    if option == "spmm":
+        theirs = _torch_sparse(report)
+        if theirs is not None:
+            spmm.Theirs.spmm = theirs
+            return [(theirs, spmm.spmm)]
+    return []
+
+
+def _torch_sparse(report: Report) -> Callable[..., Any] | None:
+    if "torch_sparse" not in sys.modules and importlib.util.find_spec("torch_sparse") is None:
+        report.leave("torch_sparse", "it is not installed")
+        return None
+    try:
+        found: Callable[..., Any] = importlib.import_module("torch_sparse").spmm
+    except Exception as error:  # built for another torch, most often: an OSError
+        reason = f"it cannot be imported: {type(error).__name__}: {error}"
+        report.leave("torch_sparse", reason.splitlines()[0])
+        return None
+    return found
+
+
+def _cover(patch: Patch, model: nn.Module, undo: ExitStack) -> None:
+    """Let calls from within the forward of the model's own modules be known as such."""
+    solvers = _replacements("solver", patch.report) if patch.solver else []
+    for module in model.modules():
+        if type(module).__module__.startswith("torch.") and module is not model:
+            continue
+        active.covered[module] = (*active.patches_of(module), patch)
+        undo.callback(_uncover, module, patch)
+        undo.callback(module.register_forward_pre_hook(active.enter).remove)
+        undo.callback(module.register_forward_hook(active.leave, always_call=True).remove)
+        for name, value in list(vars(module).items()):
+            for theirs, ours in solvers:
+                if value is theirs:
+                    setattr(module, name, ours)
+                    undo.callback(_put_back, module, name, ours, theirs)
+
+
+def _uncover(module: nn.Module, patch: Patch) -> None:
+    left = tuple(p for p in active.patches_of(module) if p is not patch)
+    if left:
+        active.covered[module] = left
+    else:
+        del active.covered[module]
+
+
+def _put_back(module: nn.Module, name: str, ours: Any, theirs: Any) -> None:
+    if vars(module).get(name) is ours:
+        setattr(module, name, theirs)

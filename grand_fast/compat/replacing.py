@@ -1,0 +1,66 @@
+"""Functions of other packages, and forwards of attention layers, replaced and put back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from grand_fast.compat.attention import hooked, is_attention
+
+# Their own modules go on with their own functions; ours call those of torchdiffeq
+_LEFT = ("grand_fast.", "torchdiffeq._impl")
+
+
+_found: list[type[nn.Module]] = []  # whose forward is ours
+
+
+def replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:
+    """Every name of `old` in a module that is imported becomes one of `new`."""
+    for module in _modules():
+        for name, value in list(vars(module).items()):
+            if value is old:
+                setattr(module, name, new)
+
+
+def _modules() -> Iterator[ModuleType]:
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType) and not name.startswith(_LEFT):
+            yield module
+
+
+def hook_classes() -> None:
+    """All there are, and each as soon as it is defined."""
+    for cls in set(_subclasses(nn.Module)):
+        _hook(cls)
+    nn.Module.__init_subclass__ = classmethod(_see)  # type: ignore[assignment, arg-type]
+
+
+def unhook_classes() -> None:
+    """As it was."""
+    del nn.Module.__init_subclass__
+    while _found:
+        cls = _found.pop()
+        theirs = getattr(vars(cls)["forward"], "_theirs", None)
+        if theirs is not None:  # not one that somebody has put there since
+            cls.forward = theirs
+
+
+def _see(cls: type[nn.Module], **further: Any) -> None:
+    super(nn.Module, cls).__init_subclass__(**further)
+    _hook(cls)
+
+
+def _hook(cls: type[nn.Module]) -> None:
+    if not cls.__module__.startswith(("torch.", "grand_fast.")) and is_attention(cls):
+        cls.forward = hooked(vars(cls)["forward"])
+        _found.append(cls)
+
+
+def _subclasses(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)

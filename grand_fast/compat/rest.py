@@ -1,0 +1,88 @@
+"""What an attention layer returns beside its weights, computed when somebody reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from grand_fast.compat.active import paused
+from grand_fast.compat.deferred import AbstractRecipe, defer
+
+# Of an item: its shape, with N and E for the numbers of nodes and edges; of several, theirs; None
+Kind = tuple[str | int, ...] | list[Any] | None
+
+
+def kind_of(item: Any, sizes: dict[int, str]) -> Kind:
+    """What is known of an item without its values; `sizes` names those that are N and E.
+
+    Raises:
+        TypeError: it is nothing that can be put off.
+    """
+    if item is None:
+        return None
+    if isinstance(item, Tensor) and item.is_floating_point():
+        return tuple(sizes.get(n, n) for n in item.shape)
+    if isinstance(item, tuple | list):
+        return [kind_of(part, sizes) for part in item]
+    raise TypeError(f"it returns a {type(item).__name__}")
+
+
+class Rest:
+    """The results of a layer's own forward from the second on.
+
+    Reading one raises RuntimeError if what it is computed from has been written to meanwhile.
+    """
+
+    def __init__(self, layer: nn.Module, forward: Callable[..., Any], x: Tensor, edge: Tensor):
+        self.layer, self.forward, self.x, self.edge = layer, forward, x, edge
+        self.inputs = (x, *layer.parameters())
+        further = [v for v in vars(layer).values() if isinstance(v, Tensor)]
+        tensors = (*self.inputs, edge, *layer.buffers(), *further)
+        self._versions = [(t, t._version) for t in tensors if not t.is_inference()]
+
+    def run(self, x: Tensor) -> Any:
+        """The forward's results; `x` is the state, or what autograd has kept of it."""
+        if any(t._version != version for t, version in self._versions):
+            raise RuntimeError(
+                f"grand_fast.compat: a result of {type(self.layer).__name__} is computed when it "
+                "is read, and the layer's input or parameters have been changed in place since. "
+                "Read it before, or leave the layer as it was: patch(attention=False)."
+            )
+        with paused():
+            return self.forward(self.layer, x, self.edge)
+
+    def stand_in(self, place: int, kind: Kind, sizes: dict[str, int]) -> Any:
+        """For the result at a place: a deferred tensor, or a sequence."""
+        if kind is None:
+            return None
+        item = _Item(self, place)
+        if isinstance(kind, list):
+            return _Several(item, len(kind))
+        return defer(item, [sizes[n] if isinstance(n, str) else n for n in kind], self.x)
+
+
+class _Item(AbstractRecipe):
+    def __init__(self, rest: Rest, place: int) -> None:
+        super().__init__()
+        self.rest, self.place, self.inputs = rest, place, rest.inputs
+
+    def compute(self, *inputs: Tensor | None) -> Any:
+        return self.rest.run(inputs[0])[self.place]  # type: ignore[arg-type]
+
+
+class _Several(Sequence[Any]):
+    """A tuple of results, made when one is read."""
+
+    def __init__(self, item: _Item, length: int) -> None:
+        self._item, self._length = item, length
+        self._made: Any = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._made is None:
+            self._made = self._item.value()
+        return self._made[index]

@@ -1,0 +1,66 @@
+"""In the place of torchdiffeq's `odeint` and `odeint_adjoint`: ours, to the same steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from grand_fast.compat.active import active, unusual
+from grand_fast.compat.options import Report
+from grand_fast.solvers import odeint as our_odeint
+from grand_fast.solvers import odeint_adjoint as our_odeint_adjoint
+from grand_fast.solvers.torchdiffeq import package
+
+ODEINT, ODEINT_ADJOINT = "torchdiffeq.odeint", "torchdiffeq.odeint_adjoint"
+
+
+def odeint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
+    """`torchdiffeq.odeint`: the same method, tolerances and evaluations.
+
+    Args:
+        func, y0, t, options: as there. Options that the method does not know, as a step size with
+            dopri5, are named in the warning that torchdiffeq gives, and otherwise ignored.
+
+    Returns:
+        The states at `t`.
+    """
+    report = _report(ODEINT, func, options)
+    if report is None:
+        return package.solvers()[0](func, y0, t, **options)
+    report.use(ODEINT)
+    return our_odeint(func, y0, t, **options)
+
+
+def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
+    """`torchdiffeq.odeint_adjoint`: the same, with its second solve for the gradient.
+
+    Args:
+        func, y0, t, options: as there.
+
+    Returns:
+        The states at `t`.
+    """
+    report = _report(ODEINT_ADJOINT, func, options)
+    if report is None:
+        return package.solvers()[1](func, y0, t, **options)
+    report.use(ODEINT_ADJOINT)
+    return our_odeint_adjoint(func, y0, t, **options)
+
+
+def _report(name: str, func: Any, options: dict[str, Any]) -> Report | None:
+    """That of the patch, where the call is one for our solvers."""
+    patch = active("solver")
+    if patch is None:
+        return None
+    reason = unusual()
+    if options.get("event_fn") is not None:
+        reason = "it looks for an event"
+    for option in ("method", "adjoint_method"):
+        method = options.get(option)
+        if method is not None and not package.is_known(method):
+            reason = f"{option} {method!r} is torchdiffeq's own"
+    if reason is None:
+        return patch.report
+    patch.report.leave(name, reason)
+    return None
