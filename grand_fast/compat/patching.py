@@ -132,8 +132,7 @@ _replaced: dict[str, list[tuple[Callable[..., Any], Callable[..., Any]]]] = {}
 def _install(option: str, report: Report) -> None:
     if _users[option] == 0:
         _replaced[option] = _replacements(option, report)
-        for old, new in _replaced[option]:
-            replace(old, new)
+        replace(_replaced[option])
         if option == "attention":
             hook_classes()
     _users[option] += 1
@@ -142,8 +141,7 @@ def _install(option: str, report: Report) -> None:
 def _release(option: str) -> None:
     _users[option] -= 1
     if _users[option] == 0:
-        for old, new in _replaced.pop(option):
-            replace(new, old)
+        replace((new, old) for old, new in _replaced.pop(option))
         if option == "attention":
             unhook_classes()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -11,25 +11,22 @@ from torch import nn
 
 from grand_fast.compat.attention import hooked, is_attention
 
-# Their own modules go on with their own functions; ours call those of torchdiffeq
-_LEFT = ("grand_fast.", "torchdiffeq._impl")
+# torchdiffeq's own modules go on with its own functions, which ours call; torch has none of them
+_LEFT = ("grand_fast.", "torch.", "torchdiffeq._impl")
 
 
 _found: list[type[nn.Module]] = []  # whose forward is ours
 
 
-def replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:
-    """Every name of `old` in a module that is imported becomes one of `new`."""
-    for module in _modules():
+def replace(pairs: Iterable[tuple[Callable[..., Any], Callable[..., Any]]]) -> None:
+    """Every name of a pair's first in a module that is imported becomes one of its second."""
+    by_id = {id(old): new for old, new in pairs}
+    for key, module in list(sys.modules.items()) if by_id else ():
+        if not isinstance(module, ModuleType) or key.startswith(_LEFT):
+            continue
         for name, value in list(vars(module).items()):
-            if value is old:
-                setattr(module, name, new)
-
-
-def _modules() -> Iterator[ModuleType]:
-    for name, module in list(sys.modules.items()):
-        if isinstance(module, ModuleType) and not name.startswith(_LEFT):
-            yield module
+            if id(value) in by_id:
+                setattr(module, name, by_id[id(value)])
 
 
 def hook_classes() -> None:
