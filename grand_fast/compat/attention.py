@@ -107,12 +107,12 @@ def _ours(
         getattr(layer, n) if found.formula.score == "exp_kernel" else None
         for n in ("output_var", "lengthscale")
     )
-    weights = Weights(found.formula, x, q, k, graph, weight, sigma, lengthscale)
+    rest = Rest(layer, forward, x, edge)
+    weights = Weights(found.formula, x, q, k, graph, rest, weight, sigma, lengthscale)
     sizes = {"N": x.shape[0], "E": edge.shape[1]}
     attention = defer(weights, (edge.shape[1], layer.h), q)
     if found.rest is None:
         return attention
-    rest = Rest(layer, forward, x, edge)
     return attention, *(rest.stand_in(i, kind, sizes) for i, kind in enumerate(found.rest, 1))
 
 

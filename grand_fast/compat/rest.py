@@ -1,4 +1,4 @@
-"""What an attention layer returns beside its weights, computed when somebody reads it."""
+"""What an attention layer itself returns, computed when somebody reads it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def kind_of(item: Any, sizes: dict[int, str]) -> Kind:
 
 
 class Rest:
-    """The results of a layer's own forward from the second on.
+    """The results of a layer's own forward, bit for bit, for whoever reads one.
 
-    Reading one raises RuntimeError if what it is computed from has been written to meanwhile.
+    They come from one run, when the first is read, in the mode of autograd of the call.
     """
 
     def __init__(self, layer: nn.Module, forward: Callable[..., Any], x: Tensor, edge: Tensor):
@@ -41,17 +41,45 @@ class Rest:
         further = [v for v in vars(layer).values() if isinstance(v, Tensor)]
         tensors = (*self.inputs, edge, *layer.buffers(), *further)
         self._versions = [(t, t._version) for t in tensors if not t.is_inference()]
+        self._results: tuple[Any, ...] | None = None
+        self._first: int | None = None  # version of the weights when they were new
 
-    def run(self, x: Tensor) -> Any:
-        """The forward's results; `x` is the state, or what autograd has kept of it."""
-        if any(t._version != version for t, version in self._versions):
+    def can_run(self) -> bool:
+        """Whether what they are computed from is as it was at the call."""
+        return all(t._version == version for t, version in self._versions)
+
+    def results(self, recipe: AbstractRecipe) -> tuple[Any, ...]:
+        """All of them; a recipe of the same call knows the mode."""
+        if self._results is None:
+            with recipe.mode():
+                self._results = self.run(self.x)
+        return self._results
+
+    def weights(self, recipe: AbstractRecipe) -> Tensor | None:
+        """The weights, unless they can no longer be had as they were at the call."""
+        if not self.can_run():
+            return None
+        found: Tensor = self.results(recipe)[0]
+        version = None if found.is_inference() else found._version
+        if self._first is None:
+            self._first = version
+        return found if version is not None and version == self._first else None
+
+    def run(self, x: Tensor) -> tuple[Any, ...]:
+        """All of them, anew, from the state or what autograd has kept of it.
+
+        Raises:
+            RuntimeError: the layer's input or parameters have been written to.
+        """
+        if not self.can_run():
             raise RuntimeError(
                 f"grand_fast.compat: a result of {type(self.layer).__name__} is computed when it "
                 "is read, and the layer's input or parameters have been changed in place since. "
                 "Read it before, or leave the layer as it was: patch(attention=False)."
             )
         with paused():
-            return self.forward(self.layer, x, self.edge)
+            results = self.forward(self.layer, x, self.edge)
+        return results if isinstance(results, tuple) else (results,)
 
     def stand_in(self, place: int, kind: Kind, sizes: dict[str, int]) -> Any:
         """For the result at a place: a deferred tensor, or a sequence."""
@@ -70,6 +98,9 @@ class _Item(AbstractRecipe):
 
     def compute(self, *inputs: Tensor | None) -> Any:
         return self.rest.run(inputs[0])[self.place]  # type: ignore[arg-type]
+
+    def value(self) -> Any:
+        return self.rest.results(self)[self.place]
 
 
 class _Several(Sequence[Any]):

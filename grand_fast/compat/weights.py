@@ -10,9 +10,10 @@ from torch import Tensor
 
 from grand_fast.compat.deferred import AbstractRecipe, Deferred, defer, write
 from grand_fast.compat.graphs import product
+from grand_fast.compat.rest import Rest
 from grand_fast.graph import Graph
 from grand_fast.ops import ExpKernel, attention_diffusion, edge_attention
-from grand_fast.ops.edge_attention import EdgeOrder, to_user
+from grand_fast.ops.edge_attention import EdgeOrder
 
 _ITEMS = (Tensor.__getitem__,)
 _MEANS = (Tensor.mean, torch.mean)
@@ -39,6 +40,7 @@ class Weights(AbstractRecipe):
         x: the state they were computed from, `[N, d]`.
         q, k: its queries and keys, `[N, H, d_k]`, which nobody else holds.
         graph: the edges.
+        rest: the layer's own results.
         edge_weight, sigma, lengthscale: where the formula has them; copied.
     """
 
@@ -49,12 +51,13 @@ class Weights(AbstractRecipe):
         q: Tensor,
         k: Tensor,
         graph: Graph,
+        rest: Rest,
         edge_weight: Tensor | None,
         sigma: Tensor | None,
         lengthscale: Tensor | None,
     ) -> None:
         super().__init__()
-        self.formula, self.graph = formula, graph
+        self.formula, self.graph, self.rest = formula, graph, rest
         self.x, self._version = x, None if x.is_inference() else x._version
         own = (None if t is None else t.clone() for t in (edge_weight, sigma, lengthscale))
         self.inputs = (q, k, *own)
@@ -64,6 +67,11 @@ class Weights(AbstractRecipe):
         """The weights `[E, H]`, in the user's order."""
         q, k, options = self._options(*inputs)
         return edge_attention(q, k, self.graph, **options)
+
+    def value(self) -> Tensor:
+        """Those of the layer itself, where they can be had: to a threshold, ties must be ties."""
+        theirs = self.rest.weights(self)
+        return super().value() if theirs is None else theirs
 
     def compute_mean(self, *inputs: Tensor | None, edge_order: EdgeOrder = "csr") -> Tensor:
         """Their mean over the heads `[E]`."""
@@ -141,9 +149,12 @@ class Mean(AbstractRecipe):
         return self.weights.compute_mean(*inputs, edge_order="user")
 
     def value(self) -> Tensor:
-        """A copy of what the weights have computed once."""
+        """That of the layer's own weights, where they can be had."""
+        theirs = self.weights.rest.weights(self.weights)
+        if theirs is None:
+            return super().value()
         with self.mode():
-            return to_user(self.weights.mean(), self.weights.graph)
+            return theirs.mean(1)
 
     def times(self, x: Tensor, graph: Graph) -> tuple[Tensor, bool] | None:
         """`A x` on the weights' own graph, and whether in one pass with the attention."""
