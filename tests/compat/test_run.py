@@ -1,0 +1,143 @@
+"""`grand-fast run`: a program as Python runs it, and what it says at the end."""
+
+import runpy
+import sys
+
+import pytest
+import torch_geometric.typing  # noqa: F401  # before there is a stand-in for torch_sparse
+
+from grand_fast import cli
+from grand_fast.compat import active
+from grand_fast.compat.command import main
+
+PROGRAM = """\
+import sys
+from pathlib import Path
+import torch
+from torch_sparse import spmm
+from torch_scatter import scatter_add
+from torchdiffeq import odeint
+import beside
+
+edge = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 1]])
+x = torch.ones(3, 2)
+
+
+def field(t, x):
+    if "fail" in sys.argv:
+        raise KeyError(beside.WORD)
+    return spmm(edge, torch.ones(4), 3, 3, x) - x
+
+
+if __name__ == "__main__":
+    print(sys.argv[1:], beside.WORD, sys.path[0] == str(Path(__file__).resolve().parent))
+    if "quiet" in sys.argv:
+        sys.exit()
+    if "said" in sys.argv:
+        sys.exit("enough")
+    print(odeint(field, x, torch.tensor([0.0, 1.0]), method="euler")[1].tolist())
+    sys.exit(7)
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    for name in ("torch_sparse", "torch_scatter"):  # those of the other tests
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    (tmp_path / "beside.py").write_text("WORD = 'found'\n")
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.mark.parametrize("run", [main, lambda argv: cli.main(["run", *argv])], ids=["main", "cli"])
+def test_a_program_and_its_report(program, run, capsys):
+    argv, path = sys.argv, list(sys.path)
+    assert run([str(program), "-m", "--dataset", "Cora"]) == 7
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["['-m', '--dataset', 'Cora'] found True",
+                                "[[1.0, 1.0], [1.0, 1.0], [2.0, 2.0]]"]  # fmt: skip
+    assert "torch_sparse.spmm   once" in err and "torchdiffeq.odeint  once" in err
+    assert "torch_scatter: it is not installed; a stand-in was there" in err
+    assert (sys.argv, sys.path) == (argv, path) and not active.stack
+    assert "torch_sparse" not in sys.modules
+
+
+def test_options_before_the_program(program, capsys):
+    assert main(["--no-spmm", "--no-attention", "--no-solver", str(program)]) == 7
+    assert "ran\n  nothing" in capsys.readouterr().err
+    assert main(["--no-report", str(program)]) == 7
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("word", "code", "says"), [("quiet", 0, ""), ("said", 1, "enough\n")])
+def test_how_a_program_ends(program, word, code, says, capsys):
+    assert main([str(program), word]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(says + "grand-fast: on its kernels ran")
+
+
+def test_what_raises_shows_the_traceback_of_the_program(program, capsys):
+    assert main([str(program), "fail"]) == 1
+    err = capsys.readouterr().err
+    trace, _, report = err.partition("KeyError: 'found'\n")
+    assert trace.startswith("Traceback (most recent call last):\n")
+    assert "in field\n" in trace and trace.count("  File ") == trace.count("program.py") == 2
+    assert report.startswith("grand-fast: on its kernels ran") and "odeint  once" in report
+
+
+def test_a_chain_of_errors_and_a_program_that_is_no_python(program, capsys):
+    program.write_text(
+        "from torchdiffeq import odeint\nimport torch\n"
+        "def field(t, x): 1 / 0\n"
+        "try:\n    odeint(field, torch.ones(2), torch.tensor([0.0, 1.0]), method='rk4')\n"
+        "except ZeroDivisionError as error:\n    raise ValueError('mine') from error\n"
+    )
+    assert main([str(program)]) == 1
+    err = capsys.readouterr().err
+    assert "direct cause" in err and "ValueError: mine" in err and "grand_fast" not in err
+    program.write_text("def f(:\n")
+    assert main([str(program)]) == 1
+    err = capsys.readouterr().err
+    assert "SyntaxError" in err and "runpy" not in err and "line 1" in err
+
+
+def test_a_module(program, monkeypatch, capsys):
+    monkeypatch.chdir(program.parent)
+    assert main(["-m", "program", "-m", "x"]) == 7
+    assert capsys.readouterr().out.startswith("['-m', 'x'] found True")
+    assert main(["-m", "no_such_program"]) == 1
+    assert "No module named no_such_program" in capsys.readouterr().err
+
+
+def test_bad_arguments(capsys, tmp_path):
+    assert main([str(tmp_path / "none.py")]) == 2
+    err = capsys.readouterr().err
+    assert err == f"grand-fast run: there is no file '{tmp_path}/none.py'.\n"
+    for argv, says in (([], "required: SCRIPT"), (["--fast", "x.py"], "--fast")):
+        assert main(argv) == 2
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+
+
+def test_help_teaches(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for word in ("torch_sparse.spmm", "SpGraphTransAttentionLayer", "odeint", "examples:",
+                 "--no-solver", "standard error", "compat.patch"):  # fmt: skip
+        assert word in out
+    assert cli.main(["--help"]) == 0
+    assert "run other people's GRAND code" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_python_m_grand_fast_compat(program, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["grand_fast.compat", str(program)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("grand_fast.compat", run_name="__main__")
+    assert stop.value.code == 7
+    assert capsys.readouterr().err.startswith("grand-fast: on its kernels ran\n")
+    monkeypatch.setattr(sys, "argv", ["grand_fast.compat", "none.py"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("grand_fast.compat", run_name="__main__")
+    assert capsys.readouterr().err.startswith("python -m grand_fast.compat: there is no file")
