@@ -12,7 +12,7 @@ SURFACE = {
          "diffusion_rewiring", "integrate", "nn", "odeint", "odeint_adjoint", "ops"},
     gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "csr_diffusion", "edge_attention",
              "error_ratio", "projected_attention_diffusion", "stage_update"},
-    gf.compat: {"Patch", "Report", "patch"},
+    gf.compat: {"Patch", "Report", "patch", "stand_ins"},
     gf.nn: {"GRAND", "Attention", "AttentionDiffusion", "GRANDConv"},
 }  # fmt: skip
 

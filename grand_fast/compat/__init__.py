@@ -2,5 +2,6 @@
 
 from grand_fast.compat.options import Report
 from grand_fast.compat.patching import Patch, patch
+from grand_fast.compat.stand_ins import stand_ins
 
-__all__ = ["Patch", "Report", "patch"]
+__all__ = ["Patch", "Report", "patch", "stand_ins"]
