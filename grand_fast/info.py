@@ -1,7 +1,5 @@
 """`grand-fast info`: the machine, the backends, the versions, and what is missing."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

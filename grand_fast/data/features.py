@@ -1,7 +1,5 @@
 """Node features: dense, or CSR where most of them are zero."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -5,8 +5,6 @@ is summed length by length, with what is too small to matter left behind (see `t
 a row costs the same in a small and in a large graph.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """A graph of the user's, from an npz file or from a folder of CSV files."""
 
-from __future__ import annotations
-
 import zipfile
 from difflib import get_close_matches
 from pathlib import Path

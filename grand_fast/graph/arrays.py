@@ -1,7 +1,5 @@
 """The arrays of a graph: those of a subgraph, and what was planned for them."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple

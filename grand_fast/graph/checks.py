@@ -1,7 +1,5 @@
 """Checks of the number of nodes, the ids and the weights of a graph."""
 
-from __future__ import annotations
-
 import numpy as np
 import psutil
 import torch

@@ -1,7 +1,5 @@
 """What a user gives as a graph → receivers, senders and weights."""
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any, Literal

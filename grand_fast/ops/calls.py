@@ -1,7 +1,5 @@
 """What an operator is given beside tensors: by each call, or once for the calls of a solve."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +82,7 @@ class Call(NamedTuple):
         """`alpha` as launchers take it."""
         return alpha if self.scale == 1.0 else self.scale * alpha
 
-    def by_reference(self) -> Call:
+    def by_reference(self) -> "Call":
         """The same on the reference."""
         return self._replace(backend="reference", resolved=None)
 
@@ -108,7 +106,7 @@ class Call(NamedTuple):
         return flat
 
     @staticmethod
-    def from_flat(flat: Sequence[Any], options: Sequence[str]) -> Call:
+    def from_flat(flat: Sequence[Any], options: Sequence[str]) -> "Call":
         """`flat` undone."""
         arrays, backend, *plain = flat
         fields: dict[str, Any] = {}

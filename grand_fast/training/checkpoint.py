@@ -3,8 +3,6 @@
 Both are safetensors and JSON, in which nothing can execute when it is loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """A training run: what it is, what it came to, and the lines that tell it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field

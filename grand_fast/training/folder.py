@@ -1,7 +1,5 @@
 """The folder of a run: what it is, which seeds are finished, and where a stopped one goes on."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

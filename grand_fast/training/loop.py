@@ -1,7 +1,5 @@
 """Training: the loop over epochs, which a killed process may take up again."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ On argparse: jsonargparse reads nested dataclasses too, but names flags after th
 (`--solve.step_size`) and tells an error in many lines.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import math

@@ -1,7 +1,5 @@
 """The options of `grand-fast train` on the command line: flags, what they need, and the help."""
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 from collections.abc import Collection, Mapping

@@ -1,7 +1,5 @@
 """The data of an experiment as its options ask: component, rewiring, normalisation, splits."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Those of the solve and of the attention are declared with them; each says how it
 does, so that `grand-fast train --help` prints what stands there.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields

@@ -1,7 +1,5 @@
 """`grand-fast train`: some seeds of one model on one data set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The figures of an experiment, as JSON."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
