@@ -33,8 +33,9 @@ class Operator:
         forward: `(call, *tensors)` → the result, and tensors to save beside the inputs.
         backward: `(call, grad, needs, inputs, saved, *, first)` → a gradient for each of the
             inputs, at least where `needs` asks for it. `first` is false once a backward has run.
-        reference: `(call, *tensors)` → the result in differentiable operations of torch.
         fake: `(call, *tensors)` → empty tensors like the result and what is saved.
+        reference: `(call, *tensors)` → the result in differentiable operations of torch; by default
+            `forward` on the backend of that name.
 
     All tensors arrive with contiguous rows (`inner_contiguous`).
     """
@@ -49,12 +50,12 @@ class Operator:
         saves: int,
         forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
         backward: Callable[..., Gradients],
-        reference: Callable[..., Tensor],
         fake: Callable[..., tuple[Tensor, ...]],
+        reference: Callable[..., Tensor] | None = None,
     ) -> None:
         self.name, self.options, self.saves = name, tuple(options), saves
         self.forward, self.backward = forward, backward
-        self.reference, self.fake = reference, fake
+        self.reference, self.fake = reference or self._forward_of_reference, fake
         self.count, self.has_source = len(inputs), has_source
         self._register(inputs)
 
@@ -72,6 +73,9 @@ class Operator:
         if not torch.is_grad_enabled():
             return self.forward(call, *tensors)[0]
         return _OperatorFunction.apply(self, call, *tensors)  # type: ignore[no-any-return]
+
+    def _forward_of_reference(self, call: Call, *tensors: Tensor | None) -> Tensor:
+        return self.forward(call.by_reference(), *tensors)[0]
 
     def differentiate(
         self, call: Call, grad: Tensor, needs: Sequence[bool], inputs: Sequence[Tensor | None]

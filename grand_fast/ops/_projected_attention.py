@@ -18,7 +18,7 @@ from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._autograd import Gradients
 from grand_fast.ops._largest_score import add_top_gradients, find_top, reference_top
 from grand_fast.ops._score_columns import prepared, score_gradients, side_by_side
-from grand_fast.ops.attention_diffusion import _reference as _attention_reference
+from grand_fast.ops.attention_diffusion import _forward as attention_forward
 from grand_fast.ops.backends import projection
 from grand_fast.ops.calls import Call, recompute_limit
 from grand_fast.ops.checks import inner_contiguous
@@ -148,7 +148,8 @@ def reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any
     qk = functional.linear(x, weight, bias)
     q, k = _score(call, sigma, lengthscale).prepare(*_split(qk, call.heads))
     top = reference_top(call, q, k, edge_weight) if _has_top(call) else None
-    return _attention_reference(call, x, q, k, alpha, edge_weight, top, *added)
+    call = call.by_reference()
+    return attention_forward(call, x, q, k, alpha, edge_weight, top, *added)[0]
 
 
 def fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
-from grand_fast.kernels.weighting import AttentionGradients, Weighting
+from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops.backends import Backend, choose
@@ -79,48 +79,10 @@ def attention_diffusion(
     beta, x0 = check_source(_OP, beta, x0, x)
     x_scale, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    q, k = score_object.prepare(q, k)
-    w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
-    return prepared_diffusion(
-        x,
-        q,
-        k,
-        graph,
-        weighting=weighting,
-        edge_weight=w,
-        top=top,
-        alpha=alpha,
-        beta=beta,
-        x0=x0,
-        add=(x_scale, scales, others),
-        name=name,
-    )
-
-
-def prepared_diffusion(
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    graph: Graph,
-    *,
-    weighting: Weighting,
-    edge_weight: Tensor | None,
-    top: Tensor | None,
-    alpha: Tensor,
-    beta: Tensor | None = None,
-    x0: Tensor | None = None,
-    add: tuple[float, tuple[float, ...], list[Tensor]],
-    name: str,
-) -> Tensor:
-    """`attention_diffusion` from what the score made of q and k, all arguments checked.
-
-    `edge_weight` in slot order; `alpha`, `beta` `[d]`; `add` as `check_add` returns it.
-    """
-    x_scale, scales, others = add
     call = Call(graph, name, weighting, x_scale=x_scale, scales=scales)
-    q, k = inner_contiguous(q), inner_contiguous(k)
-    tensors = (inner_contiguous(x), q, k, alpha, edge_weight, top, beta, x0, *others)
-    return _operator(call, *tensors)
+    q, k = (inner_contiguous(t) for t in score_object.prepare(q, k))
+    w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
+    return _operator(call, inner_contiguous(x), q, k, alpha, w, top, beta, x0, *others)
 
 
 @autocast_inputs
@@ -145,21 +107,12 @@ def mixed_values(
     q, k = score_object.prepare(q, k)
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     share = 1 / len(values)
-    before: tuple[tuple[float, ...], list[Tensor]] = ((), [])
+    alpha = channel_vector(_OP, "alpha", share, values[0])
+    call, before = Call(graph, name, weighting, x_scale=share), []
     for v, q_h, k_h in zip(values, q.unbind(1), k.unbind(1), strict=True):
-        mixed = prepared_diffusion(
-            v,
-            q_h.unsqueeze(1),
-            k_h.unsqueeze(1),
-            graph,
-            weighting=weighting,
-            edge_weight=w,
-            top=top,
-            alpha=channel_vector(_OP, "alpha", share, v),
-            add=(share, *before),
-            name=name,
-        )
-        before = ((1.0,), [mixed])
+        given = (inner_contiguous(t) for t in (v, q_h.unsqueeze(1), k_h.unsqueeze(1)))
+        mixed = _operator(call, *given, alpha, w, top, None, None, *before)
+        call, before = call._replace(scales=(1.0,)), [mixed]
     return mixed
 
 
@@ -220,10 +173,6 @@ def _backward(
     return grads.dx, grads.dq, grads.dk, dalpha, grads.dedge_weight, grads.dtop
 
 
-def _reference(call: Call, *tensors: Any) -> Tensor:
-    return _forward(call.by_reference(), *tensors)[0]
-
-
 def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
     wide = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(x.shape), q.new_empty([q.shape[0], 2, q.shape[1]], dtype=wide)
@@ -237,6 +186,5 @@ _operator = Operator(
     saves=1,
     forward=_forward,
     backward=_backward,
-    reference=_reference,
     fake=_fake,
 )

@@ -141,10 +141,6 @@ def _backward(
     return dx, da, None if dalpha is None else call.scaled(dalpha)
 
 
-def _reference(call: Call, *tensors: Any) -> Tensor:
-    return _forward(call.by_reference(), *tensors)[0]
-
-
 def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
     return (x.new_empty(x.shape),)
 
@@ -157,6 +153,5 @@ _operator = Operator(
     saves=0,
     forward=_forward,
     backward=_backward,
-    reference=_reference,
     fake=_fake,
 )

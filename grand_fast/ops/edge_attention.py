@@ -14,12 +14,7 @@ from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops._largest_score import score_top
 from grand_fast.ops.backends import Backend, choose, transforms_active
 from grand_fast.ops.calls import Call
-from grand_fast.ops.checks import (
-    check_choice,
-    check_graph,
-    check_tensor,
-    inner_contiguous,
-)
+from grand_fast.ops.checks import check_choice, check_graph, check_tensor, inner_contiguous
 from grand_fast.ops.scores import AbstractScore, check_attention
 
 _OP = "edge_attention"
@@ -120,24 +115,18 @@ def edge_inputs(
 
 def to_slots(a: Tensor, graph: Graph) -> Tensor:
     """`a [E, …]` in the user's order → slot order."""
-    if transforms_active():
-        return _reordered(a, graph.perm, False)
-    slots: Tensor = _Reorder.apply(a, graph.perm, False)
-    return slots
+    return _reordered(a, graph.perm, False)
 
 
 def to_user(a: Tensor, graph: Graph) -> Tensor:
     """`a [E, …]` in slot order → the user's order."""
-    if transforms_active():
-        return _reordered(a, graph.perm, True)
-    user: Tensor = _Reorder.apply(a, graph.perm, True)
-    return user
+    return _reordered(a, graph.perm, True)
 
 
 def _reordered(a: Tensor, perm: Tensor, scatter: bool) -> Tensor:
-    if not scatter:
-        return a.index_select(0, perm)
-    return a.new_zeros(a.shape).index_copy(0, perm.long(), a)
+    if transforms_active():
+        return _Reorder.forward(None, a, perm, scatter)
+    return _Reorder.apply(a, perm, scatter)  # type: ignore[no-any-return]
 
 
 class _Reorder(Function):
@@ -145,13 +134,15 @@ class _Reorder(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, perm: Tensor, scatter: bool) -> Tensor:
-        ctx.perm, ctx.scatter = perm, scatter
-        return _reordered(a, perm, scatter)
+        if ctx is not None:
+            ctx.perm, ctx.scatter = perm, scatter
+        if not scatter:
+            return a.index_select(0, perm)
+        return a.new_zeros(a.shape).index_copy(0, perm.long(), a)
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
-        reorder = _reordered if transforms_active() else _Reorder.apply
-        return reorder(da, ctx.perm, not ctx.scatter), None, None
+        return _reordered(da, ctx.perm, not ctx.scatter), None, None
 
 
 def _forward(
@@ -191,10 +182,6 @@ def _backward(
     return grads.dq, grads.dk, grads.dedge_weight, grads.dtop
 
 
-def _reference(call: Call, *inputs: Any) -> Tensor:
-    return _forward(call.by_reference(), *inputs)[0]
-
-
 def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
     edges, heads = call.graph.num_edges, q.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -209,6 +196,5 @@ _operator = Operator(
     saves=1,
     forward=_forward,
     backward=_backward,
-    reference=_reference,
     fake=_fake,
 )
