@@ -119,13 +119,10 @@ def integrate(
     if adjoint != "continuous":
         solver = solver.of(counted)
     problem = Problem(
-        counted,
-        state,
-        sorted({0.0, T, *wanted}),
-        solver=solver,
-        ends=end == "clamp",
-        **solve.steps(),
-    )
+        counted, state, sorted({0.0, T, *wanted}), solver=solver, ends=end == "clamp",
+        step_size=solve.step_size, first_step=solve.first_step, max_steps=solve.max_steps,
+        max_nfe=solve.max_nfe,
+    )  # fmt: skip
     if observe is not None:
         call = observe
         result = problem.observed(lambda t, x: call(t, x.to(x0.dtype)))

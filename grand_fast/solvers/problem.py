@@ -66,16 +66,9 @@ class Problem:
         carry = self.solver.start(self.term, self.stops[0], x0)
         control = self.control(x0, carry)
         found, x = run_steps(
-            self.term,
-            x0,
-            self.stops,
-            solver=self.solver,
-            control=control,
-            differentiate=differentiate,
-            carry=carry,
-            max_nfe=self.max_nfe,
-            callbacks=callbacks,
-        )
+            self.term, x0, self.stops, solver=self.solver, control=control, carry=carry,
+            differentiate=differentiate, max_nfe=self.max_nfe, callbacks=callbacks,
+        )  # fmt: skip
         stats = Stats(self.term.nfe - before, control.accepted, control.rejected)
         return Result(found, x, control.t, stats, control.status)
 
@@ -93,15 +86,9 @@ class Problem:
         tau = self.first_step
         if tau is None:
             tau = first_step(
-                self.term,
-                start,
-                x0,
-                self.solver.slope(carry),
-                order=self.solver.order,
-                rtol=self.solver.rtol,
-                atol=self.solver.atol,
-                norm=self.solver.norm,
-            )
+                self.term, start, x0, self.solver.slope(carry), order=self.solver.order,
+                rtol=self.solver.rtol, atol=self.solver.atol, norm=self.solver.norm,
+            )  # fmt: skip
         return AdaptiveSteps(
             start, tau, order=self.solver.order, ends=self.ends, max_steps=self.max_steps
         )
@@ -110,24 +97,13 @@ class Problem:
         self, observe: Callable[[float, Tensor], None], x0: Tensor | None = None
     ) -> Result:
         """Solve it without a graph; `observe` hears of the start and the end of each step."""
-
-        def before(t: float, x: Tensor, tau: float) -> None:
-            observe(t, x)
-
+        callbacks = Callbacks(accept=lambda t, x, tau: observe(t, x))
         with torch.no_grad():
-            result = self.solve(
-                lambda step, x, carry: step(x, carry), x0=x0, callbacks=Callbacks(accept=before)
-            )
+            result = self.solve(lambda step, x, carry: step(x, carry), x0=x0, callbacks=callbacks)
         observe(result.t, result.x)
         return result
 
-    def record(self, x0: Tensor) -> tuple[Result, list[float], list[Tensor]]:
-        """Solve it without a graph; also the ends of its steps, and the states there."""
-        times: list[float] = []
-        states: list[Tensor] = []
-
-        def keep(t: float, x: Tensor) -> None:
-            times.append(t)
-            states.append(x)
-
-        return self.observed(keep, x0), times, states
+    def record(self, x0: Tensor) -> tuple[Result, dict[float, Tensor]]:
+        """Solve it without a graph; also the states at the ends of its steps, by their times."""
+        states: dict[float, Tensor] = {}
+        return self.observed(states.__setitem__, x0), states

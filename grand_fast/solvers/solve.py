@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -139,15 +139,11 @@ class Solve:
         if self.adjoint_method is not None and not isinstance(self.adjoint_method, AbstractSolver):
             check_choice("adjoint_method", self.adjoint_method, tuple(METHODS))
         check_number("T", self.T, positive=False)
-        for name, value in (("step_size", self.step_size), ("first_step", self.first_step)):
-            if value is not None:
-                check_number(name, value, positive=True)
-        for name, count in (
-            ("memory_limit", self.memory_limit),
-            ("max_steps", self.max_steps),
-            ("max_nfe", self.max_nfe),
-        ):
-            check_count(name, count)
+        for name in ("step_size", "first_step"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), positive=True)
+        for name in ("memory_limit", "max_steps", "max_nfe"):
+            check_count(name, getattr(self, name))
         if not isinstance(self.method, AbstractSolver):
             check_choice("method", self.method, tuple(METHODS))
 
@@ -162,11 +158,6 @@ class Solve:
             tol_scale=self.tol_scale_adjoint,
             tol_convention=self.tol_convention,
         )
-
-    def steps(self) -> dict[str, Any]:
-        """What bounds the steps, as `Problem` takes it."""
-        names = ("step_size", "first_step", "max_steps", "max_nfe")
-        return {name: getattr(self, name) for name in names}
 
     def check_traceable(self) -> None:
         """A compiler can make one program of the solve.

@@ -25,13 +25,6 @@ class Callbacks(NamedTuple):
     reject: Callback | None = None
 
 
-class Reached(NamedTuple):
-    """Where a solve came to: the states at the output times reached, and the last that counts."""
-
-    found: list[Tensor]
-    x: Tensor
-
-
 def run_steps(
     term: CountedTerm,
     x: Tensor,
@@ -43,10 +36,11 @@ def run_steps(
     carry: Carry,
     max_nfe: int | None = None,
     callbacks: Callbacks | None = None,
-) -> Reached:
-    """Step through `times`, which rise from the start; less of them on a failure.
+) -> tuple[list[Tensor], Tensor]:
+    """The states at `times`, which rise from the start, and the last state that counts.
 
-    `control` then says why, and where. `carry` is what `solver.start` gave.
+    After a failure there are fewer, and `control` says why, and where. `carry` is what
+    `solver.start` gave.
     """
     found = [x]
     # Of a step that passed an output time: x, it, its ends, tau. No other is kept while the next is
@@ -57,11 +51,11 @@ def run_steps(
         while control.t < stop:
             if max_nfe is not None and term.nfe >= max_nfe:
                 control.status = Status.MAX_STEPS
-                return Reached(found, x)
+                return found, x
             before = None
             t, tau = control.t, control.propose(stop)
             if tau is None:
-                return Reached(found, x)
+                return found, x
             if on_step:
                 on_step(t, x, tau)
             step: Step
@@ -83,15 +77,10 @@ def run_steps(
         if before is None or control.t == stop:
             found.append(x)
         else:
-            found.append(_at(stop, solver, *before))
-    return Reached(found, x)
-
-
-def _at(
-    t: float, solver: AbstractSolver, x: Tensor, step: Step, start: float, end: float, tau: float
-) -> Tensor:
-    """The state at a time within a step."""
-    return solver.interpolate(x, step, tau, (t - start) / (end - start))
+            from_x, passed, start, end, tau = before
+            theta = (stop - start) / (end - start)
+            found.append(solver.interpolate(from_x, passed, tau, theta))
+    return found, x
 
 
 def _step(

@@ -119,9 +119,8 @@ def continuous(problem: Problem, options: ContinuousOptions, dtype: torch.dtype)
     kept: list[Result] = []
 
     def solve(x0: Tensor) -> tuple[list[float], list[Tensor], list[int]]:
-        result, times, states = problem.record(x0)
+        result, at = problem.record(x0)
         kept.append(result)
-        at = dict(zip(times, states, strict=True))
         # An output time that an adaptive step passed is kept as well.
         at |= dict(zip(problem.stops, result.found, strict=False))
         known = sorted(at)
