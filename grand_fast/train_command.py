@@ -83,8 +83,8 @@ def add_train(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     # scikit-learn, PyG and matplotlib are imported further down, where they are used
+    from grand_fast.training.experiment import summary, write_summary
     from grand_fast.training.run import run_seeds
-    from grand_fast.training.summary import summary, write_summary
 
     to_stdout = options.json == Path("-")
 

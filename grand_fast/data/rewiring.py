@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.graph import Graph
+from grand_fast.ops.checks import check_choice
 
 KERNELS = ("ppr", "heat")
 # Entries of the dense part of a block of rows: 64 MiB, and a few times that while it is worked on.
@@ -132,16 +133,9 @@ def _largest(row: Any, value: Any, top_k: int) -> Any:
 
 
 def _check(
-    kernel: str,
-    alpha: float,
-    t: float,
-    top_k: int | None,
-    threshold: float | None,
-    tolerance: float,
+    kernel: str, alpha: float, t: float, top_k: Any, threshold: Any, tolerance: float
 ) -> None:
-    if kernel not in KERNELS:
-        known = ", ".join(KERNELS)
-        raise ValueError(f"diffusion_rewiring: `kernel` must be one of {known}, got {kernel!r}.")
+    check_choice("diffusion_rewiring", "kernel", kernel, known=KERNELS)
     for name, value, low, high in (
         ("alpha", alpha, 0.0, 1.0),
         ("t", t, 0.0, math.inf),

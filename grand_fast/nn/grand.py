@@ -1,6 +1,5 @@
 """`GRAND`: encoder → diffusion → decoder."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from grand_fast.nn.encoder import (
     relu_dropout,
     sparse_linear,
 )
+from grand_fast.ops.checks import check_choice
 from grand_fast.solvers import Solve
 from grand_fast.solvers.options import gathered, refuse, takes
 
@@ -111,8 +111,8 @@ class GRAND(AbstractDiffusion):
         self.solve = gathered("GRAND", Solve, solve, options)
         attention = gathered("GRAND", Attention, attention, options)
         refuse("GRAND", options, GRAND)
-        _check_choice("variant", variant, VARIANTS)
-        _check_choice("laplacian", laplacian, LAPLACIANS)
+        check_choice("GRAND", "variant", variant, known=VARIANTS)
+        check_choice("GRAND", "laplacian", laplacian, known=LAPLACIANS)
         if variant == "mixed" and attention.mix_features:
             raise ValueError(
                 "GRAND: `mix_features` must be False with variant 'mixed', got True: the Laplacian "
@@ -261,8 +261,3 @@ class GRAND(AbstractDiffusion):
         x = relu_dropout(x, self.dropout, training=self.training)
         logits: Tensor = self.decoder(x)
         return logits
-
-
-def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"GRAND: `{name}` must be one of {', '.join(known)}, got {value!r}.")

@@ -11,6 +11,7 @@ from grand_fast.nn._solve import AbstractDiffusion
 from grand_fast.nn.attention import Attention
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.nn.encoder import check_sizes
+from grand_fast.ops.checks import check_choice
 from grand_fast.solvers import Solve
 from grand_fast.solvers.options import gathered, refuse, takes
 
@@ -60,9 +61,7 @@ class GRANDConv(AbstractDiffusion):
                 "GRANDConv(channels, heads=…, attention_channels=…)."
             )
         check_sizes("GRANDConv", low=1, channels=channels)
-        if variant not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            raise ValueError(f"GRANDConv: `variant` must be one of {known}, got {variant!r}.")
+        check_choice("GRANDConv", "variant", variant, known=VARIANTS)
         self.in_channels = self.out_channels = channels
         self.variant = variant
         self.solve = gathered("GRANDConv", Solve, solve, options)

@@ -108,7 +108,8 @@ def mixed_values(
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     share = 1 / len(values)
     alpha = channel_vector(_OP, "alpha", share, values[0])
-    call, before = Call(graph, name, weighting, x_scale=share), []
+    before: list[Tensor] = []
+    call = Call(graph, name, weighting, x_scale=share)
     for v, q_h, k_h in zip(values, q.unbind(1), k.unbind(1), strict=True):
         given = (inner_contiguous(t) for t in (v, q_h.unsqueeze(1), k_h.unsqueeze(1)))
         mixed = _operator(call, *given, alpha, w, top, None, None, *before)

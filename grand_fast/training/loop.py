@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from grand_fast.data.datasets import NodeData, Split, accuracy
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
@@ -87,14 +85,21 @@ def fit(
             f"fit: `entropy` and `entropy_warmup` must be at least 0, got {entropy} and "
             f"{entropy_warmup}."
         )
+    for name in penalties or {}:
+        if name not in model.solve.regularizers:
+            raise BadOptionError(
+                f"fit: `penalties` must be among the model's regularizers "
+                f"{tuple(model.solve.regularizers)}, got {name!r}. Build it with "
+                f"regularizers=({name!r},)."
+            )
     trainer = Trainer(
         model,
         data,
         graph,
-        _on(split, data.x.device),
+        Split(*(ids.to(data.x.device) for ids in split.parts.values())),
         make_optimizer(optimizer, model.parameters(), lr=lr, weight_decay=weight_decay),
         early_stop,
-        _checked_penalties(model, penalties or {}),
+        penalties or {},
         entropy,
         entropy_warmup,
         use_labels,
@@ -136,21 +141,6 @@ def fit(
         model.load_state_dict(result.weights)
     model.eval()
     return result
-
-
-def _on(split: Split, device: torch.device) -> Split:
-    return Split(*(ids.to(device) for ids in (split.train, split.val, split.test)))
-
-
-def _checked_penalties(model: GRAND, penalties: Mapping[str, float]) -> Mapping[str, float]:
-    for name in penalties:
-        if name not in model.solve.regularizers:
-            raise BadOptionError(
-                f"fit: `penalties` must be among the model's regularizers "
-                f"{tuple(model.solve.regularizers)}, got {name!r}. Build it with "
-                f"regularizers=({name!r},)."
-            )
-    return penalties
 
 
 def _show(bar: Any, label: str, result: Fit) -> None:

@@ -109,9 +109,11 @@ def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
 
 def describe(data: NodeData, split: Split, preset: Preset) -> str:
     """One line about the graph and a split."""
+    share = share_stored(data.x)
+    stored = "" if share == 1 else f" ({100 * share:.2g} % of them nonzero, kept sparse)"
     return (
         f"{data.name}: {data.num_nodes:,} nodes, {data.edge_index.shape[1]:,} directed edges, "
-        f"{data.x.shape[1]:,} features{_nonzeros(data)}, {data.num_classes} classes"
+        f"{data.x.shape[1]:,} features{stored}, {data.num_classes} classes"
         f"{f', rewired by {preset.rewiring}' if preset.rewiring else ''}; {preset.split} split, "
         f"{split.train.numel()} / {split.val.numel()} / {split.test.numel()} nodes for "
         f"training / validation / test"
@@ -131,8 +133,3 @@ def remarks(data: NodeData, preset: Preset) -> list[str]:
     if data.unread:
         lines.append(f"not used: {', '.join(data.unread)} of {data.name}")
     return lines
-
-
-def _nonzeros(data: NodeData) -> str:
-    share = share_stored(data.x)
-    return "" if share == 1 else f" ({100 * share:.2g} % of them nonzero, kept sparse)"

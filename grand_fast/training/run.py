@@ -16,7 +16,7 @@ from grand_fast.solvers.checks import OptionError
 from grand_fast.training.checkpoint import save_checkpoint
 from grand_fast.training.environment import torch_memory_errors, versions
 from grand_fast.training.experiment import Experiment, Results, describe_model, figures
-from grand_fast.training.folder import CURVES_FILE, RunFolder
+from grand_fast.training.folder import CURVES_FILE, RunFolder, draw_training_curves
 from grand_fast.training.history import METRICS_FILE, Epoch, Metrics
 from grand_fast.training.loop import fit
 from grand_fast.training.option_types import BadOptionError
@@ -203,8 +203,6 @@ def _save(
 
 
 def _draw(run: Fit, seed: int, experiment: Experiment) -> None:
-    from grand_fast.training.folder import draw_training_curves
-
     title = f"GRAND-{experiment.preset.variant} on {experiment.dataset}, seed {seed}"
     draw_training_curves(run, experiment.out / CURVES_FILE, title=title)
 
