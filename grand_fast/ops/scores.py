@@ -225,9 +225,8 @@ class GAT(AbstractScore):
             got = type(negative_slope).__name__
             raise TypeError(message("GAT", "negative_slope", "must be a float", got))
         if not isfinite(negative_slope):
-            raise ValueError(
-                message("GAT", "negative_slope", "must be finite", f"{negative_slope}")
-            )
+            got = str(negative_slope)
+            raise ValueError(message("GAT", "negative_slope", "must be finite", got))
         self.negative_slope = float(negative_slope)
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,12 @@ from grand_fast.solvers.half_precision import WideTerm, is_widened
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS, solver_of
 from grand_fast.solvers.options import gathered, refuse, takes
-from grand_fast.solvers.problem import Problem
 from grand_fast.solvers.regularizers import regularized, separated
 from grand_fast.solvers.solution import Solution, Status
 from grand_fast.solvers.solve import Adjoint, Solve
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, CountedTerm, FunctionTerm
+from grand_fast.solvers.time_loop import Problem
 
 _ENDS = ("clamp", "interp")
 

@@ -23,11 +23,11 @@ from grand_fast.solvers.gradients.checkpoint import ADJOINTS, autocast_of
 from grand_fast.solvers.half_precision import WideTerm, is_widened
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS, solver_of
-from grand_fast.solvers.problem import Problem, Result
 from grand_fast.solvers.solution import SolveError, Status
 from grand_fast.solvers.solve import ContinuousOptions
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, CountedTerm
+from grand_fast.solvers.time_loop import Problem, Result
 from grand_fast.solvers.tolerances import is_narrow, tolerances
 
 

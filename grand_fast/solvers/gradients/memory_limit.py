@@ -17,10 +17,9 @@ from torch import Tensor
 from grand_fast.ops.calls import recompute
 from grand_fast.solvers.checks import OptionValueError
 from grand_fast.solvers.gradients.checkpoint import Take, run_again
-from grand_fast.solvers.problem import Problem, Result
 from grand_fast.solvers.solution import Stats, Status
 from grand_fast.solvers.solver import Carry
-from grand_fast.solvers.time_loop import Callbacks
+from grand_fast.solvers.time_loop import Callbacks, Problem, Result
 
 # Measured with GRAND-nl, whose operator projects queries and keys again: 10 to 12, of which some is
 # memory that is kept for the next result.
