@@ -205,8 +205,8 @@ class Graph:
         device = torch.empty(0, device=device).device
         if device == self.device:
             return self
-        weight = None if self.edge_weight is None else self.edge_weight.to(device)
-        return Graph(*(t.to(device) for t in self._arrays()), edge_weight=weight)
+        moved = [None if t is None else t.to(device) for t in (*self._arrays(), self.edge_weight)]
+        return Graph(*moved)  # type: ignore[arg-type]
 
     def with_edge_weight(self, edge_weight: Tensor | None) -> Graph:
         """The same edges with other weights `[E]` in the user's order, or None; nothing is sorted.
