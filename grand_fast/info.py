@@ -29,7 +29,7 @@ _OPTIONAL = {
 
 
 def describe_installation() -> list[str]:
-    """Lines of `grand-fast info`."""
+    """The lines that `grand-fast info` prints, in their order."""
     import psutil
 
     memory = psutil.virtual_memory()

@@ -99,6 +99,6 @@ def random_edge_index(kind: GraphKind, n: int = 40, *, seed: int = 0) -> tuple[T
 
 
 def random_graph(kind: GraphKind, n: int = 40, *, seed: int = 0) -> Graph:
-    """`random_edge_index` as a `Graph`."""
+    """The edges of `random_edge_index(kind, n, seed=seed)` as a `Graph`."""
     edge_index, num_nodes = random_edge_index(kind, n, seed=seed)
     return Graph.from_edge_index(edge_index, num_nodes)

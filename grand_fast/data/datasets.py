@@ -36,7 +36,7 @@ class Split:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The ids by name."""
+        """The ids `[n]` of each part, by the names train, val and test."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
@@ -67,7 +67,7 @@ class NodeData:
 
     @property
     def num_nodes(self) -> int:
-        """`N`."""
+        """`N`, the rows of `x`."""
         return self.x.shape[0]
 
     @property

@@ -49,7 +49,7 @@ class Graph:
 
     @property
     def num_nodes(self) -> int:
-        """`N`."""
+        """`N`, those without edges included."""
         return self.rowptr.numel() - 1
 
     @property
@@ -59,7 +59,7 @@ class Graph:
 
     @property
     def device(self) -> torch.device:
-        """Where all arrays lie."""
+        """The device of all arrays, which operators ask their tensors to be on."""
         return self.col.device
 
     def __repr__(self) -> str:

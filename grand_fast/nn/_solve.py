@@ -50,7 +50,7 @@ class AbstractDiffusion(nn.Module):
     stats: Stats | None = _of_last_solve("stats", "Work: steps and evaluations of f.")
     status: Status | None = _of_last_solve("status", "How it ended, a `Status`.")
     t: float | None = _of_last_solve("t", "Time that it reached: `T`, or where it failed.")
-    failure: str | None = _of_last_solve("failure", "Status, time, and what to try; None if none.")
+    failure: str | None = _of_last_solve("failure", "Why it failed, when, and what to try.")
     nfe_backward: int | None = _of_last_solve("nfe_backward", "Evaluations of f in backward.")
 
     def __init__(self) -> None:

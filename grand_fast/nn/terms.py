@@ -112,7 +112,7 @@ class LinearDiffusion(_Fused, AbstractLinearTerm):
         return term
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Weights, scales and source."""
+        """The weights `[E]`, and what of alpha, beta and the source is a tensor."""
         given = (self.a, self.alpha, self.beta, self.source)
         return tuple(t for t in given if isinstance(t, Tensor))
 

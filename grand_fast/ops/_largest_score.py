@@ -146,7 +146,7 @@ def _array(t: Tensor) -> Any:
 
 
 def _function(weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
-    """φ(u) and φ'(u)."""
+    """φ(u) and φ'(u), like `u`: the score is φ of the scaled dot product."""
     if weighting.function == "exp":
         phi = torch.exp(u)
         return phi, phi

@@ -50,7 +50,7 @@ class Resolved:
 
     @cached_property
     def csr_t(self) -> Csr:
-        """The view of `Aᵀ`."""
+        """The view of `Aᵀ`, made when a backward, or a forward by sender, first asks for it."""
         return self._graph.csr(self._plan, transposed=True)
 
 
@@ -107,7 +107,7 @@ class Call(NamedTuple):
 
     @staticmethod
     def from_flat(flat: Sequence[Any], options: Sequence[str]) -> "Call":
-        """`flat` undone."""
+        """The call of which `flat` gave the arguments; its graph has no edge weights."""
         arrays, backend, *plain = flat
         fields: dict[str, Any] = {}
         for name in options:

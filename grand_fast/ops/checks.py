@@ -20,7 +20,7 @@ def message(op: str, argument: str, expected: str, got: str, remedy: str = "") -
 
 
 def check_graph(op: str, graph: Any) -> None:
-    """`graph` is a `Graph`."""
+    """`graph` is a `Graph`; else a TypeError that says how to build one."""
     if not isinstance(graph, Graph):
         remedy = "Build one with Graph.from_edge_index(edge_index, num_nodes)."
         raise TypeError(message(op, "graph", "must be a Graph", type(graph).__name__, remedy))

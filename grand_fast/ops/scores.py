@@ -78,15 +78,15 @@ class ScaledDot(AbstractScore):
     name = "scaled_dot"
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """As they are."""
+        """q and k as they are."""
         return q, k
 
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
-        """As they are."""
+        """Those by q and k, as they are."""
         return *of_made, None, None
 
     def weighting(self, d_k: int) -> Weighting:
-        """The identity."""
+        """`s = u`, the dot product over `√d_k`."""
         return Weighting(scale=1 / sqrt(d_k))
 
 
@@ -108,7 +108,7 @@ class Cosine(AbstractScore):
         return *of_made, None, None
 
     def weighting(self, d_k: int) -> Weighting:
-        """The identity."""
+        """`s = u`, the dot product of vectors of length 1."""
         return Weighting(scale=1.0)
 
 
@@ -204,7 +204,7 @@ class ExpKernel(AbstractScore):
         return dq, dk, dsigma, dlength
 
     def weighting(self, d_k: int) -> Weighting:
-        """eᵘ."""
+        """`s = eᵘ`, of the dot product alone: scale 1."""
         return Weighting(scale=1.0, function="exp")
 
 
@@ -235,11 +235,11 @@ class GAT(AbstractScore):
         return torch.cat([q, one], 2), torch.cat([one, k], 2)
 
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
-        """Of one column each."""
+        """Of the one column of each that is not constant."""
         return of_made[0][:, :, :1], of_made[1][:, :, 1:], None, None
 
     def weighting(self, d_k: int) -> Weighting:
-        """LeakyReLU."""
+        """`s = LeakyReLU(u)`, of the dot product alone: scale 1."""
         return Weighting(scale=1.0, function="leaky_relu", slope=self.negative_slope)
 
 

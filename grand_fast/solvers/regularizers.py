@@ -55,7 +55,7 @@ class RegularizedTerm(AbstractTerm):
         return x.view(self.shape), dict(zip(self.names, penalties, strict=True))
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Those of the term."""
+        """Those that the inner term depends on."""
         return self.term.tensors()
 
     def vf(self, t: float, x: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ class Solve:
         return tolerances(dtype, self.rtol, self.atol, self.tol_scale, self.tol_convention)
 
     def continuous(self) -> ContinuousOptions:
-        """How adjoint `"continuous"` integrates."""
+        """The options of adjoint `"continuous"`: its own, or from `adjoint_method` and so on."""
         return self.adjoint_options or ContinuousOptions(
             method=self.adjoint_method,
             tol_scale=self.tol_scale_adjoint,

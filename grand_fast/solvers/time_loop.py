@@ -159,7 +159,7 @@ class Problem:
         return Result(found, x, control.t, stats, control.status)
 
     def control(self, x0: Tensor, carry: Carry) -> AbstractStepControl:
-        """What proposes the steps."""
+        """What proposes the steps; of adaptive ones it chooses the first, by an evaluation of f."""
         start = self.stops[0]
         if not isinstance(self.solver, AbstractAdaptiveSolver):
             takes_steps = len(self.stops) > 1

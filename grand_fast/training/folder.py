@@ -88,7 +88,7 @@ class RunFolder:
                 ) from None
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Let other processes in; does nothing where none was kept out."""
         self._lock.release()
 
     def state(self, seed: int) -> Path:

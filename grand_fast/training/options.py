@@ -59,7 +59,7 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def flag_of(name: str) -> str:
-    """`step_size` → `--step-size`."""
+    """The flag of an option: `step_size` → `--step-size`."""
     return "--" + name.replace("_", "-")
 
 

@@ -42,7 +42,7 @@ class LinearSystem:
 
     @cached_property
     def stiffness(self) -> float:
-        """The largest `s`."""
+        """The largest `s` of all channels; of a tensor it is read from the device, once."""
         return float(self.s.max()) if isinstance(self.s, Tensor) else self.s
 
     def iterate(self, y: Tensor) -> Tensor:
