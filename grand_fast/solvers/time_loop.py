@@ -53,16 +53,16 @@ def run_steps(
     `solver.start` gave.
     """
     found = [x]
-    # Of a step that passed an output time: x, it, its ends, tau. No other is kept while the next is
+    # The state within a step that passed an output time. No other step is kept while the next is
     # taken: its slopes are as many states as it has stages.
-    before: tuple[Tensor, Step, float, float, float] | None = None
+    within: Callable[[float], Tensor] | None = None
     on_step, on_accept, on_reject = callbacks or Callbacks()
     for stop in times[1:]:
         while control.t < stop:
             if max_nfe is not None and term.nfe >= max_nfe:
                 control.status = Status.MAX_STEPS
                 return found, x
-            before = None
+            within = None
             t, tau = control.t, control.propose(stop)
             if tau is None:
                 return found, x
@@ -81,16 +81,19 @@ def run_steps(
             if heard:
                 heard(t, x, tau)
             if counts:
-                before = (x, step, t, control.t, tau) if control.t > stop else None
+                if control.t > stop:
+                    within = partial(_at, solver, x, step, t, control.t, tau)
                 x, carry = step.x, step.carry
             del step
-        if before is None or control.t == stop:
-            found.append(x)
-        else:
-            from_x, passed, start, end, tau = before
-            theta = (stop - start) / (end - start)
-            found.append(solver.interpolate(from_x, passed, tau, theta))
+        found.append(x if within is None or control.t == stop else within(stop))
     return found, x
+
+
+def _at(
+    solver: AbstractSolver, x: Tensor, step: Step, start: float, end: float, tau: float, t: float
+) -> Tensor:
+    """The state at the time `t` within a step."""
+    return solver.interpolate(x, step, tau, (t - start) / (end - start))
 
 
 def _step(
