@@ -45,7 +45,8 @@ def describe_installation() -> list[str]:
         f"{os.environ.get('GRAND_FAST_BACKEND') or 'unset'}; `auto` goes by the tensors' device)",
     ]
     for name in BACKENDS[1:]:
-        reasons = unsupported_reasons(name, _device_of(name), torch.float32)
+        device = "cuda" if name == "gpu" and torch.cuda.is_available() else "cpu"
+        reasons = unsupported_reasons(name, torch.device(device), torch.float32)
         lines.append(f"  {name:<16} {'unavailable: ' + '; '.join(reasons) if reasons else 'ready'}")
     lines += ["", "packages"]
     found = versions()
@@ -66,7 +67,3 @@ def describe_installation() -> list[str]:
         except public_files.DataError as error:
             lines.append(f"  {name:<16} {str(error).removeprefix(name + ': ')}")
     return lines
-
-
-def _device_of(backend: str) -> torch.device:
-    return torch.device("cuda" if backend == "gpu" and torch.cuda.is_available() else "cpu")

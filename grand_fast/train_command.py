@@ -27,9 +27,9 @@ from grand_fast.training.options import (
     add_preset_options,
     choose,
     flag_of,
-    given_options,
     preset_table,
 )
+from grand_fast.training.presets import OPTIONS
 
 if TYPE_CHECKING:
     from grand_fast.training.experiment import Experiment, Results
@@ -160,7 +160,7 @@ def _experiment(options: argparse.Namespace) -> Experiment:
     from grand_fast.training.experiment import Experiment
 
     config = {} if options.config is None else _config(options.config)
-    given = given_options(options)
+    given = {name: value for name, value in vars(options).items() if name in OPTIONS}
     own, sources = None, []
     if options.data is not None:
         if options.dataset is not None or options.root is not None:

@@ -138,7 +138,6 @@ class GRAND(AbstractDiffusion):
         encoded = hidden_channels + label_channels
         self.batch_norm = nn.BatchNorm1d(encoded) if batch_norm else None
         channels = encoded + augment
-        self.field: AttentionDiffusion | DiffusionScale
         if variant == "laplacian":
             self.field = DiffusionScale(
                 alpha, source=source, channels=channels if per_channel else None

@@ -39,6 +39,7 @@ class GRANDConv(AbstractDiffusion):
     Reference: GRAND (Chamberlain et al. 2021), section 4.
     """
 
+    field: AttentionDiffusion
     gamma = None
 
     def __init__(
@@ -80,10 +81,6 @@ class GRANDConv(AbstractDiffusion):
         """Start again from random weights."""
         self.field.reset_parameters()
 
-    def _like(self) -> Tensor | None:
-        assert isinstance(self.field, AttentionDiffusion)
-        return self.field.plain_weight()
-
     def forward(
         self, x: Tensor, edge_index: Graph | Tensor, edge_weight: Tensor | None = None
     ) -> Tensor:
@@ -102,7 +99,7 @@ class GRANDConv(AbstractDiffusion):
         One state has no two types of nodes: for those, `HeteroConv` with a layer for each relation
         within a type.
         """
-        check_state("GRANDConv", x, "[N, channels]", like=self._like())
+        check_state("GRANDConv", x, "[N, channels]", like=self.field.plain_weight())
         graph = graph_of("GRANDConv", edge_index, x.shape[0])
         if edge_weight is not None:
             graph = graph.with_edge_weight(edge_weight)

@@ -6,6 +6,7 @@ arrays included; the kernels, forward and backward, are the same.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from grand_fast.ops.one_by_one import one_by_one
 Gradients = Sequence[Tensor | None]
 
 
+@dataclass(eq=False)
 class Operator:
     """An operator on the tensors `inputs`, and on `beta, x0, *others` if it `has_source`.
 
@@ -40,24 +42,21 @@ class Operator:
     All tensors arrive with contiguous rows (`inner_contiguous`).
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        inputs: Sequence[str],
-        options: Sequence[str],
-        has_source: bool = False,
-        saves: int,
-        forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
-        backward: Callable[..., Gradients],
-        fake: Callable[..., tuple[Tensor, ...]],
-        reference: Callable[..., Tensor] | None = None,
-    ) -> None:
-        self.name, self.options, self.saves = name, tuple(options), saves
-        self.forward, self.backward = forward, backward
-        self.reference, self.fake = reference or self._forward_of_reference, fake
-        self.count, self.has_source = len(inputs), has_source
-        self._register(inputs)
+    name: str
+    inputs: Sequence[str]
+    options: Sequence[str]
+    saves: int
+    forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+    backward: Callable[..., Gradients]
+    fake: Callable[..., tuple[Tensor, ...]]
+    has_source: bool = False
+    reference: Callable[..., Tensor] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.count = len(self.inputs)
+        if self.reference is None:
+            self.reference = self._forward_of_reference
+        self._register()
 
     def __call__(self, call: Call, *tensors: Tensor | None) -> Tensor:
         """The result, differentiable by each of the tensors, any number of times."""
@@ -146,8 +145,8 @@ class Operator:
         first = next(t for t in tensors if t is not None)
         return call._replace(backend=choose(self.name, call.backend, first))
 
-    def _register(self, inputs: Sequence[str]) -> None:
-        tensors = [f"Tensor{'?' * i.endswith('?')} {i.removesuffix('?')}" for i in inputs]
+    def _register(self) -> None:
+        tensors = [f"Tensor{'?' * i.endswith('?')} {i.removesuffix('?')}" for i in self.inputs]
         source = ["Tensor? beta", "Tensor? x0", "Tensor[] others"] * self.has_source
         rest = ["Tensor[] graph", "str backend", *(PLAIN[name] for name in self.options)]
         results = ", ".join(["Tensor"] * (1 + self.saves))

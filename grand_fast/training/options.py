@@ -63,11 +63,6 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def given_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of `Preset` that the command line gave."""
-    return {name: value for name, value in vars(options).items() if name in OPTIONS}
-
-
 def choose(
     dataset: str | None, config: Mapping[str, Any], given: Mapping[str, Any], **defaults: object
 ) -> Preset:
