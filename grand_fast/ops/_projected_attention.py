@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._autograd import Gradients
 from grand_fast.ops._largest_score import add_top_gradients, find_top, reference_top
 from grand_fast.ops._score_columns import prepared, score_gradients, side_by_side
+from grand_fast.ops.attention_diffusion import _backward as attention_backward
 from grand_fast.ops.attention_diffusion import _forward as attention_forward
 from grand_fast.ops.backends import projection
 from grand_fast.ops.calls import Call, recompute_limit
@@ -101,45 +101,29 @@ def backward(
         needs_dqk = True
         shift = norm[:, :1] + ((q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2]))[:, None]
         norm = torch.cat([shift, norm[:, 1:]], 1)
-    grads: AttentionGradients = on.kernels.attention_diffusion_bwd(
-        df,
-        x,
-        q,
-        k=k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        norm=norm,
-        alpha=call.scaled(alpha),
-        x_scale=call.x_scale,
-        csr=on.csr,
-        csr_t=on.csr_t,
-        needs_dqk=needs_dqk or needs_dedge_weight,
-        needs_dalpha=needs_dalpha,
-        needs_dedge_weight=needs_dedge_weight,
+    needs = (needs_dx, needs_dqk, needs_dqk, needs_dalpha, needs_dedge_weight, False)
+    dx, dq, dk, dalpha, dedge_weight, dtop = attention_backward(
+        call, df, needs, (x, q, k, alpha, edge_weight, top), (norm,), first=first, on=on,
         may_overwrite_k=top is None and call.score == ScaledDot.name,  # else it is needed after
-    )
-    if grads.dtop is not None:
+    )  # fmt: skip
+    if dtop is not None:
         (top_of_row,) = of_rows
         assert top_of_row is not None
-        of_edges = (grads.dq, grads.dk, grads.dedge_weight)
-        add_top_gradients(call, grads.dtop, (q, k, edge_weight), top_of_row, of_edges)
-    dweight = dbias = None
-    dsigma = dlengthscale = None
-    if grads.dq is not None and grads.dk is not None:
-        of_made = (grads.dq, grads.dk)
+        of_edges = (dq, dk, dedge_weight)
+        add_top_gradients(call, dtop, (q, k, edge_weight), top_of_row, of_edges)
+    dweight = dbias = dsigma = dlengthscale = None
+    if dq is not None and dk is not None:
+        of_made = (dq, dk)
         *dqk, dsigma, dlengthscale = score_gradients(score, given, made, of_made, call.backend)
         joined = side_by_side(*dqk)
         dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk] if joined is None else [joined]
-        if needs_dx and grads.dx is not None:
+        if needs_dx and dx is not None:
             for dy, part in zip(dqk, weight.chunk(len(dqk)), strict=True):
-                _add_input_gradient(grads.dx, dy, part, call.backend)
+                _add_input_gradient(dx, dy, part, call.backend)
         if needs_dweight or needs_dbias:
             shares = [_parameter_gradients(dy, x, call.backend) for dy in dqk]
             dweight, dbias = map(torch.cat, zip(*shares, strict=True))
-    dalpha = None if grads.dalpha is None else call.scaled(grads.dalpha)
-    of_field = (grads.dx, dweight, dbias, dalpha, grads.dedge_weight)
-    return *of_field, dsigma, dlengthscale
+    return dx, dweight, dbias, dalpha, dedge_weight, dsigma, dlengthscale
 
 
 def reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any) -> Tensor:

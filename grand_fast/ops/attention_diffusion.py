@@ -13,7 +13,7 @@ from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops.backends import Backend, choose
-from grand_fast.ops.calls import Call
+from grand_fast.ops.calls import Call, Resolved
 from grand_fast.ops.checks import (
     channel_vector,
     check_add,
@@ -148,11 +148,12 @@ def _forward(
 
 
 def _backward(
-    call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
-) -> Gradients:
+    call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool,
+    on: Resolved | None = None, may_overwrite_k: bool = False,
+) -> Gradients:  # fmt: skip
     x, q, k, alpha, edge_weight, top = inputs
     needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dedge_weight, needs_dtop = needs
-    on = call.on(_OP)
+    on = on or call.on(_OP)
     grads: AttentionGradients = on.kernels.attention_diffusion_bwd(
         df,
         x,
@@ -169,6 +170,7 @@ def _backward(
         needs_dqk=needs_dq or needs_dk or needs_dedge_weight or needs_dtop,
         needs_dalpha=needs_dalpha,
         needs_dedge_weight=needs_dedge_weight,
+        may_overwrite_k=may_overwrite_k,
     )
     dalpha = None if grads.dalpha is None else call.scaled(grads.dalpha)
     return grads.dx, grads.dq, grads.dk, dalpha, grads.dedge_weight, grads.dtop
