@@ -22,13 +22,7 @@ from grand_fast.training.configurations import read_config, usual_file
 from grand_fast.training.folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
 from grand_fast.training.history import METRICS_FILE
 from grand_fast.training.option_types import BAD_ARGUMENTS, BadOptionError, device, number, one_of
-from grand_fast.training.options import (
-    EXAMPLES,
-    add_preset_options,
-    choose,
-    flag_of,
-    preset_table,
-)
+from grand_fast.training.options import EXAMPLES, add_preset_options, choose, flag_of, preset_table
 from grand_fast.training.presets import OPTIONS
 
 if TYPE_CHECKING:
@@ -181,17 +175,10 @@ def _experiment(options: argparse.Namespace) -> Experiment:
         sources.append(options.config)
     name = dataset if own is None else own.name
     experiment = Experiment(
-        name,
-        chosen,
-        options.seeds,
+        name, chosen, options.seeds,
         options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        options.out or Path("runs"),
-        options.root,
-        own,
-        options.backend,
-        options.restart,
-        sources,
-    )
+        options.out or Path("runs"), options.root, own, options.backend, options.restart, sources,
+    )  # fmt: skip
     if options.out is None:
         folder = usual_folder(f"{name}-{chosen.variant}", experiment.configuration)
         experiment = replace(experiment, out=folder)

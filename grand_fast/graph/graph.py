@@ -129,14 +129,10 @@ class Graph:
         receiver, sender = receiver[perm], sender[perm]
         perm_t = torch.sort(sender * n + receiver, stable=True).indices
         return cls(
-            rowptr=_rowptr(receiver, n, index),
-            col=sender.to(index),
-            rowptr_t=_rowptr(sender, n, index),
-            col_t=receiver[perm_t].to(index),
-            perm=perm.to(index),
-            perm_t=perm_t.to(index),
-            edge_weight=weight,
-        )
+            rowptr=_rowptr(receiver, n, index), col=sender.to(index),
+            rowptr_t=_rowptr(sender, n, index), col_t=receiver[perm_t].to(index),
+            perm=perm.to(index), perm_t=perm_t.to(index), edge_weight=weight,
+        )  # fmt: skip
 
     def csr(self, plan: Plan | None = None, *, transposed: bool = False) -> Csr:
         """The view of `A` (or `Aᵀ`) for a backend's launchers; `plan` runs once, cached."""

@@ -191,11 +191,7 @@ class GRAND(AbstractDiffusion):
 
     @torch.no_grad()
     def trajectory(
-        self,
-        x: Tensor,
-        graph_or_edge_index: Graph | Tensor,
-        T: float,
-        labels: Tensor | None = None,
+        self, x: Tensor, graph_or_edge_index: Graph | Tensor, T: float, labels: Tensor | None = None
     ) -> list[tuple[float, Tensor]]:
         """Times and logits at 0 and after each step that counts, to `T`, without gradients.
 

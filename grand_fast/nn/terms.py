@@ -90,13 +90,7 @@ class LinearDiffusion(_Fused, AbstractLinearTerm):
     """`f = alpha (A x − x) + beta x0` with constant weights `a [E]` (GRAND-l, Laplacian)."""
 
     def __init__(
-        self,
-        a: Tensor,
-        graph: Graph,
-        *,
-        alpha: Scale,
-        beta: Scale | None,
-        x0: Tensor | None,
+        self, a: Tensor, graph: Graph, *, alpha: Scale, beta: Scale | None, x0: Tensor | None
     ) -> None:
         self.a, self.graph, self.alpha, self.beta, self.source = a, graph, alpha, beta, x0
         self.matrix = partial(_product, graph)
@@ -135,15 +129,9 @@ class LinearDiffusion(_Fused, AbstractLinearTerm):
         if y is not None:
             return y
         return ops.csr_diffusion(
-            x,
-            self.a,
-            self.graph,
-            alpha=tau * self.alpha,
-            beta=None if beta is None else tau * beta,
-            x0=source,
-            add=add,
-            edge_order="csr",
-        )
+            x, self.a, self.graph, alpha=tau * self.alpha,
+            beta=None if beta is None else tau * beta, x0=source, add=add, edge_order="csr",
+        )  # fmt: skip
 
 
 def _product(graph: Graph, a: Tensor, y: Tensor, scale: Scale, add: Add) -> Tensor:

@@ -34,18 +34,10 @@ _SHARE_KEPT = 1 / 32
 
 
 def forward(
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    alpha: Tensor,
-    edge_weight: Tensor | None,
-    sigma: Tensor | None,
-    lengthscale: Tensor | None,
-    beta: Tensor | None,
-    x0: Tensor | None,
+    call: Call, x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, edge_weight: Tensor | None,
+    sigma: Tensor | None, lengthscale: Tensor | None, beta: Tensor | None, x0: Tensor | None,
     *others: Tensor,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     on, is_absorbed = call.on(OPERATOR), _is_absorbed(x, weight, edge_weight, call)
     if is_absorbed:
         qk = x.new_empty(0, weight.shape[0])
@@ -57,19 +49,10 @@ def forward(
             q, k = prepared(_score(call, sigma, lengthscale).about(k), q, k, call.backend)
     top, *of_rows = _top(call, q, k, edge_weight) if _has_top(call) else (None,)
     f, norm = on.kernels.attention_diffusion_fwd(
-        x,
-        q,
-        k,
-        weighting=None if is_absorbed else call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        alpha=call.scaled(alpha),
-        beta=beta,
-        x0=x0,
-        add=call.add(x, others),
-        csr=on.csr,
+        x, q, k, weighting=None if is_absorbed else call.weighting, edge_weight=edge_weight,
+        top=top, alpha=call.scaled(alpha), beta=beta, x0=x0, add=call.add(x, others), csr=on.csr,
         csr_t=on.csr_t,
-    )
+    )  # fmt: skip
     if not call.saves:
         return f, ()
     # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.

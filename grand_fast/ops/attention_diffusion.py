@@ -87,16 +87,9 @@ def attention_diffusion(
 
 @autocast_inputs
 def mixed_values(
-    values: Sequence[Tensor],
-    q: Tensor,
-    k: Tensor,
-    graph: Graph,
-    *,
-    score: str | AbstractScore,
-    normalizer: str,
-    normalize: str,
-    edge_weight: Tensor | None,
-) -> Tensor:
+    values: Sequence[Tensor], q: Tensor, k: Tensor, graph: Graph, *, score: str | AbstractScore,
+    normalizer: str, normalize: str, edge_weight: Tensor | None,
+) -> Tensor:  # fmt: skip
     """`mean_h A^h v^h` `[N, d_v]` of `H` tensors `v^h` `[N, d_v]`; the rest as `edge_attention`.
 
     A call of the diffusion kernels for each head, with `v^h` as its state and added again:
@@ -118,32 +111,15 @@ def mixed_values(
 
 
 def _forward(
-    call: Call,
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    alpha: Tensor,
-    edge_weight: Tensor | None,
-    top: Tensor | None,
-    beta: Tensor | None,
-    x0: Tensor | None,
-    *others: Tensor,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    call: Call, x: Tensor, q: Tensor, k: Tensor, alpha: Tensor, edge_weight: Tensor | None,
+    top: Tensor | None, beta: Tensor | None, x0: Tensor | None, *others: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     on = call.on(_OP)
     f, norm = on.kernels.attention_diffusion_fwd(
-        x,
-        q,
-        k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        alpha=call.scaled(alpha),
-        beta=beta,
-        x0=x0,
-        add=call.add(x, others),
-        csr=on.csr,
+        x, q, k, weighting=call.weighting, edge_weight=edge_weight, top=top,
+        alpha=call.scaled(alpha), beta=beta, x0=x0, add=call.add(x, others), csr=on.csr,
         csr_t=on.csr_t,
-    )
+    )  # fmt: skip
     return f, (norm,)
 
 
@@ -155,23 +131,12 @@ def _backward(
     needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dedge_weight, needs_dtop = needs
     on = on or call.on(_OP)
     grads: AttentionGradients = on.kernels.attention_diffusion_bwd(
-        df,
-        x,
-        q,
-        k=k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        norm=saved[0],
-        alpha=call.scaled(alpha),
-        x_scale=call.x_scale,
-        csr=on.csr,
-        csr_t=on.csr_t,
+        df, x, q, k=k, weighting=call.weighting, edge_weight=edge_weight, top=top, norm=saved[0],
+        alpha=call.scaled(alpha), x_scale=call.x_scale, csr=on.csr, csr_t=on.csr_t,
         needs_dqk=needs_dq or needs_dk or needs_dedge_weight or needs_dtop,
-        needs_dalpha=needs_dalpha,
-        needs_dedge_weight=needs_dedge_weight,
+        needs_dalpha=needs_dalpha, needs_dedge_weight=needs_dedge_weight,
         may_overwrite_k=may_overwrite_k,
-    )
+    )  # fmt: skip
     dalpha = None if grads.dalpha is None else call.scaled(grads.dalpha)
     return grads.dx, grads.dq, grads.dk, dalpha, grads.dedge_weight, grads.dtop
 
@@ -182,12 +147,7 @@ def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Te
 
 
 _operator = Operator(
-    _OP,
-    inputs=("x", "q", "k", "alpha", "edge_weight?", "top?"),
-    options=("weighting", "x_scale", "scales"),
-    has_source=True,
-    saves=1,
-    forward=_forward,
-    backward=_backward,
-    fake=_fake,
-)
+    _OP, inputs=("x", "q", "k", "alpha", "edge_weight?", "top?"),
+    options=("weighting", "x_scale", "scales"), has_source=True, saves=1, forward=_forward,
+    backward=_backward, fake=_fake,
+)  # fmt: skip

@@ -121,14 +121,9 @@ class Call(NamedTuple):
 
 
 def source_gradients(
-    df: Tensor,
-    beta: Tensor | None,
-    x0: Tensor | None,
-    needs_dbeta: bool,
-    needs_dx0: bool,
-    *,
+    df: Tensor, beta: Tensor | None, x0: Tensor | None, needs_dbeta: bool, needs_dx0: bool, *,
     by_kernel: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """`dbeta = Σ_i df_i · x0_i` `[d]` in float32 or wider, and `dx0 = beta · df`, as needed.
 
     By the CPU's kernel a table of the products is spared; it is not differentiable.

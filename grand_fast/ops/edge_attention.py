@@ -98,14 +98,9 @@ def check_edge_weight(op: str, edge_weight: Any, graph: Graph, like: Tensor) -> 
 
 
 def edge_inputs(
-    q: Tensor,
-    k: Tensor,
-    edge_weight: Tensor | None,
-    *,
-    weighting: Weighting,
-    graph: Graph,
+    q: Tensor, k: Tensor, edge_weight: Tensor | None, *, weighting: Weighting, graph: Graph,
     name: str,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """What weights depend on beside q and k: `edge_weight` in slot order, and the largest score."""
     w = None if edge_weight is None else to_slots(edge_weight, graph)
     if weighting.normalizer == "softmax":
@@ -150,15 +145,9 @@ def _forward(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     on = call.on(_OP)
     a, norm = on.kernels.edge_attention_fwd(
-        q,
-        k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        mean_heads=call.mean_heads,
-        csr=on.csr,
-        csr_t=on.csr_t,
-    )
+        q, k, weighting=call.weighting, edge_weight=edge_weight, top=top,
+        mean_heads=call.mean_heads, csr=on.csr, csr_t=on.csr_t,
+    )  # fmt: skip
     return a, (norm,)
 
 
@@ -168,17 +157,9 @@ def _backward(
     q, k, edge_weight, top = inputs
     on = call.on(_OP)
     grads: AttentionGradients = on.kernels.edge_attention_bwd(
-        da,
-        q,
-        k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        norm=saved[0],
-        csr=on.csr,
-        csr_t=on.csr_t,
-        needs_dedge_weight=needs[2],
-    )
+        da, q, k, weighting=call.weighting, edge_weight=edge_weight, top=top, norm=saved[0],
+        csr=on.csr, csr_t=on.csr_t, needs_dedge_weight=needs[2],
+    )  # fmt: skip
     return grads.dq, grads.dk, grads.dedge_weight, grads.dtop
 
 
@@ -190,11 +171,6 @@ def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
 
 
 _operator = Operator(
-    _OP,
-    inputs=("q", "k", "edge_weight?", "top?"),
-    options=("weighting", "mean_heads"),
-    saves=1,
-    forward=_forward,
-    backward=_backward,
-    fake=_fake,
-)
+    _OP, inputs=("q", "k", "edge_weight?", "top?"), options=("weighting", "mean_heads"), saves=1,
+    forward=_forward, backward=_backward, fake=_fake,
+)  # fmt: skip

@@ -75,18 +75,9 @@ def projected_attention_diffusion(
     Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
     call, parameters = _checked(
-        x,
-        weight,
-        bias,
-        graph,
-        heads=heads,
-        alpha=alpha,
-        score=score,
-        normalizer=normalizer,
-        normalize=normalize,
-        edge_weight=edge_weight,
-        backend=backend,
-    )
+        x, weight, bias, graph, heads=heads, alpha=alpha, score=score, normalizer=normalizer,
+        normalize=normalize, edge_weight=edge_weight, backend=backend,
+    )  # fmt: skip
     beta, x0 = check_source(_OP, beta, x0, x)
     x_scale, scales, others = check_add(_OP, add, x)
     call = call._replace(x_scale=x_scale, scales=scales)
@@ -94,12 +85,8 @@ def projected_attention_diffusion(
 
 
 def planned(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    graph: Graph,
-    **options: Any,
-) -> Planned:
+    x: Tensor, weight: Tensor, bias: Tensor, graph: Graph, **options: Any,
+) -> Planned:  # fmt: skip
     """The operator for many states like `x`, with the same `weight`, `bias`, `graph` and `options`:
     `heads`, `alpha`, `score`, `normalizer`, `normalize` and `edge_weight`, all given."""
     alpha, factor = apart_from_scale(options.pop("alpha"))

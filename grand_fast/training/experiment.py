@@ -154,8 +154,4 @@ def write_summary(path: Path, content: dict[str, Any]) -> None:
 
 def _mean_std(values: list[float]) -> dict[str, Any]:
     """Mean and population standard deviation, as the paper's released code reports."""
-    return {
-        "test_accuracy": values,
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values)),
-    }
+    return {"test_accuracy": values, "mean": float(np.mean(values)), "std": float(np.std(values))}

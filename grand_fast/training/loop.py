@@ -93,18 +93,10 @@ def fit(
                 f"regularizers=({name!r},)."
             )
     trainer = Trainer(
-        model,
-        data,
-        graph,
-        Split(*(ids.to(data.x.device) for ids in split.parts.values())),
-        make_optimizer(optimizer, model.parameters(), lr=lr, weight_decay=weight_decay),
-        early_stop,
-        penalties or {},
-        entropy,
-        entropy_warmup,
-        use_labels,
-        select,
-    )
+        model, data, graph, Split(*(ids.to(data.x.device) for ids in split.parts.values())),
+        make_optimizer(optimizer, model.parameters(), lr=lr, weight_decay=weight_decay), early_stop,
+        penalties or {}, entropy, entropy_warmup, use_labels, select,
+    )  # fmt: skip
     result = Fit()
     if state is not None and resume and state.exists():
         result = trainer.resume(state)

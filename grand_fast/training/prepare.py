@@ -50,14 +50,10 @@ def prepared(
                     f"Leave edge_weight out of the file."
                 )
             edge_index, edge_weight = diffusion_rewiring(
-                data.edge_index,
-                data.num_nodes,
-                kernel=preset.rewiring,
-                alpha=preset.rewiring_alpha,
-                t=preset.rewiring_t,
-                top_k=preset.rewiring_top_k,
+                data.edge_index, data.num_nodes, kernel=preset.rewiring,
+                alpha=preset.rewiring_alpha, t=preset.rewiring_t, top_k=preset.rewiring_top_k,
                 threshold=preset.rewiring_threshold,
-            )
+            )  # fmt: skip
             data = replace(data, edge_index=edge_index, edge_weight=edge_weight)
     except BadOptionError:
         raise

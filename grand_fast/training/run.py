@@ -145,29 +145,16 @@ def _lost(
 
 
 def _fit(
-    model: GRAND,
-    data: NodeData,
-    graph: Graph,
-    split: Split,
-    seed: int,
-    experiment: Experiment,
-    folder: RunFolder,
-    note: Callable[[int, Epoch], None],
-) -> Fit:
+    model: GRAND, data: NodeData, graph: Graph, split: Split, seed: int, experiment: Experiment,
+    folder: RunFolder, note: Callable[[int, Epoch], None],
+) -> Fit:  # fmt: skip
     preset = experiment.preset
     try:
         with backend(experiment.backend):
             return fit(
-                model,
-                data,
-                graph,
-                split,
-                **training_config(preset),
-                label=f"seed {seed}",
-                state=folder.state(seed),
-                resume=folder.has_begun,
-                on_epoch=note,
-            )
+                model, data, graph, split, **training_config(preset), label=f"seed {seed}",
+                state=folder.state(seed), resume=folder.has_begun, on_epoch=note,
+            )  # fmt: skip
     except OptionError as error:
         raise BadOptionError(str(error)) from error
 
