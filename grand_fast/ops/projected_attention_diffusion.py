@@ -7,16 +7,9 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
+from grand_fast.ops import _projected_attention as projected
 from grand_fast.ops._autograd import Operator
 from grand_fast.ops._input_types import autocast_inputs, promoted_edges
-from grand_fast.ops._projected_attention import (
-    OPERATOR,
-    backward,
-    fake,
-    forward,
-    packed_projection,
-    reference,
-)
 from grand_fast.ops.backends import Backend, choose
 from grand_fast.ops.calls import Call, Planned, Resolved, apart_from_scale
 from grand_fast.ops.checks import (
@@ -91,8 +84,8 @@ def planned(
     `heads`, `alpha`, `score`, `normalizer`, `normalize` and `edge_weight`, all given."""
     alpha, factor = apart_from_scale(options.pop("alpha"))
     call, parameters = _checked(x, weight, bias, graph, alpha=alpha, **options)
-    project = packed_projection(weight, bias, call.backend)
-    call = call._replace(resolved=Resolved(OPERATOR, call.backend, graph, project))
+    project = projected.packed_projection(weight, bias, call.backend)
+    call = call._replace(resolved=Resolved(projected.OPERATOR, call.backend, graph, project))
     return Planned(_operator, call, parameters, x, factor)
 
 
@@ -141,8 +134,8 @@ _operator = Operator(
     options=("weighting", "heads", "score", "x_scale", "scales"),
     has_source=True,
     saves=1,  # norm; a compiled program projects again in backward rather than hold q and k
-    forward=forward,
-    backward=backward,
-    reference=reference,
-    fake=fake,
+    forward=projected.forward,
+    backward=projected.backward,
+    reference=projected.reference,
+    fake=projected.fake,
 )

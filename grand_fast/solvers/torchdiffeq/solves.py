@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS
+from grand_fast.solvers.methods import tableaux
 from grand_fast.solvers.methods.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS
-from grand_fast.solvers.methods.tableaux import (
-    BOGACKI_SHAMPINE_OF_TORCHDIFFEQ,
-    DORMAND_PRINCE,
-    HEUN,
-)
 from grand_fast.solvers.solution import Status
 from grand_fast.solvers.solver import AbstractSolver, combine
 from grand_fast.solvers.step_control import AbstractStepControl, AdaptiveSteps, FixedSteps, rms_norm
@@ -24,7 +20,11 @@ from grand_fast.solvers.time_loop import run_steps
 from grand_fast.solvers.torchdiffeq.grid import grid_of
 from grand_fast.solvers.torchdiffeq.problem import CALLBACKS, Problem
 
-PAIRS = {"dopri5": DORMAND_PRINCE, "bosh3": BOGACKI_SHAMPINE_OF_TORCHDIFFEQ, "adaptive_heun": HEUN}
+PAIRS = {
+    "dopri5": tableaux.DORMAND_PRINCE,
+    "bosh3": tableaux.BOGACKI_SHAMPINE_OF_TORCHDIFFEQ,
+    "adaptive_heun": tableaux.HEUN,
+}
 RUNGE_KUTTA = ("euler", "midpoint", "rk4")
 IMPLICIT = ("implicit_adams", "fixed_adams")
 # How torchdiffeq's messages begin, by which its users tell failures apart; what it was and to try
