@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.graph import Graph
-from grand_fast.ops.checks import check_choice
+from grand_fast.ops.checks import check_choice, check_float
 
 KERNELS = ("ppr", "heat")
 # Entries of the dense part of a block of rows: 64 MiB, and a few times that while it is worked on.
@@ -144,9 +144,7 @@ def _check(
     ):
         if value is None and name == "threshold":
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            got = type(value).__name__
-            raise TypeError(f"diffusion_rewiring: `{name}` must be a float, got {got}.")
+        check_float("diffusion_rewiring", name, value)
         if not low < value < high:
             bound = "in (0, 1)" if high == 1.0 else "finite and above 0"
             bound = "finite and at least 0" if low < 0 else bound

@@ -80,6 +80,12 @@ def check_choice(op: str, name: str, value: Any, *, known: tuple[str, ...]) -> N
         raise ValueError(message(op, name, f"must be one of {', '.join(known)}", repr(value)))
 
 
+def check_float(op: str, name: str, value: Any, remedy: str = "") -> None:
+    """`value` is a number of Python: an int or a float, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(message(op, name, "must be a float", type(value).__name__, remedy))
+
+
 def channel_vector(op: str, name: str, value: Any, x: Tensor) -> Tensor:
     """`alpha` or `beta` as a vector `[d]` in float32 or wider, differentiable if it was."""
     d = x.shape[1]

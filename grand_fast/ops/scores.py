@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grand_fast.kernels.weighting import Weighting
-from grand_fast.ops.checks import check_choice, message
+from grand_fast.ops.checks import check_choice, check_float, message
 
 NORMALIZERS = ("softmax", "squareplus")
 DIRECTIONS = ("receiver", "sender")
@@ -221,9 +221,7 @@ class GAT(AbstractScore):
     more_columns = 1
 
     def __init__(self, negative_slope: float = 0.2) -> None:
-        if isinstance(negative_slope, bool) or not isinstance(negative_slope, int | float):
-            got = type(negative_slope).__name__
-            raise TypeError(message("GAT", "negative_slope", "must be a float", got))
+        check_float("GAT", "negative_slope", negative_slope)
         if not isfinite(negative_slope):
             got = str(negative_slope)
             raise ValueError(message("GAT", "negative_slope", "must be finite", got))

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from grand_fast.ops.checks import check_float
+
 
 class OptionError(Exception):
     """An option that does not fit another, or what is solved: no fault of a program."""
@@ -29,8 +31,7 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
 
 def check_number(name: str, value: float, *, positive: bool) -> None:
     """`value` is a finite float, above 0 or at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"integrate: `{name}` must be a float, got {type(value).__name__}.")
+    check_float("integrate", name, value)
     try:
         is_finite = math.isfinite(value)
     except OverflowError:
