@@ -5,6 +5,7 @@ import platform
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from grand_fast._version import __version__
@@ -30,8 +31,6 @@ _OPTIONAL = {
 
 def describe_installation() -> list[str]:
     """The lines that `grand-fast info` prints, in their order."""
-    import psutil
-
     memory = psutil.virtual_memory()
     lines = [
         f"grand-fast {__version__} in {Path(__file__).parent}",

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from grand_fast.data.datasets import NodeData, Split, accuracy
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
@@ -76,8 +78,6 @@ def fit(
     Raises:
         BadOptionError: options that do not fit the model, or a state that does not.
     """
-    from tqdm import tqdm
-
     if select not in CRITERIA:
         raise BadOptionError(f"fit: `select` must be one of {', '.join(CRITERIA)}, got {select!r}.")
     if entropy < 0 or entropy_warmup < 0:

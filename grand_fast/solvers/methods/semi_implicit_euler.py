@@ -73,7 +73,10 @@ class SemiImplicitEuler(AbstractSolver):
                 y = system.iterate(y)
             return Step(y)
         with torch.no_grad():
-            s = _checked(_as_number(tau * frozen.alpha))
+            s = tau * frozen.alpha
+            if isinstance(s, Tensor) and s.numel() == 1:
+                s = float(s)  # products then add in the same pass
+            s = _checked(s)
         if not isinstance(s, Tensor) and not math.isfinite(s):
             return Step(x * s)  # which is not finite either
         with torch.no_grad():
@@ -98,11 +101,6 @@ def _system(frozen: AbstractLinearTerm, x: Tensor, tau: float, s: Scale) -> Line
     if isinstance(s, Tensor):
         return LinearSystem(frozen.product, s, (1.0, (x / (1 + s)).to(x.dtype)))
     return LinearSystem(frozen.product, s, (1 / (1 + s), x))
-
-
-def _as_number(s: Scale) -> Scale:
-    """A tensor of one element as a float: products then add in the same pass. Reads it."""
-    return float(s) if isinstance(s, Tensor) and s.numel() == 1 else s
 
 
 def _checked(s: Scale) -> Scale:
