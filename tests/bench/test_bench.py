@@ -40,6 +40,7 @@ from bench.ops.passes import csr_passes, hub_graphs
 from bench.peers.unfused import has_compiler
 from bench.tuned import problem as tuned
 from bench.tuned import suite
+from grand_fast.kernels.cpu.rows import slabs
 from grand_fast.kernels.csr_diffusion import cpu
 from grand_fast.testing import assert_close
 from tests.bench import _fresh_tasks
@@ -88,7 +89,7 @@ def test_multiply_adds_are_all_made(accumulators: int) -> None:
     """With a factor of 1 each adds 1, and the numbers stay exact in float32."""
     factor, total = torch.ones(16), torch.zeros(3, 16)
     kernel = machine._multiply_add_kernel(accumulators)
-    kernel(machine._tasks(3), pieces=False, factor=factor, total=total, steps=10)
+    kernel(slabs(3, 1), pieces=False, factor=factor, total=total, steps=10)
     assert (total == 10 * accumulators + sum(range(accumulators))).all()
     assert machine.MULTIPLY_ADD_FLOPS % (machine.MULTIPLY_ADD_TASKS * accumulators * 2 * 16) == 0
 
