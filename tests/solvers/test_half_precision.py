@@ -9,6 +9,7 @@ import torch
 import grand_fast as gf
 from grand_fast.solvers import ContinuousOptions
 from grand_fast.solvers.tolerances import default_tolerances
+from tests._pairwise import pairwise
 
 F64 = torch.float64
 HALF = (torch.float16, torch.bfloat16)
@@ -80,10 +81,13 @@ def warnings_of(caplog):
     return [r.getMessage() for r in caplog.records if "resolves" in r.getMessage()]
 
 
-@pytest.mark.parametrize("tolerance", ["default", "too tight"])
-@pytest.mark.parametrize("front", ["odeint", "odeint_adjoint", "integrate"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", HALF)
+@pairwise(
+    3,
+    method=METHODS,
+    front=["odeint", "odeint_adjoint", "integrate"],
+    dtype=HALF,
+    tolerance=["default", "too tight"],
+)
 def test_states_and_gradients_are_right(dtype, method, front, tolerance, caplog):
     options = TOO_TIGHT if tolerance == "too tight" else {}
     for problem in PROBLEMS if front == "odeint" and not options else ("rotation", "diffusion"):
