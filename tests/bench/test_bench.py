@@ -141,7 +141,7 @@ def test_random_graph_has_arxivs_degrees() -> None:
 
 def test_local_graph_is_local() -> None:
     def near(name: str) -> float:
-        sender, receiver = graphs.load(name, nodes=20_000).edge_index()
+        sender, receiver = graphs.load(name, nodes=50_000).edge_index()
         return float(((sender - receiver).abs() < graphs.NEAR_WINDOW).float().mean())
 
     assert near("local") > 2 * near("random")

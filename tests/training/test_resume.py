@@ -58,7 +58,7 @@ def test_fit_goes_on_to_the_same_weights(optimizer, tmp_path):
     whole = fit(0)
     state = tmp_path / "state"
     twice = optimizer == "adam"
-    for seed, last in ((0, 1), (1, 3))[-1 - twice :]:  # other weights and random numbers each time
+    for seed, last in ((0, 1), (1, 3))[: 1 + twice]:  # other weights and random numbers each time
 
         def kill(index, epoch, last=last):
             if index == last:
