@@ -144,7 +144,7 @@ def test_a_device_stays_one():
     assert Path(os.devnull).is_char_device()
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "pictures")
 @pytest.mark.parametrize("size", [0, 1_000, 5_000, 50_000])
 def test_a_run_goes_on_once_there_is_room(tmp_path, whole, size):
     out = tmp_path / "run"
