@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,11 @@ def resources(compiled: CompiledKernel) -> Resources:
 
 def disassembly(compiled: CompiledKernel) -> str:
     """The machine code of a kernel compiled for NVIDIA, with its raw encoding."""
-    return _on_cubin(compiled, "nvdisasm", "-c", "-hex")
+    return _on_cubin(compiled.asm["cubin"], "nvdisasm", "-c", "-hex")
 
 
 def _of_cubin(compiled: CompiledKernel) -> Resources:
-    usage = _on_cubin(compiled, "cuobjdump", "-res-usage")
+    usage = _on_cubin(compiled.asm["cubin"], "cuobjdump", "-res-usage")
     field = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", usage)}
     ptx = compiled.asm["ptx"]
     return Resources(
@@ -188,12 +189,13 @@ def _of_amdgcn(compiled: CompiledKernel) -> Resources:
     )
 
 
-def _on_cubin(compiled: CompiledKernel, tool: str, *flags: str) -> str:
+@cache  # nvdisasm takes half a second to start
+def _on_cubin(code: bytes, tool: str, *flags: str) -> str:
     # cuobjdump looks for nvdisasm on the path
     env = os.environ | {"PATH": f"{_NVIDIA_TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
+        cubin.write_bytes(code)
         command = [str(_NVIDIA_TOOLS / tool), *flags, str(cubin)]
         result = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return result.stdout
