@@ -26,7 +26,7 @@ pytestmark = [
     # 2ˢ where there is no edge, and 1 / Σ p of a row without any
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
-# One size and one operator each, by turns; every operator, and more sizes, as compiled code
+# One size and one operator each, by turns; the other, and more sizes, as compiled code
 TURNS = [(name, SCORES[i % len(SCORES)]) for i, name in enumerate(WEIGHTINGS)]
 
 

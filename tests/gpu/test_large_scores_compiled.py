@@ -19,17 +19,15 @@ from ._large_scores import NODES, SCORES, WEIGHTINGS, Case
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nan_filled")]
 
 # The largest of all for each, and two others by turns
-each_case = pytest.mark.parametrize(
-    ("weighting", "largest"),
-    [
-        (name, size)
-        for i, name in enumerate(WEIGHTINGS)
-        for size in sorted({*SCORES[i % 2 :: 2], SCORES[-1]})
-    ],
-)
+CASES = [
+    (name, size)
+    for i, name in enumerate(WEIGHTINGS)
+    for size in sorted({*SCORES[i % 2 :: 2], SCORES[-1]})
+]
+OF_EDGES = [case for case in CASES if case[0] in list(WEIGHTINGS)[::2]]  # others: interpreted
 
 
-@each_case
+@pytest.mark.parametrize(("weighting", "largest"), OF_EDGES)
 def test_edge_attention(weighting, largest):
     case = Case(*WEIGHTINGS[weighting], largest)
     with emulated("sm_80"):
@@ -37,7 +35,7 @@ def test_edge_attention(weighting, largest):
     case.check_edge_attention(got)
 
 
-@each_case
+@pytest.mark.parametrize(("weighting", "largest"), CASES)
 def test_attention_diffusion(weighting, largest):
     case = Case(*WEIGHTINGS[weighting], largest, d=NODES)
     with emulated("sm_80"):
