@@ -31,7 +31,7 @@ One epoch of training, forward, backward and a step of the optimiser, of GRAND-n
 configuration that the paper's released code tuned (grand_fast/training/configurations/released),
 with dropout and without evaluation. The learning rate is 0, so that every epoch is the first one.
 
-{OURS:<30} gradient of the solver's own steps, states kept (adjoint checkpoint)
+{OURS:<30} gradient of the solver's own steps (adjoint auto)
 {RELEASED:<30} the released sequence under torchdiffeq, DOPRI5 at the same tolerances, and
                                backward as its authors tuned it: through the solver on Cora, by the
                                adjoint equations at their own tolerances elsewhere

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,7 +18,7 @@ from grand_fast.ops._autograd import Gradients
 from grand_fast.ops._largest_score import add_top_gradients, find_top, reference_top
 from grand_fast.ops._score_columns import prepared, score_gradients, side_by_side
 from grand_fast.ops.attention_diffusion import _reference as _attention_reference
-from grand_fast.ops.backends import projection
+from grand_fast.ops.backends import free_memory, projection
 from grand_fast.ops.calls import Call, recompute_limit
 from grand_fast.ops.checks import inner_contiguous
 from grand_fast.ops.scores import SCORES, AbstractScore, ExpKernel, ScaledDot
@@ -203,11 +202,7 @@ def _is_kept(qk: Tensor, x: Tensor) -> bool:
         return size <= limit * x.numel() * x.element_size()
     if size <= _ALWAYS_KEPT:
         return True
-    if qk.is_cuda:
-        free = torch.cuda.mem_get_info(qk.device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return size < _SHARE_KEPT * free
+    return size < _SHARE_KEPT * free_memory(qk.device)
 
 
 def packed_projection(weight: Tensor, bias: Tensor, name: str) -> Callable[[Tensor], Tensor]:

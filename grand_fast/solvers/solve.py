@@ -17,10 +17,11 @@ from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm
 from grand_fast.solvers.tolerances import Convention, tolerances
 
-Adjoint = Literal["direct", "checkpoint", "continuous"]
+Adjoint = Literal["auto", "direct", "checkpoint", "continuous"]
 Regularizer = Literal["kinetic", "directional", "jacobian", "divergence"]
 _option = partial(option, group="solver")
 # Methods whose steps go the same way whatever the values of the state
+_CHECKPOINTS = ("auto", "checkpoint")
 _TRACEABLE = ("euler", "midpoint", "rk4", "rk4_classic", "explicit_adams")
 
 
@@ -70,17 +71,20 @@ class Solve:
             `"uniformisation"` leave out is their own `tol`, of the solver object.
         tol_scale, tol_convention: instead of both; `"released"`: atol = tol_scale · 1e-7, rtol =
             tol_scale · 1e-9, as GRAND's released code; `"paper"`: 1e-12 and 1e-6, as its text.
-        adjoint: `"checkpoint"` keeps the state of each step, with Adams methods and
-            `"adaptive_heun"` its slope too, and runs the step again in backward, `"direct"` keeps
-            what every stage saves. Their gradients agree to rounding; neither differentiates the
-            length of a step.
+        adjoint: `"direct"` keeps what every stage saves, `"checkpoint"` the state of each step,
+            with Adams methods and `"adaptive_heun"` its slope too, and runs the step again in
+            backward. `"auto"` is direct while what the steps keep fits comfortably, in 64 MiB or a
+            quarter of the memory that is free, and keeps checkpoints after that; `.stats.adjoint`
+            tells. It is `"checkpoint"` in compiled programs, with second derivatives, and within
+            hooks for saved tensors. Gradients agree to rounding; none differentiates the length of
+            a step.
             `"continuous"`: the paper's adjoint equations, integrated backwards from the state of
             each step; their gradient is as good as their tolerance, and that of the continuous
             problem.
         tol_scale_adjoint, adjoint_method: tolerances and method of `"continuous"`; by default those
             of the forward solve.
         adjoint_options: instead, of `"continuous"`: own method, tolerances, seminorm.
-        memory_limit: bytes that `"checkpoint"` may keep for backward at any time: it then keeps
+        memory_limit: bytes that checkpoints may take for backward at any time: it then keeps
             only some states and runs steps more often (binomial checkpointing), each once more in
             the forward pass, which `.stats` does not count.
         first_step: of an adaptive method; by default chosen from two evaluations of `f`.
@@ -105,14 +109,14 @@ class Solve:
         None, "instead of both: atol = 1e-7 X, rtol = 1e-9 X", above=0
     )
     tol_convention: Convention = "released"
-    adjoint: Adjoint = _option("checkpoint", "gradient of the solve")
+    adjoint: Adjoint = _option("auto", "gradient of the solve")
     tol_scale_adjoint: float | None = _option(
         None, "tolerance scale of adjoint continuous", above=0, needs=("adjoint", "continuous")
     )
     adjoint_method: Method | AbstractSolver | None = None
     adjoint_options: ContinuousOptions | None = None
     memory_limit: int | None = _option(
-        None, "bytes that adjoint checkpoint may keep", low=1, needs=("adjoint", "checkpoint")
+        None, "bytes that checkpoints may take", low=1, needs=("adjoint", *_CHECKPOINTS)
     )
     first_step: float | None = None
     max_steps: int | None = None
@@ -126,7 +130,7 @@ class Solve:
             TypeError, ValueError: names it, what was expected and what came.
         """
         check_choice("adjoint", self.adjoint, get_args(Adjoint))
-        if self.memory_limit is not None and self.adjoint != "checkpoint":
+        if self.memory_limit is not None and self.adjoint not in _CHECKPOINTS:
             raise OptionValueError(
                 f"integrate: `memory_limit` must come with adjoint 'checkpoint', got "
                 f"{self.adjoint!r}."
@@ -177,7 +181,7 @@ class Solve:
         if isinstance(self.method, str) and self.method not in _TRACEABLE:
             name, known, got = "method", ", ".join(_TRACEABLE), str(self.method)
         elif self.adjoint == "continuous":
-            name, known, got = "adjoint", "direct, checkpoint", str(self.adjoint)
+            name, known, got = "adjoint", "auto, direct, checkpoint", str(self.adjoint)
         elif self.memory_limit is not None:
             name, known, got = "memory_limit", "None", str(self.memory_limit)
         else:
