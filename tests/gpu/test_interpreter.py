@@ -58,7 +58,7 @@ def _small_pieces(monkeypatch, nan_filled):
 def _graph(kind, n=12):
     edge_index, n = random_edge_index(kind, {"empty_rows": 18, "repeated": 6}.get(kind, n))
     if kind == "hub":  # node 1 then receives from, and node 2 sends to, a good 20 edges more
-        edge_index = edge_index[:, :64]
+        edge_index = edge_index[:, :110]
     return Graph.from_edge_index(edge_index, n)
 
 
