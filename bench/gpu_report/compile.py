@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def resources(compiled: CompiledKernel) -> Resources:
         found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", text))
         registers, stack = found["vgpr_count"], found["private_segment_fixed_size"]
     else:
-        usage = _on_cubin(compiled, "cuobjdump", "-res-usage")
+        usage = _on_cubin(compiled.asm["cubin"], "cuobjdump", "-res-usage")
         found = dict(re.findall(r"([A-Z]+):(\d+)", usage))
         registers, stack = found["REG"], int(found["STACK"]) + int(found["LOCAL"])
     return Resources(
@@ -172,15 +173,16 @@ def resources(compiled: CompiledKernel) -> Resources:
 
 def disassembly(compiled: CompiledKernel) -> str:
     """The machine code of a kernel compiled for NVIDIA, with its raw encoding."""
-    return _on_cubin(compiled, "nvdisasm", "-c", "-hex")
+    return _on_cubin(compiled.asm["cubin"], "nvdisasm", "-c", "-hex")
 
 
-def _on_cubin(compiled: CompiledKernel, tool: str, *flags: str) -> str:
+@cache  # nvdisasm takes half a second to start
+def _on_cubin(code: bytes, tool: str, *flags: str) -> str:
     # cuobjdump looks for nvdisasm on the path
     env = os.environ | {"PATH": f"{_NVIDIA_TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
+        cubin.write_bytes(code)
         command = [str(_NVIDIA_TOOLS / tool), *flags, str(cubin)]
         result = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return result.stdout
