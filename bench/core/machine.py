@@ -31,6 +31,9 @@ MULTIPLY_ADD_TASKS = 512  # each some 50 µs, so that threads finish together
 # Enough to hide the latency of a multiply-add, few enough to stay in registers: twelve suit
 # registers of 64 bytes, six, of several registers each, narrower ones.
 ACCUMULATORS = (6, 12)
+# Of mallopt: M_MMAP_MAX, nothing is mapped by itself; M_TRIM_THRESHOLD, nothing is trimmed;
+# M_TOP_PAD, memory comes in steps of 64 MiB.
+_KEEP = ((-4, 0), (-1, -1), (-2, 64 << 20))
 
 
 class DoesNotFitError(Exception):
@@ -61,6 +64,18 @@ def require_memory(what: str, needed: int) -> None:
         raise DoesNotFitError(
             f"{what}: needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available."
         )
+
+
+def keep_memory() -> bool:
+    """Have the C library keep the memory of freed tensors; whether it does.
+
+    By default it maps a large one anew each time, whose fresh pages cost more than what is done
+    with them: up to half of a peer's time, where our engine keeps its own.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
+        mallopt = ctypes.CDLL(None).mallopt
+        return all(mallopt(option, value) for option, value in _KEEP)
+    return False
 
 
 def give_back_memory() -> None:

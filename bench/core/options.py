@@ -51,6 +51,12 @@ def _switch(text: str) -> dict[str, Any]:
 
 _ALL = {
     "--threads": _count("default: torch's own choice"),
+    "--allocator": _one(
+        ("keep", "system"),
+        "keep: the C library keeps freed memory for the next tensor, by which peers gain "
+        "(default); system: as it comes, it gives large tensors back at once",
+    )
+    | {"default": "keep"},
     "--json": {"type": Path, "metavar": "FILE", "help": "write every number here"},
     "--out": {"type": Path, "metavar": "DIR", "help": "draw plots (PNG) into this folder"},
 }
