@@ -9,12 +9,6 @@ from grand_fast.ops.scores import GAT, ExpKernel
 from grand_fast.ops.stage_update import stage_update
 
 __all__ = [
-    "GAT",
-    "ExpKernel",
-    "attention_diffusion",
-    "csr_diffusion",
-    "edge_attention",
-    "error_ratio",
-    "projected_attention_diffusion",
-    "stage_update",
-]
+    "GAT", "ExpKernel", "attention_diffusion", "csr_diffusion", "edge_attention", "error_ratio",
+    "projected_attention_diffusion", "stage_update",
+]  # fmt: skip
