@@ -37,7 +37,8 @@ class Weights(AbstractRecipe):
 
     Args:
         formula: what they are.
-        x: the state they were computed from, `[N, d]`.
+        x: the state they were computed from, `[N, d]`. Weights that meet it are used once, as a
+            rule; those that meet another are of a linear field, and worth writing out.
         q, k: its queries and keys, `[N, H, d_k]`, which nobody else holds.
         graph: the edges.
         rest: the layer's own results.
@@ -58,7 +59,7 @@ class Weights(AbstractRecipe):
     ) -> None:
         super().__init__()
         self.formula, self.graph, self.rest = formula, graph, rest
-        self.x, self._version = x, None if x.is_inference() else x._version
+        self.x = x
         own = (None if t is None else t.clone() for t in (edge_weight, sigma, lengthscale))
         self.inputs = (q, k, *own)
         self._mean: Tensor | None = None
@@ -90,16 +91,12 @@ class Weights(AbstractRecipe):
         """Whether nobody has asked for the mean as yet."""
         return self._mean is None
 
-    def is_of(self, x: Tensor) -> bool:
-        """Whether `x` is the very state they were computed from, and still holds it."""
-        return x is self.x and (x.is_inference() or x._version == self._version)
-
-    def times_x(self, head: int | None) -> Tensor:
+    def times(self, x: Tensor, head: int | None = None) -> Tensor:
         """The mean of `A^h x`, or that of one head, in one pass over the edges."""
         q, k, options = self._options(*self.inputs)
         if head is not None:
             q, k = q[:, head : head + 1], k[:, head : head + 1]
-        return attention_diffusion(self.x, q, k, self.graph, add=[(1.0, self.x)], **options)
+        return attention_diffusion(x, q, k, self.graph, add=[(1.0, x)], **options)
 
     def _options(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
         q, k, edge_weight, sigma, lengthscale = inputs
@@ -160,8 +157,8 @@ class Mean(AbstractRecipe):
         """`A x` on the weights' own graph, and whether in one pass with the attention."""
         if graph is not self.weights.graph:
             return None
-        if self.weights.is_of(x) and self.weights.has_no_mean:
-            return self.weights.times_x(None), True
+        if x is self.weights.x and self.weights.has_no_mean:
+            return self.weights.times(x), True
         return product(self.weights.mean(), x, graph, edge_order="csr"), False
 
 
@@ -185,5 +182,7 @@ class Head(AbstractRecipe):
 
     def times(self, x: Tensor, graph: Graph) -> tuple[Tensor, bool] | None:
         """`A x`, in one pass with the attention of this head; None if that cannot be."""
-        is_own = graph is self.weights.graph and self.values.written is None
-        return (self.weights.times_x(self.head), True) if is_own and self.weights.is_of(x) else None
+        is_own = graph is self.weights.graph and x is self.weights.x
+        if not is_own or self.values.written is not None:
+            return None
+        return self.weights.times(x, self.head), True

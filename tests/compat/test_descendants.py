@@ -67,16 +67,18 @@ def test_a_model_is_as_it_was(field, linear, used, solver):
     assert said == {"Dopri5Solver: Unexpected arguments {'step_size': 1}"}
 
 
-@pytest.mark.parametrize("method", ["euler", "rk4", "explicit_adams", "dopri8"])
+@pytest.mark.parametrize("method", ["euler", "rk4", "explicit_adams", "dopri8", "dopri8, adjoint"])
 def test_methods(method):
-    opt = OPT | {"method": method, "step_size": 0.25}
+    method, _, adjoint = method.partition(", ")
+    opt = OPT | {"method": method, "step_size": 0.25, "adjoint": bool(adjoint)}
 
     def make():
         return _released.Block(_released.Field(opt, edges()), opt).double()
 
     report, _ = both(make)
+    name = "torchdiffeq.odeint_adjoint" if adjoint else "torchdiffeq.odeint"
     reason = "method 'dopri8' is torchdiffeq's own"
-    assert report.left == ({("torchdiffeq.odeint", reason): 1} if method == "dopri8" else {})
+    assert report.left == ({(name, reason): 1} if method == "dopri8" else {})
 
 
 def test_the_limit_of_evaluations_is_the_users_own():
