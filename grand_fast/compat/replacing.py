@@ -24,9 +24,9 @@ def replace(pairs: Iterable[tuple[Callable[..., Any], Callable[..., Any]]]) -> N
     for key, module in list(sys.modules.items()) if by_id else ():
         if not isinstance(module, ModuleType) or key.startswith(_LEFT):
             continue
-        for name, value in list(vars(module).items()):
-            if id(value) in by_id:
-                setattr(module, name, by_id[id(value)])
+        found = [name for name, value in vars(module).copy().items() if id(value) in by_id]
+        for name in found:
+            setattr(module, name, by_id[id(vars(module)[name])])
 
 
 def hook_classes() -> None:

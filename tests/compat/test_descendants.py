@@ -51,9 +51,13 @@ def both(make, *, tolerance=1e-9, **options):
     return patch.report, said
 
 
-@pytest.mark.parametrize("solver", ["theirs", "odeint", "odeint_adjoint"])
-@pytest.mark.parametrize(("field", "linear", "used"), FIELDS.values(), ids=FIELDS)
-def test_a_model_is_as_it_was(field, linear, used, solver):
+CASES = [(name, solver) for name in FIELDS for solver in ("theirs", "odeint_adjoint")]
+CASES += [(name, "odeint") for name in ("GRAND-nl", "GRAND-l", "GraphCON")]
+
+
+@pytest.mark.parametrize(("name", "solver"), CASES)
+def test_a_model_is_as_it_was(name, solver):
+    field, linear, used = FIELDS[name]
     opt = OPT | {"adjoint": solver == "odeint_adjoint"}
 
     def make():
