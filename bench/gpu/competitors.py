@@ -28,6 +28,7 @@ from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_spmm,
     bench_stage_update,
 )
 from bench.peers.dgl import PEERS as DGL_PEERS
@@ -37,6 +38,7 @@ MODULES: tuple[ModuleType, ...] = (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_spmm,
     bench_stage_update,
 )
 # What a peer is called where it runs by another library than on a CPU.

@@ -18,6 +18,7 @@ from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.error_ratio import gpu as error_ratio
 from grand_fast.kernels.gpu import pieces
+from grand_fast.kernels.spmm import gpu as spmm
 from grand_fast.kernels.stage_update import gpu as stage_update
 from grand_fast.kernels.weighting import Weighting
 
@@ -74,6 +75,10 @@ def passes(
         edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=False, csr=g.csr)
     with record() as every["edge_attention backward"]:
         edge_attention.edge_attention_bwd(g.da, g.q, g.k, norm=g.norm, **views)
+    with record() as every["spmm forward"]:
+        spmm.spmm_fwd(g.q, g.da, csr=g.csr)
+    with record() as every["spmm backward"]:
+        spmm.spmm_bwd(g.q, g.k, g.da, **views, needs_dx=True, needs_da=True)
     with record() as every["stage_update forward"]:
         stage_update.stage_update_fwd([g.x] * len(_STAGE), _STAGE)
     with record() as every["stage_update backward"]:
@@ -99,6 +104,11 @@ def every_launch(
         )
         edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=True, csr=g.csr)
         edge_attention.edge_attention_bwd(g.a, g.q, g.k, norm=g.norm, **views)
+        spmm.spmm_fwd(g.x[:, None], g.da, csr=g.csr)
+        spmm.spmm_bwd(
+            g.x[:, None].expand(-1, shape.heads, -1).contiguous(), g.x[:, None], g.da, **views,
+            needs_dx=True, needs_da=True,
+        )  # fmt: skip
         attention_diffusion.attention_diffusion_fwd(g.x, g.q, g.k, **source)
         for needs_dqk, needs_dalpha in ((False, False), (False, True), (True, True)):
             attention_diffusion.attention_diffusion_bwd(

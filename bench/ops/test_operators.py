@@ -13,6 +13,7 @@ from bench.ops import (
     bench_csr_diffusion,
     bench_edge_attention,
     bench_error_ratio,
+    bench_spmm,
     bench_stage_update,
 )
 from grand_fast import Graph
@@ -22,6 +23,7 @@ MODULES = {
     "csr_diffusion": bench_csr_diffusion,
     "edge_attention": bench_edge_attention,
     "error_ratio": bench_error_ratio,
+    "spmm": bench_spmm,
     "stage_update": bench_stage_update,
 }
 CASES = [

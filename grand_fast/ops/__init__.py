@@ -6,6 +6,7 @@ from grand_fast.ops.edge_attention import edge_attention
 from grand_fast.ops.error_ratio import error_ratio
 from grand_fast.ops.projected_attention_diffusion import projected_attention_diffusion
 from grand_fast.ops.scores import GAT, ExpKernel
+from grand_fast.ops.spmm import spmm
 from grand_fast.ops.stage_update import stage_update
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "edge_attention",
     "error_ratio",
     "projected_attention_diffusion",
+    "spmm",
     "stage_update",
 ]

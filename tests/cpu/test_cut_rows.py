@@ -14,6 +14,7 @@ from grand_fast.ops import (
     csr_diffusion,
     edge_attention,
     projected_attention_diffusion,
+    spmm,
 )
 from tests.ops._problems import compare, normal
 
@@ -110,6 +111,13 @@ def edges(graph, *, q, k, a, backend, **options):
     return edge_attention(q, k, graph, edge_weight=a, backend=backend, **options)
 
 
+def products(graph, *, x, q, a, backend):
+    """By one matrix, by several of shared vectors, and head by head."""
+    by_head = torch.stack([a, a.square()], 1)
+    parts = [spmm(graph, v, t, backend=backend) for v, t in ((a, x), (by_head, x), (by_head, q))]
+    return torch.cat([part.flatten(1) for part in parts], 1)
+
+
 STATE, QK = ("x", "alpha", "beta", "x0"), ("q", "k", "a")
 OTHERS = {"normalizer": "squareplus", "normalize": "sender"}
 CALLS = {
@@ -117,6 +125,7 @@ CALLS = {
     "attention_diffusion": (attention, STATE + QK),
     "attention_diffusion by sender": (partial(attention, **OTHERS), STATE + QK),
     "projected": (projected, ("x", "weight", "bias", "alpha")),
+    "spmm": (products, ("x", "q", "a")),
     "edge_attention": (edges, QK),
     "edge_attention mean": (partial(edges, mean_heads=True), QK),
     "edge_attention by sender": (partial(edges, **OTHERS), QK),

@@ -28,6 +28,8 @@ from grand_fast.kernels.edge_attention import reference as edge_attention_refere
 from grand_fast.kernels.error_ratio import gpu as error_ratio
 from grand_fast.kernels.error_ratio import reference as error_ratio_reference
 from grand_fast.kernels.gpu import pieces
+from grand_fast.kernels.spmm import gpu as spmm
+from grand_fast.kernels.spmm.reference import spmm_fwd
 from grand_fast.kernels.stage_update import gpu as stage_update
 from grand_fast.kernels.stage_update.reference import stage_update_fwd
 from grand_fast.testing import assert_close
@@ -132,6 +134,30 @@ def test_edge_attention(shape, dtype, arch):
     )
     dq, dk = grad(a, list(leaves.values()), da.double())
     _check(got, {"a": a, "norm": norm, "dq": dq, "dk": dk})
+
+
+@pytest.mark.parametrize(
+    ("heads", "vectors", "d", "dtype"),
+    [(1, 1, 162, torch.float32), (4, 4, 32, torch.float32), (3, 3, 5, torch.bfloat16),
+     (2, 1, 64, torch.float32), (3, 1, 6, torch.bfloat16)],
+    ids=str,
+)  # fmt: skip
+def test_spmm(heads, vectors, d, dtype):
+    graph = make_graph()
+    csr, csr_t = cut_views(graph)
+    n, e = graph.num_nodes, graph.num_edges
+    shapes = ((n, vectors, d), (e, heads), (n, heads, d))
+    x, a, dy = (torch.randn(shape).to(dtype) for shape in shapes)
+    got = {}
+    with emulated("sm_90"):
+        got["y"] = spmm.spmm_fwd(x, a, csr=csr)
+        got["dx"], got["da"] = spmm.spmm_bwd(
+            dy, x, a, csr=csr, csr_t=csr_t, needs_dx=True, needs_da=True
+        )
+    leaves = _leaves(x=x, a=a)
+    y = spmm_fwd(**leaves, csr=graph.csr())
+    dx, da = grad(y, list(leaves.values()), dy.double())
+    _check(got, {"y": y, "dx": dx, "da": da})
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)

@@ -26,6 +26,14 @@ def diffusion(graph, x, a, alpha, beta, x0, y, **_):
     return ops.csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, add=add)
 
 
+def product(graph, x, a, **_):
+    return ops.spmm(graph, torch.stack([a, -2.0 * a], 1), x)
+
+
+def product_by_head(graph, q, a, **_):
+    return ops.spmm(graph, torch.stack([a, -2.0 * a], 1), q)
+
+
 def projected(graph, x, weight, bias, alpha, beta, x0, y, **_):
     return ops.projected_attention_diffusion(
         x, weight, bias, graph, heads=2, alpha=alpha, beta=beta, x0=x0, add=[(0.5, x), (2.0, y)]
@@ -41,6 +49,8 @@ CALLS = {
     "bare": bare_attention,
     "edge_attention": edges,
     "csr_diffusion": diffusion,
+    "spmm": product,
+    "spmm by head": product_by_head,
     "projected_attention_diffusion": projected,
     "stage_update": stage,
 }
