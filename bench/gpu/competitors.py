@@ -28,6 +28,7 @@ from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
     bench_spmm,
     bench_stage_update,
 )
@@ -38,6 +39,7 @@ MODULES: tuple[ModuleType, ...] = (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
     bench_spmm,
     bench_stage_update,
 )

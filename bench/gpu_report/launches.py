@@ -16,6 +16,7 @@ from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.edge_attention import gpu as edge_attention
+from grand_fast.kernels.edge_softmax import gpu as edge_softmax
 from grand_fast.kernels.error_ratio import gpu as error_ratio
 from grand_fast.kernels.gpu import pieces
 from grand_fast.kernels.spmm import gpu as spmm
@@ -75,6 +76,11 @@ def passes(
         edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=False, csr=g.csr)
     with record() as every["edge_attention backward"]:
         edge_attention.edge_attention_bwd(g.da, g.q, g.k, norm=g.norm, **views)
+    softmax: dict[str, Any] = {"weighting": Weighting(1.0), **views}
+    with record() as every["edge_softmax forward"]:
+        edge_softmax.edge_softmax_fwd(g.da, **softmax)
+    with record() as every["edge_softmax backward"]:
+        edge_softmax.edge_softmax_bwd(g.da, g.da, norm=g.norm, **softmax)
     with record() as every["spmm forward"]:
         spmm.spmm_fwd(g.q, g.da, csr=g.csr)
     with record() as every["spmm backward"]:
@@ -147,6 +153,9 @@ def family(
                 g.x, g.x, q, k=k, norm=g.norm, **of, alpha=g.alpha, **views, needs_dqk=True,
                 needs_dalpha=False, needs_dedge_weight=is_squareplus,
             )  # fmt: skip
+            s = {"weighting": weighting, "top": of["top"], **views}
+            edge_softmax.edge_softmax_fwd(g.da, **s)
+            edge_softmax.edge_softmax_bwd(g.da, g.da, norm=g.norm, **s)
             for mean_heads in (False, True):
                 edge_attention.edge_attention_fwd(q, k, **of, mean_heads=mean_heads, **views)
             edge_attention.edge_attention_bwd(

@@ -12,6 +12,7 @@ from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
     bench_error_ratio,
     bench_spmm,
     bench_stage_update,
@@ -23,6 +24,7 @@ MODULES = {
     "csr_diffusion": bench_csr_diffusion,
     "edge_attention": bench_edge_attention,
     "error_ratio": bench_error_ratio,
+    "edge_softmax": bench_edge_softmax,
     "spmm": bench_spmm,
     "stage_update": bench_stage_update,
 }

@@ -3,6 +3,7 @@
 from grand_fast.ops.attention_diffusion import attention_diffusion
 from grand_fast.ops.csr_diffusion import csr_diffusion
 from grand_fast.ops.edge_attention import edge_attention
+from grand_fast.ops.edge_softmax import edge_softmax
 from grand_fast.ops.error_ratio import error_ratio
 from grand_fast.ops.projected_attention_diffusion import projected_attention_diffusion
 from grand_fast.ops.scores import GAT, ExpKernel
@@ -15,6 +16,7 @@ __all__ = [
     "attention_diffusion",
     "csr_diffusion",
     "edge_attention",
+    "edge_softmax",
     "error_ratio",
     "projected_attention_diffusion",
     "spmm",

@@ -57,7 +57,7 @@ def _edge_attention_fwd_kernel(
                     mean = group.over_heads(a * group.of_heads(1.0 / h))
                     group.add_edges(k.vector("a").at(e + row.shift), mean, n)
                 else:
-                    group.store_edges(k.vector("a"), e + row.shift, n, h, a)
+                    group.store_slots(k.vector("a"), e + row.shift, n, h, a)
     return Compiled(k)
 
 

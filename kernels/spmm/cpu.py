@@ -111,7 +111,7 @@ def _spmm_bwd_da_kernel(
                 others = [x.row(col[slot]) for slot in block_slots(group, row, e)]
                 products = block_products(group, own, others)
                 n = (row.end - e).minimum(group.edges)
-                group.store_edges(da, e + row.shift, n, h, products)
+                group.store_slots(da, e + row.shift, n, h, products)
     return Compiled(k)
 
 

@@ -33,6 +33,7 @@ from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
     bench_spmm,
     bench_stage_update,
     scaling,
@@ -51,6 +52,7 @@ MODULES = (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
     bench_spmm,
     bench_stage_update,
 )

@@ -13,6 +13,7 @@ from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
     edge_attention,
+    edge_softmax,
     projected_attention_diffusion,
     spmm,
 )
@@ -118,6 +119,10 @@ def products(graph, *, x, q, a, backend):
     return torch.cat([part.flatten(1) for part in parts], 1)
 
 
+def softmax(graph, *, q, backend, **options):
+    return edge_softmax(q[graph.edge_index()[0], :, 0], graph, backend=backend, **options)
+
+
 STATE, QK = ("x", "alpha", "beta", "x0"), ("q", "k", "a")
 OTHERS = {"normalizer": "squareplus", "normalize": "sender"}
 CALLS = {
@@ -126,6 +131,8 @@ CALLS = {
     "attention_diffusion by sender": (partial(attention, **OTHERS), STATE + QK),
     "projected": (projected, ("x", "weight", "bias", "alpha")),
     "spmm": (products, ("x", "q", "a")),
+    "edge_softmax": (softmax, ("q",)),
+    "edge_softmax by sender": (partial(softmax, **OTHERS), ("q",)),
     "edge_attention": (edges, QK),
     "edge_attention mean": (partial(edges, mean_heads=True), QK),
     "edge_attention by sender": (partial(edges, **OTHERS), QK),

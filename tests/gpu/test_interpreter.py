@@ -28,6 +28,7 @@ from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
     edge_attention,
+    edge_softmax,
     error_ratio,
     projected_attention_diffusion,
     spmm,
@@ -150,6 +151,35 @@ def test_spmm(kind, heads, rest, dtype):
             upstream = torch.cos(torch.arange(y.numel())).reshape(y.shape).to(dtype)
             results.append([y, *grad(y, leaves, upstream.to(wide))])
     for name, got, want in zip(("y", "dvalues", "dx"), *results, strict=True):
+        assert_close(name, got, want)
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "normalizer", "normalize", "dtype"),
+    [
+        ("hub", 3, "softmax", "receiver", torch.float32),
+        ("hub", None, "squareplus", "receiver", torch.float32),
+        ("empty_rows", 5, "softmax", "sender", torch.float32),
+        ("hub", 2, "squareplus", "sender", torch.float32),
+        ("no_edges", 2, "squareplus", "receiver", torch.float32),
+        ("empty", 2, "softmax", "sender", torch.float32),
+        ("repeated", 4, "softmax", "receiver", torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_edge_softmax(kind, heads, normalizer, normalize, dtype):
+    graph = _graph(kind)
+    e = graph.num_edges
+    given = (2 * torch.randn(e) if heads is None else 2 * torch.randn(e, heads)).to(dtype)
+    results = []
+    for backend, wide in (("gpu", dtype), ("reference", torch.float64)):
+        scores = given.to(wide).requires_grad_()
+        options = {"normalizer": normalizer, "normalize": normalize, "backend": backend}
+        with checked_memory():
+            a = edge_softmax(scores, graph, **options)
+            upstream = torch.cos(torch.arange(a.numel())).reshape(a.shape).to(dtype)
+            results.append([a, *grad(a, scores, upstream.to(wide))])
+    for name, got, want in zip(("a", "dscores"), *results, strict=True):
         assert_close(name, got, want)
 
 

@@ -93,7 +93,16 @@ class HeadGroup:
         """Write the heads of the first edge to a row `[H]`."""
         row.at(self.first).store(vec, self.count)
 
-    def store_edges(self, table: Floats, slot: Int, n: Int, h: int, vec: Vec) -> None:
+    def load_slots(self, table: Floats, slot: Int, n: Int, h: int) -> Vec:
+        """The heads of the first `n` edges of a table `[E, H]`, from `slot` on."""
+        packed = table.at(slot * h + self.first).load_first(n * self.count)
+        lanes = range(self.kernel.lanes)
+        places = [i // self.width * self.count + i % self.width for i in lanes]
+        return packed.shuffle(
+            [p if i % self.width < self.count else 0 for i, p in zip(lanes, places, strict=True)]
+        )
+
+    def store_slots(self, table: Floats, slot: Int, n: Int, h: int, vec: Vec) -> None:
         """Write the heads of the first `n` edges to a table `[E, H]`, from `slot` on."""
         lanes = self.kernel.lanes
         used = [z * self.width + i for z in range(self.edges) for i in range(self.count)]
