@@ -6,7 +6,7 @@ Documentation: the README of the repository, and the docstring of each public na
 from grand_fast import nn, ops
 from grand_fast._version import __version__
 from grand_fast.data.rewiring import diffusion_rewiring
-from grand_fast.graph import Graph
+from grand_fast.graph import Graph, graph_of
 from grand_fast.ops.backends import backend
 from grand_fast.solvers import Solution, Solve, Stats, Status, integrate, odeint, odeint_adjoint
 
@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "backend",
     "diffusion_rewiring",
+    "graph_of",
     "integrate",
     "nn",
     "odeint",

@@ -54,4 +54,4 @@ def in_slots(table: Tensor, csr: Csr) -> Tensor:
     """`in_view` undone."""
     if csr.slot is None:
         return table
-    return torch.empty_like(table).index_copy_(0, csr.slot.long(), table)
+    return torch.empty_like(table).index_copy_(0, csr.slot.to(table.device, torch.int64), table)
