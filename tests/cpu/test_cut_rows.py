@@ -120,7 +120,9 @@ def products(graph, *, x, q, a, backend):
 
 
 def softmax(graph, *, q, backend, **options):
-    return edge_softmax(q[graph.edge_index()[0], :, 0], graph, backend=backend, **options)
+    sender, receiver = graph.edge_index()
+    scores = q[sender, :, 0] + q[receiver, :, 1]
+    return edge_softmax(scores, graph, backend=backend, **options)
 
 
 STATE, QK = ("x", "alpha", "beta", "x0"), ("q", "k", "a")

@@ -102,6 +102,12 @@ def test_views_and_graphs_of_one_tensor_are_few():
     assert graph_of(edges[:, 8:], n + 8) is held[8] and graph_of(edges[:, 8:], n) is not held[0]
 
 
+def test_views_that_begin_alike_are_kept_apart():
+    edges = torch.tensor([[0, 1], [2, 0]])
+    first, other = graph_of(edges, 3), graph_of(edges.t(), 3)
+    assert graph_of(edges, 3) is first and graph_of(edges.t(), 3) is other is not first
+
+
 def test_a_view_alone_keeps_what_it_is_a_view_of():
     view = random_edge_index("random")[0][:, 1:]
     graph = graph_of(view, 40)
