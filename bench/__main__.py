@@ -38,7 +38,10 @@ def _run(arguments: list[str]) -> int:
         _writable(options)
         if options.threads:
             torch.set_num_threads(options.threads)
-        report = Report(options.suite, machine.header(arguments) | {"graph": options.graph})
+        # of this process alone: a caller's is the caller's
+        keeps = options.allocator == "keep" and __name__ == "__main__" and machine.keep_memory()
+        about = {"graph": options.graph, "allocator": "keep" if keeps else "system"}
+        report = Report(options.suite, machine.header(arguments) | about)
         import_module(SUITES[options.suite][0]).run(options, report)
     except BrokenPipeError:
         raise

@@ -11,18 +11,6 @@ from grand_fast.ops.backends import backend
 from grand_fast.solvers import Solution, Solve, Stats, Status, integrate, odeint, odeint_adjoint
 
 __all__ = [
-    "Graph",
-    "Solution",
-    "Solve",
-    "Stats",
-    "Status",
-    "__version__",
-    "backend",
-    "diffusion_rewiring",
-    "graph_of",
-    "integrate",
-    "nn",
-    "odeint",
-    "odeint_adjoint",
-    "ops",
-]
+    "Graph", "Solution", "Solve", "Stats", "Status", "__version__", "backend", "diffusion_rewiring",
+    "graph_of", "integrate", "nn", "odeint", "odeint_adjoint", "ops",
+]  # fmt: skip

@@ -4,8 +4,6 @@ Exit codes: 0 done, 1 failed, 2 bad arguments, 130 interrupted (Ctrl-C), 141 the
 reader of the output has gone.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Lines for the user, whatever a stream's encoding and whoever reads its other end."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import os

@@ -1,12 +1,11 @@
 """`grand-fast info`: the machine, the backends, the versions, and what is missing."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from grand_fast._version import __version__
@@ -31,9 +30,7 @@ _OPTIONAL = {
 
 
 def describe_installation() -> list[str]:
-    """Lines of `grand-fast info`."""
-    import psutil
-
+    """The lines that `grand-fast info` prints, in their order."""
     memory = psutil.virtual_memory()
     lines = [
         f"grand-fast {__version__} in {Path(__file__).parent}",
@@ -47,7 +44,8 @@ def describe_installation() -> list[str]:
         f"{os.environ.get('GRAND_FAST_BACKEND') or 'unset'}; `auto` goes by the tensors' device)",
     ]
     for name in BACKENDS[1:]:
-        reasons = unsupported_reasons(name, _device_of(name), torch.float32)
+        device = "cuda" if name == "gpu" and torch.cuda.is_available() else "cpu"
+        reasons = unsupported_reasons(name, torch.device(device), torch.float32)
         lines.append(f"  {name:<16} {'unavailable: ' + '; '.join(reasons) if reasons else 'ready'}")
     lines += ["", "packages"]
     found = versions()
@@ -68,7 +66,3 @@ def describe_installation() -> list[str]:
         except public_files.DataError as error:
             lines.append(f"  {name:<16} {str(error).removeprefix(name + ': ')}")
     return lines
-
-
-def _device_of(backend: str) -> torch.device:
-    return torch.device("cuda" if backend == "gpu" and torch.cuda.is_available() else "cpu")

@@ -10,12 +10,7 @@ from grand_fast.graph import Graph
 
 # Largest error over the largest value of the wanted tensor. float32: the sums of a hub's row in
 # another order; half types: one rounding of the output (2⁻¹¹, 2⁻⁸) and room for that of the inputs.
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 5e-6,
-    torch.float16: 2e-3,
-    torch.bfloat16: 1.6e-2,
-}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 GraphKind = Literal[
     "random", "empty", "no_edges", "empty_rows", "hub", "loops", "repeated", "path", "single"
@@ -99,6 +94,6 @@ def random_edge_index(kind: GraphKind, n: int = 40, *, seed: int = 0) -> tuple[T
 
 
 def random_graph(kind: GraphKind, n: int = 40, *, seed: int = 0) -> Graph:
-    """`random_edge_index` as a `Graph`."""
+    """The edges of `random_edge_index(kind, n, seed=seed)` as a `Graph`."""
     edge_index, num_nodes = random_edge_index(kind, n, seed=seed)
     return Graph.from_edge_index(edge_index, num_nodes)

@@ -22,14 +22,8 @@ from grand_fast.training.configurations import read_config, usual_file
 from grand_fast.training.folder import CURVES_FILE, NotWritableError, check_writable, usual_folder
 from grand_fast.training.history import METRICS_FILE
 from grand_fast.training.option_types import BAD_ARGUMENTS, BadOptionError, device, number, one_of
-from grand_fast.training.options import (
-    EXAMPLES,
-    add_preset_options,
-    choose,
-    flag_of,
-    given_options,
-    preset_table,
-)
+from grand_fast.training.options import EXAMPLES, add_preset_options, choose, flag_of, preset_table
+from grand_fast.training.presets import OPTIONS
 
 if TYPE_CHECKING:
     from grand_fast.training.experiment import Experiment, Results
@@ -83,8 +77,8 @@ def add_train(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     # scikit-learn, PyG and matplotlib are imported further down, where they are used
+    from grand_fast.training.experiment import summary, write_summary
     from grand_fast.training.run import run_seeds
-    from grand_fast.training.summary import summary, write_summary
 
     to_stdout = options.json == Path("-")
 
@@ -160,7 +154,7 @@ def _experiment(options: argparse.Namespace) -> Experiment:
     from grand_fast.training.experiment import Experiment
 
     config = {} if options.config is None else _config(options.config)
-    given = given_options(options)
+    given = {name: value for name, value in vars(options).items() if name in OPTIONS}
     own, sources = None, []
     if options.data is not None:
         if options.dataset is not None or options.root is not None:
@@ -181,17 +175,10 @@ def _experiment(options: argparse.Namespace) -> Experiment:
         sources.append(options.config)
     name = dataset if own is None else own.name
     experiment = Experiment(
-        name,
-        chosen,
-        options.seeds,
+        name, chosen, options.seeds,
         options.device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        options.out or Path("runs"),
-        options.root,
-        own,
-        options.backend,
-        options.restart,
-        sources,
-    )
+        options.out or Path("runs"), options.root, own, options.backend, options.restart, sources,
+    )  # fmt: skip
     if options.out is None:
         folder = usual_folder(f"{name}-{chosen.variant}", experiment.configuration)
         experiment = replace(experiment, out=folder)

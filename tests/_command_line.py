@@ -11,10 +11,12 @@ QUICK = ["--epochs", "2", "--hidden", "8", "--attention-channels", "4", "--heads
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
+def own_folder(request, tmp_path, monkeypatch):
     """Results go to `runs/` below the current folder; threads only wait on models this small."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GRAND_FAST_DATA", raising=False)
+    if "pictures" not in request.fixturenames:
+        request.getfixturevalue("no_pictures")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -50,6 +50,21 @@ def one_thread():
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Half of a training of seconds: curves are drawn where a test is about them."""
+
+    def blank(run, path, *, title):
+        path.write_bytes(b"\x89PNG")
+
+    monkeypatch.setattr("grand_fast.training.folder.draw_training_curves", blank)
+
+
+@pytest.fixture
+def pictures():
+    """For a test whose curves are to be drawn, where others go without."""
+
+
+@pytest.fixture
 def nan_filled(monkeypatch):
     """`torch.empty` and its kin return NaN: an element that no kernel wrote shows."""
 

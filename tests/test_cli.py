@@ -26,6 +26,7 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("pictures")
 def test_train_writes_everything(capsys, tmp_path):
     summary = tmp_path / "results" / "digits.json"
     assert cli.main(["train", *QUICK, "--seeds", "2", "--json", str(summary)]) == 0
@@ -86,7 +87,8 @@ def test_solver_options(capsys, options, says, nfe):
     out, err = capsys.readouterr()
     content = json.loads(out)
     assert says in err
-    assert content["nfe_forward"] >= nfe and content["nfe_backward"] >= 1
+    runs_again = "--adjoint" in options or "--memory-limit" in options
+    assert content["nfe_forward"] >= nfe and content["nfe_backward"] >= runs_again
     assert isinstance(load_checkpoint(f"runs/digits-{content['variant']}"), GRAND)
 
 
@@ -297,12 +299,14 @@ def test_as_a_module():
 
 @pytest.mark.slow
 def test_digits_reach_their_accuracy(capsys):
-    assert cli.main(["train", "--seeds", "2", "--json"]) == 0
+    """Long before the epochs of their configuration are over."""
+    assert cli.main(["train", "--seeds", "1", "--epochs", "15", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mean"] >= 0.94
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ROOT, reason="GRAND_FAST_DATA is not set to a folder with Cora")
 def test_cora_reaches_its_accuracy(capsys):
-    assert cli.main(["train", "--dataset", "Cora", "--root", ROOT, "--variant", "l", "--json"]) == 0
+    options = ["--variant", "l", "--epochs", "150"]  # of 400
+    assert cli.main(["train", "--dataset", "Cora", "--root", ROOT, *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mean"] >= 0.80

@@ -54,7 +54,7 @@ from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixt
         (["--tol-scale", "10"], "--tol-scale is not used by rk4, whose steps are --step-size"),
         (["--method", "bosh3", "--tol-scale", "10", "--rtol", "1e-3"], "give it alone"),
         (["--tol-scale-adjoint", "10"], "--tol-scale-adjoint needs --adjoint continuous"),
-        (["--memory-limit", "1000", "--adjoint", "direct"], "needs --adjoint checkpoint, got"),
+        (["--memory-limit", "1000", "--adjoint", "direct"], "needs --adjoint auto or checkpoint"),
         (["--memory-limit", "1000"], "`memory_limit` must be at least"),
         (["--method", "uniformisation"], "`term` must be linear"),
         (["--dataset", "Cora", "--development", "5"], "--development needs --split random, got"),

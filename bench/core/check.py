@@ -1,13 +1,13 @@
 """The check before timing: output and every gradient against the reference in float64."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from bench.core import machine
+from bench.core.harness import threads
 from bench.core.problem import (
     Competitor,
     Differentiated,
@@ -25,21 +25,13 @@ from grand_fast.testing import assert_close
 BLOCK_EDGES = 8_192
 
 
+@threads(1)  # the blocks are too small for more
 def expected(problem: Problem) -> dict[str, Tensor]:
     """Output and gradients of the reference in float64, one block of rows after the other.
 
     Rows share no softmax, so output and gradients are sums over the blocks. Each block is a graph
-    of its own, on the nodes that it touches. One thread: the pieces are too small for more.
+    of its own, on the nodes that it touches.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _expected(problem)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _expected(problem: Problem) -> dict[str, Tensor]:
     inputs = [t.double().requires_grad_() for t in problem.inputs.values()]
     core = problem.core(*inputs)
     d_out = problem.d_out.double()
@@ -70,14 +62,46 @@ def check(
     name: str,
     function: Function,
     problem: Differentiated,
-    want: dict[str, Tensor],
-    tolerance: Mapping[str, float] = MappingProxyType({}),
+    want: Mapping[str, Tensor],
+    tolerance: Mapping[str, float] | None = None,
 ) -> None:
     """Raise AssertionError if the output or a gradient of `function` is not the reference's.
 
     `tolerance` is for what it names; for the rest that of the dtype.
     """
-    _compare(name, named(problem, *gradients(function, problem)), want, tolerance)
+    compare(name, named(problem, *gradients(function, problem)), want, tolerance)
+
+
+def compare(
+    name: str,
+    got: Mapping[str, Tensor],
+    want: Mapping[str, Tensor],
+    tolerance: Mapping[str, float] | None = None,
+) -> None:
+    """`check` of what a function gave."""
+    for key, value in got.items():
+        assert_close(f"{name}: {key}", value, want[key], tolerance=(tolerance or {}).get(key))
+
+
+def right(
+    makes: Mapping[str, Callable[[], Function]],
+    problem: Differentiated,
+    want: Mapping[str, Tensor],
+    case: str,
+    report: Report,
+    tolerance: Mapping[str, float],
+) -> dict[str, Function]:
+    """The functions made whose results are those wanted, by name; the report names the others."""
+    found = {}
+    for name, make in makes.items():
+        report.say(f"{case}: {name}, check")
+        try:
+            function = make()
+            check(name, function, problem, want, tolerance)
+            found[name] = function
+        except AssertionError as difference:
+            report.failed.append(f"{case}: {difference}")
+    return found
 
 
 def agreeing(
@@ -99,23 +123,13 @@ def agreeing(
             result = gradients(function, problem)
             first_call = time.perf_counter() - start
             if competitor.exact:
-                _compare(competitor.name, named(problem, *result), want)
+                compare(competitor.name, named(problem, *result), want)
             found[competitor.name] = function, first_call
         except (UnavailableError, machine.DoesNotFitError) as reason:
             report.skipped.append(f"{name}: {reason}")
         except AssertionError as difference:
             report.failed.append(f"{case}: {difference}")
     return found
-
-
-def _compare(
-    name: str,
-    got: Mapping[str, Tensor],
-    want: Mapping[str, Tensor],
-    tolerance: Mapping[str, float] = MappingProxyType({}),
-) -> None:
-    for key, value in got.items():
-        assert_close(f"{name}: {key}", value, want[key], tolerance=tolerance.get(key))
 
 
 def _row_blocks(graph: Graph) -> Iterator[tuple[Csr, Tensor, slice]]:

@@ -40,16 +40,9 @@ class Configuration:
 def _of_file(dataset: str, folder: Path = RELEASED) -> Configuration:
     """That of the model which trains by a file."""
     preset = configuration(dataset, "nl", folder)
-    assert preset.attention_channels is not None and isinstance(preset.score, str)
-    return Configuration(
-        dataset,
-        Shape(preset.hidden, preset.heads, preset.attention_channels),
-        preset.score,
-        preset.normalizer,
-        preset.normalize,
-        preset.source,
-        preset.self_loops,
-    )
+    shape = Shape(preset.hidden, preset.heads, preset.attention_channels)
+    options = ("score", "normalizer", "normalize", "source", "self_loops")
+    return Configuration(dataset, shape, *(getattr(preset, name) for name in options))
 
 
 # Of CiteSeer and Photo there is no file with all that the released code tuned

@@ -10,16 +10,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bench.core import machine
+from bench.core.report import Report
 
 # Enough to compile and load everything, too little to leave pages to be reused.
 TINY_NODES = 300
 
+Measured = dict[str, float]  # numbers by name
+Task = Callable[..., Measured]
 
-def run(
-    task: Callable[..., dict[str, float]], *, cache: str | None = None, **values: object
-) -> dict[str, float]:
+
+def run(task: Task, *, cache: str | None = None, **values: object) -> Measured:
     """Call a function in a fresh process and return what it measured.
 
     Args:
@@ -40,11 +43,21 @@ def run(
     if result.returncode:
         lines = result.stderr.decode(errors="replace").strip().splitlines()
         raise RuntimeError((lines or [f"exit code {result.returncode}"])[-1])
-    measured: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    measured: Measured = json.loads(result.stdout.splitlines()[-1])
     return measured
 
 
-def peak(call: Callable[[], object]) -> dict[str, float]:
+def peaks(report: Report, what: str, task: Task, *, runs: int = 1, **given: Any) -> list[Measured]:
+    """What so many fresh processes measure; nothing, and why in `report`, where one fails."""
+    report.say(f"{what}, memory")
+    try:
+        return [run(task, **given) for _ in range(runs)]
+    except RuntimeError as reason:
+        report.skipped.append(f"memory of {what}: {reason}")
+        return []
+
+
+def peak(call: Callable[[], object]) -> Measured:
     """Bytes above those resident before, at the peak of a call, and of the whole process."""
     machine.give_back_memory()  # or pages freed before would be reused, and not be counted
     before = _status("VmRSS")

@@ -53,7 +53,9 @@ def load(name: str, *, nodes: int | None = None, seed: int = 0) -> Graph:
         sender, receiver, n = _arxiv()
     else:
         sender, receiver = GRAPHS[name](n, np.random.default_rng(seed))
-    return _symmetric(sender, receiver, n)
+    loops = np.arange(n) * (n + 1)
+    key = np.unique(np.concatenate([sender * n + receiver, receiver * n + sender, loops]))
+    return Graph.from_edge_index(torch.from_numpy(np.stack([key % n, key // n])), n)
 
 
 def prepare(graph: Graph) -> None:
@@ -66,13 +68,6 @@ def prepare(graph: Graph) -> None:
 def edges_per_node() -> float:
     """Mean row length of the generated graphs, self-loop included."""
     return ARXIV_EDGES / ARXIV_NODES
-
-
-def _symmetric(u: NDArray[np.int64], v: NDArray[np.int64], n: int) -> Graph:
-    loops = np.arange(n)
-    key = np.unique(np.concatenate([u * n + v, v * n + u, loops * n + loops]))
-    edge_index = torch.from_numpy(np.stack([key % n, key // n]))
-    return Graph.from_edge_index(edge_index, n)
 
 
 def _arxiv() -> tuple[NDArray[np.int64], NDArray[np.int64], int]:

@@ -4,12 +4,14 @@ import gc
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, MappingProxyType
 from typing import Self
 
 import numpy as np
+import torch
 
 # A slow call takes part in fewer of the rounds, but in at least these.
 MIN_ROUNDS = 3
@@ -49,6 +51,17 @@ def timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch for a block, or for the function that this decorates."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def interleave(

@@ -6,29 +6,21 @@ import gc
 import os
 import platform
 import subprocess
-import threading
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numba
-import numpy as np
 import psutil
 import torch
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 from bench.core.harness import timed
 from grand_fast import Graph
 from grand_fast.kernels.cpu.language import FORMATS, Kernel
 from grand_fast.kernels.cpu.math import fma
-from grand_fast.kernels.cpu.rows import Compiled, Work
+from grand_fast.kernels.cpu.rows import Compiled, slabs
 from grand_fast.ops.backends import plan
+from grand_fast.training.environment import processor, version_of, versions
 
 COPY_BYTES = 256 * 2**20  # several times the last-level cache, read once and written once
 CACHE_LINE_FLOATS = 16
@@ -39,7 +31,9 @@ MULTIPLY_ADD_TASKS = 512  # each some 50 µs, so that threads finish together
 # Enough to hide the latency of a multiply-add, few enough to stay in registers: twelve suit
 # registers of 64 bytes, six, of several registers each, narrower ones.
 ACCUMULATORS = (6, 12)
-PACKAGES = ("torch", "torch-geometric", "llvmlite", "numba", "numpy", "triton")
+# Of mallopt: M_MMAP_MAX, nothing is mapped by itself; M_TRIM_THRESHOLD, nothing is trimmed;
+# M_TOP_PAD, memory comes in steps of 64 MiB.
+_KEEP = ((-4, 0), (-1, -1), (-2, 64 << 20))
 
 
 class DoesNotFitError(Exception):
@@ -50,12 +44,12 @@ def header(arguments: list[str]) -> dict[str, Any]:
     """Where, with what and by which command a file of results was made."""
     return {
         "device": "cpu",
-        "cpu": _cpu_name(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": versions() | {"numba": version_of("numba")},
         "commit": _commit(),
         "command": " ".join(["python", "-m", "bench", *arguments]),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -70,6 +64,18 @@ def require_memory(what: str, needed: int) -> None:
         raise DoesNotFitError(
             f"{what}: needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available."
         )
+
+
+def keep_memory() -> bool:
+    """Have the C library keep the memory of freed tensors; whether it does.
+
+    By default it maps a large one anew each time, whose fresh pages cost more than what is done
+    with them: up to half of a peer's time, where our engine keeps its own.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
+        mallopt = ctypes.CDLL(None).mallopt
+        return all(mallopt(option, value) for option, value in _KEEP)
+    return False
 
 
 def give_back_memory() -> None:
@@ -87,36 +93,18 @@ def copy_call() -> Callable[[], object]:
 
 
 def gather_call(graph: Graph, width: int, *, in_order: bool = False) -> Callable[[], object]:
-    """One row-gather floor: every cache line of `x[col[e]]` read, `x [N, width]`, in Numba.
+    """One row-gather floor: every cache line of `x[col[e]]` read, `x [N, width]`.
 
-    Nothing is computed or written. This is the least that a pass over the edges has to do, rows
-    taken by number, or `in_order`, as our kernels visit them.
+    Nothing is computed or written but a sum. This is the least that a pass over the edges has to
+    do, rows taken by number, or `in_order`, as our kernels visit them.
     """
     # Rows padded to whole cache lines: the floor is that of the lines, whatever the width.
     lines = -(-width // CACHE_LINE_FLOATS)
-    x = torch.ones(graph.num_nodes * lines * CACHE_LINE_FLOATS).numpy()
-    col = (graph.csr(plan("cpu")) if in_order else graph).col.numpy()
-    n_parts = max(1, graph.num_edges // GATHER_PART_EDGES)
-    bounds = np.linspace(0, graph.num_edges, n_parts + 1).astype(np.int64)
-    kernel = _gather_kernel(lines)
-
-    def call() -> None:
-        # Parts go to whichever thread is free, so that a busy core does not hold up the other.
-        parts = iter(range(n_parts))
-
-        def work() -> None:
-            for part in parts:  # `next` of a range is atomic under the GIL
-                kernel(x, col, bounds[part], bounds[part + 1])
-
-        helpers = min(torch.get_num_threads(), n_parts) - 1
-        threads = [threading.Thread(target=work) for _ in range(helpers)]
-        for thread in threads:
-            thread.start()
-        work()
-        for thread in threads:
-            thread.join()
-
-    return call
+    x = torch.ones(graph.num_nodes, lines * CACHE_LINE_FLOATS)
+    col = (graph.csr(plan("cpu")) if in_order else graph).col
+    kernel, work = _gather_kernel(lines), slabs(graph.num_edges, GATHER_PART_EDGES)
+    total, last = torch.empty(len(work.bounds), CACHE_LINE_FLOATS), graph.num_edges - 1
+    return lambda: kernel(work, pieces=False, x=x, col=col, total=total, last_edge=last)
 
 
 def gather_bytes(graph: Graph, width: int) -> int:
@@ -135,8 +123,7 @@ def multiply_add_call() -> Callable[[], object]:
 
 
 def _multiply_adds(accumulators: int) -> Callable[[], object]:
-    kernel = _multiply_add_kernel(accumulators)
-    work = _tasks(MULTIPLY_ADD_TASKS)
+    kernel, work = _multiply_add_kernel(accumulators), slabs(MULTIPLY_ADD_TASKS, 1)
     lanes = FORMATS[torch.float32].lanes
     factor, total = torch.ones(lanes), torch.empty(MULTIPLY_ADD_TASKS, lanes)
     steps = MULTIPLY_ADD_FLOPS // (MULTIPLY_ADD_TASKS * accumulators * 2 * lanes)
@@ -159,69 +146,23 @@ def _multiply_add_kernel(accumulators: int) -> Compiled:
     return Compiled(k)
 
 
-def _tasks(count: int) -> Work:
-    """A list of work with that many parts, of no rows."""
-    bare = Graph.from_edge_index(torch.empty(2, 0, dtype=torch.int64), 1)
-    work: Work = bare.csr(plan("cpu")).work
-    return replace(work, bounds=torch.arange(count + 1))
-
-
-@intrinsic
-def _prefetch(context: Any, x: Any, i: Any) -> Any:
-    """`llvm.prefetch` of the cache line of `x[i]`, for reading, to be kept."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(array.data, [arguments[1]])
-        address = builder.bitcast(address, ir.IntType(8).as_pointer())
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, flag(0), flag(3), flag(1)])
-        return context.get_dummy_value()
-
-    return types.void(x, types.int64), generate
-
-
 @lru_cache(maxsize=16)
-def _gather_kernel(lines: int) -> Callable[..., float]:
+def _gather_kernel(lines: int) -> Compiled:
     """Compiled for one row length, so that the loop over its cache lines is unrolled."""
-    width = lines * CACHE_LINE_FLOATS
-
-    @numba.njit(nogil=True)
-    def gather(x: NDArray[np.float32], col: NDArray[np.int32], start: int, stop: int) -> float:
-        last = len(col) - 1
-        even = odd = np.float32(0)  # two chains of additions, or their latency would be the floor
-        for e in range(start, stop):
-            ahead = np.int64(col[min(e + PREFETCH_ROWS, last)]) * width
-            here = np.int64(col[e]) * width
+    k = Kernel("gather_rows", torch.float32, torch.int32)
+    x, col, bounds = k.matrix("x"), k.indices("col"), k.longs("bounds")
+    with k.tasks() as task:
+        # two chains of additions, or their latency would be the floor
+        sums = [k.variable(k.splat(0.0)) for _ in range(2)]
+        with k.loop(bounds[task], bounds[task + 1]) as e:
+            ahead = (e + PREFETCH_ROWS).minimum(k.number("last_edge"))
+            x.row(col[ahead]).prefetch(lines * CACHE_LINE_FLOATS)
+            row = x.row(col[e])
             for line in range(lines):
-                _prefetch(x, ahead + line * CACHE_LINE_FLOATS)
-            for line in range(0, lines, 2):
-                even += x[here + line * CACHE_LINE_FLOATS]
-            for line in range(1, lines, 2):
-                odd += x[here + line * CACHE_LINE_FLOATS]
-        return even + odd
-
-    return gather
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
+                s = sums[line % 2]
+                s.value = s.value + row.at(line * CACHE_LINE_FLOATS).load()
+        k.matrix("total").row(task).store(sums[0].value + sums[1].value)
+    return Compiled(k)
 
 
 def _commit() -> str:

@@ -3,6 +3,7 @@
 import argparse
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from bench.core import graphs
 from bench.core.configurations import BY_DATASET
@@ -30,7 +31,105 @@ PAPER_MODELS = ("GRAND-l", "GRAND-nl", "GRAND-nl-rw",
                 "GCN", "GAT", "MoNet", "GS-mean", "GS-maxpool")  # fmt: skip
 COMPONENTS = ("largest", "all")
 PAPER_FOLDER = Path("bench/results/paper")
-_COUNT = number(int, low=1)
+
+
+def _one(names: tuple[str, ...], text: str) -> dict[str, Any]:
+    return {"type": one_of(names), "metavar": "|".join(names), "help": text}
+
+
+def _some(names: tuple[str, ...], text: str) -> dict[str, Any]:
+    return {"type": one_of(names), "metavar": "NAME", "nargs": "+", "help": text}
+
+
+def _count(text: str) -> dict[str, Any]:
+    return {"type": number(int, low=1), "metavar": "N", "help": text}
+
+
+def _switch(text: str) -> dict[str, Any]:
+    return {"action": "store_true", "help": text}
+
+
+_ALL = {
+    "--threads": _count("default: torch's own choice"),
+    "--allocator": _one(
+        ("keep", "system"),
+        "keep: the C library keeps freed memory for the next tensor, by which peers gain "
+        "(default); system: as it comes, it gives large tensors back at once",
+    )
+    | {"default": "keep"},
+    "--json": {"type": Path, "metavar": "FILE", "help": "write every number here"},
+    "--out": {"type": Path, "metavar": "DIR", "help": "draw plots (PNG) into this folder"},
+}
+_BUT_PAPER = {
+    "--rounds": _count("interleaved rounds (default 9)"),
+    "--quick": _switch("few rounds, and less of it"),
+}
+_MAIN = PAPER_SHAPES[0]
+# Graph and shape, of the suites that let them be chosen
+_PROBLEM = {
+    "--graph": _one(
+        tuple(graphs.GRAPHS),
+        f"arxiv: the real ogbn-arxiv graph from ${graphs.DATA_VARIABLE}; random: its size and "
+        "degrees, generated (default); local: numbered by community; grid",
+    ),
+    "--nodes": _count("size of a generated graph"),
+    "--channels": _count(f"channels of the state, d; measures one shape (else {_MAIN.channels})"),
+    "--heads": _count(f"attention heads, H; measures one shape (else {_MAIN.heads})"),
+    "--attention-channels": _count(
+        f"d_att, of all heads together; measures one shape (else {_MAIN.attention_channels})"
+    ),
+}
+_OWN: dict[str, dict[str, dict[str, Any]]] = {
+    "ops": {
+        "--all": _switch("then the suites memory and scaling too, into the same files"),
+        "--base": {
+            "metavar": "COMMIT",
+            "help": "time the working tree against this commit, and nothing else",
+        },
+    },
+    "tuned": {"--dataset": _one(tuple(BY_DATASET), "one of them (default: all)")},
+    "solvers": {"--part": _one(SOLVER_PARTS, "one of the four (default: all)")},
+    "models": {
+        "--dataset": _one(MODEL_DATASETS, "one of them (default: all)"),
+        "--variant": _one(VARIANTS, "one of them (default: both; ogbn-arxiv: nl)"),
+    },
+    "gpu": {
+        "--minutes": {
+            "type": number(float, low=0), "default": 8.0, "metavar": "M",
+            "help": "time that it may take (default 8)",
+        },
+    },
+    "gpu-report": {
+        "--update-golden": _switch("write golden.json anew, from the kernels as they are, and stop")
+    },
+    "paper": {
+        "--part": _one(PAPER_PARTS, "one of the seven (default: all)"),
+        "--budget": {
+            "type": number(float, above=0), "metavar": "SECONDS",
+            "help": "that each part may take (default: no limit)",
+        },
+        "--seeds": _count("runs of each model (default: 20 in table1, 10 in table2, 3 elsewhere)"),
+        "--datasets": _some(
+            PAPER_DATASETS,
+            f"of the tables and of parameters, some of {', '.join(PAPER_DATASETS)} (default: all, "
+            "in tables without ogbn-arxiv)",
+        ),
+        "--models": _some(
+            PAPER_MODELS,
+            f"of the tables, some of {', '.join(PAPER_MODELS)} (default: all of a table)",
+        ),
+        "--component": _one(
+            COMPONENTS,
+            "of table1: the largest connected component, which the paper says it uses, with what "
+            "lies in it of the published split, or all of the graph (default: largest)",
+        ),
+        "--resume": {
+            "action": argparse.BooleanOptionalAction, "default": True,
+            "help": "keep the runs that OUT holds (default), or start again",
+        },
+    },
+}  # fmt: skip
+_DEFAULTS = {"paper": {"component": "largest", "out": PAPER_FOLDER}}
 
 
 def parser(arguments: list[str]) -> argparse.ArgumentParser:
@@ -51,121 +150,18 @@ def parser(arguments: list[str]) -> argparse.ArgumentParser:
             epilog=import_module(path).EPILOG if name in arguments else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        add = added.add_argument
-        add("--threads", type=_COUNT, metavar="N", help="default: torch's own choice")
-        add("--json", type=Path, metavar="FILE", help="write every number here")
-        add("--out", type=Path, metavar="DIR", help="draw plots (PNG) into this folder")
-        if name != "paper":
-            add("--rounds", type=_COUNT, metavar="N", help="interleaved rounds (default 9)")
-            add("--quick", action="store_true", help="few rounds, and less of it")
-        if name in ("tuned", "models", "paper"):
-            added.set_defaults(graph="tuned")
-        else:
-            _add_problem(added)
-        _OWN.get(name, lambda parser: None)(added)
+        is_free = name not in ("tuned", "models", "paper")
+        options = _ALL | ({} if name == "paper" else _BUT_PAPER) | (_PROBLEM if is_free else {})
+        for flag, values in (options | _OWN.get(name, {})).items():
+            added.add_argument(flag, **values)
+        added.set_defaults(graph="random" if is_free else "tuned", **_DEFAULTS.get(name, {}))
     return main
 
 
 def shape_of(options: argparse.Namespace) -> Shape | None:
     """The shape asked for; None, meaning the suite's own, if no part of one is given."""
     names = ("channels", "heads", "attention_channels")
-    given = tuple(getattr(options, name, None) for name in names)
-    if given == (None, None, None):
+    given = [getattr(options, name, None) for name in names]
+    if not any(given):
         return None
-    return Shape(*(value or getattr(PAPER_SHAPES[0], name)
-                   for value, name in zip(given, names, strict=True)))  # fmt: skip
-
-
-def _choice(parser: argparse.ArgumentParser, flag: str, names: tuple[str, ...], text: str) -> None:
-    parser.add_argument(flag, type=one_of(names), metavar="|".join(names), help=text)
-
-
-def _add_problem(parser: argparse.ArgumentParser) -> None:
-    """Graph and shape, of the suites that let them be chosen."""
-    _choice(
-        parser, "--graph", tuple(graphs.GRAPHS),
-        f"arxiv: the real ogbn-arxiv graph from ${graphs.DATA_VARIABLE}; random: its size "
-        "and degrees, generated (default); local: numbered by community; grid",
-    )  # fmt: skip
-    parser.set_defaults(graph="random")
-    parser.add_argument("--nodes", type=_COUNT, metavar="N", help="size of a generated graph")
-    for name, text in (
-        ("channels", "channels of the state, d"),
-        ("heads", "attention heads, H"),
-        ("attention_channels", "d_att, of all heads together"),
-    ):
-        default = getattr(PAPER_SHAPES[0], name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=_COUNT, metavar="N",
-            help=f"{text}; measures one shape (else {default})",
-        )  # fmt: skip
-
-
-def _add_ops(parser: argparse.ArgumentParser) -> None:
-    text = "then the suites memory and scaling too, into the same files"
-    parser.add_argument("--all", action="store_true", help=text)
-    text = "time the working tree against this commit, and nothing else"
-    parser.add_argument("--base", metavar="COMMIT", help=text)
-
-
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    _choice(parser, "--dataset", MODEL_DATASETS, "one of them (default: all)")
-    _choice(parser, "--variant", VARIANTS, "one of them (default: both; ogbn-arxiv: nl)")
-
-
-def _add_gpu(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--minutes", type=number(float, low=0), default=8.0, metavar="M",
-        help="time that it may take (default 8)",
-    )  # fmt: skip
-
-
-def _add_gpu_report(parser: argparse.ArgumentParser) -> None:
-    text = "write golden.json anew, from the kernels as they are, and stop"
-    parser.add_argument("--update-golden", action="store_true", help=text)
-
-
-def _add_paper(parser: argparse.ArgumentParser) -> None:
-    _choice(parser, "--part", PAPER_PARTS, "one of the seven (default: all)")
-    parser.add_argument(
-        "--budget", type=number(float, above=0), metavar="SECONDS",
-        help="that each part may take (default: no limit)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=_COUNT, metavar="N",
-        help="runs of each model (default: 20 in table1, 10 in table2, 3 elsewhere)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--datasets", type=one_of(PAPER_DATASETS), nargs="+", metavar="NAME",
-        help=f"of the tables and of parameters, some of {', '.join(PAPER_DATASETS)} (default: all, "
-        "in tables without ogbn-arxiv)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--models", type=one_of(PAPER_MODELS), nargs="+", metavar="NAME",
-        help=f"of the tables, some of {', '.join(PAPER_MODELS)} (default: all of a table)",
-    )  # fmt: skip
-    _choice(
-        parser, "--component", COMPONENTS,
-        "of table1: the largest connected component, which the paper says it uses, with what "
-        "lies in it of the published split, or all of the graph (default: largest)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="keep the runs that OUT holds (default), or start again",
-    )  # fmt: skip
-    parser.set_defaults(component="largest", out=PAPER_FOLDER)
-
-
-_OWN = {
-    "ops": _add_ops,
-    "tuned": lambda parser: _choice(
-        parser, "--dataset", tuple(BY_DATASET), "one of them (default: all)"
-    ),
-    "solvers": lambda parser: _choice(
-        parser, "--part", SOLVER_PARTS, "one of the four (default: all)"
-    ),
-    "models": _add_models,
-    "paper": _add_paper,
-    "gpu": _add_gpu,
-    "gpu-report": _add_gpu_report,
-}
+    return Shape(*(value or getattr(_MAIN, name) for value, name in zip(given, names, strict=True)))

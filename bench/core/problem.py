@@ -1,6 +1,6 @@
 """What is measured: a shape, a problem (one operator on one graph), and who competes on it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -13,7 +13,6 @@ from grand_fast.kernels.csr import Cost, Csr
 Mode = Literal["forward", "forward+backward"]
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")
 Function = Callable[..., Tensor]
-
 
 OURS = "grand-fast"
 # The peers whose ratio to ours is a figure of its own, and what its name calls them.
@@ -100,6 +99,12 @@ class Problem(Differentiated):
     edge_output: bool = False
     gathers: bool = True
 
+    def row(self) -> dict[str, str | int]:
+        """What it is, as it stands in JSON."""
+        graph = self.graph
+        return {"op": self.op, "shape": str(self.shape),
+                "nodes": graph.num_nodes, "edges": graph.num_edges}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Competitor:
@@ -123,16 +128,20 @@ class Competitor:
 
 def runner(function: Function, problem: Differentiated, mode: Mode) -> Callable[[], object]:
     """A call without arguments that runs one mode; forward+backward gives all gradients."""
-    inputs = tuple(problem.inputs.values())
+    if mode == "forward":
+        return torch.no_grad()(lambda: function(*problem.inputs.values()))
+    return lambda: gradients(function, problem)
 
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return function(*inputs)
 
-    def forward_backward() -> tuple[Tensor, tuple[Tensor, ...]]:
-        return gradients(function, problem)
-
-    return forward if mode == "forward" else forward_backward
+def runners(
+    functions: Mapping[str, Function], problem: Differentiated
+) -> dict[str, Callable[[], object]]:
+    """Both modes of every competitor, by `competitor|mode`."""
+    return {
+        f"{name}|{mode}": runner(function, problem, mode)
+        for name, function in functions.items()
+        for mode in MODES
+    }
 
 
 def gradients(function: Function, problem: Differentiated) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,9 +1,9 @@
-"""What a suite hands back: rows, tables, JSON; and how far it is."""
+"""What a suite hands back: rows, figures, JSON; and how far it is."""
 
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.core.problem import OURS, RIVALS
+from bench.core.tables import Row, print_table
 from grand_fast.training.checkpoint import write_file
-
-Row = dict[str, Any]
 
 
 class Progress:
     """Steps done, and what runs now: a bar on a terminal; elsewhere, as in a log, a line each."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self) -> None:
+        self.start(0)
+
+    def start(self, steps: int) -> None:
+        """Show progress, of so many steps from here on."""
         self._terminal = sys.stderr.isatty()
         self._steps, self._done, self._start = steps, 0, time.monotonic()
         self._bar = tqdm(
@@ -48,8 +51,8 @@ class Progress:
 
 
 @dataclass
-class Report:
-    """Everything that a suite measured.
+class Report(Progress):
+    """Everything that a suite measured, and how far it is.
 
     compared_with: whose results the competitors' must be.
     rows: one per competitor, shape and mode, or per size; they become JSON as they stand.
@@ -68,27 +71,12 @@ class Report:
     compared_with: str = "the reference"
 
     def __post_init__(self) -> None:
-        self.start(0)
+        super().__init__()
 
-    def start(self, steps: int) -> None:
-        """Show progress, of so many steps from here on."""
-        self._progress = Progress(steps)
-
-    def say(self, text: str) -> None:
-        """Show what runs now."""
-        self._progress.say(text)
-
-    def done(self) -> None:
-        """One step further."""
-        self._progress.done()
-
-    def close(self) -> None:
-        """Show progress no more."""
-        self._progress.close()
-
-    def figure(self, name: str, value: float, unit: str) -> None:
-        """Add one named number."""
-        self.figures.append({"figure": name, "value": value, "unit": unit})
+    def figure(self, name: str, value: float | None, unit: str) -> None:
+        """Add one named number; not if it is None."""
+        if value is not None:
+            self.figures.append({"figure": name, "value": value, "unit": unit})
 
     def against_ours(self, rows: Sequence[Row], key: str, what: str, *, inverse: bool) -> None:
         """Each row's `key` over ours in its mode, or the inverse; of the rivals, as figures too."""
@@ -118,36 +106,6 @@ class Report:
 
     def write(self, path: Path) -> None:
         """All of it as JSON."""
-        values = {
-            "suite": self.suite,
-            "header": self.header,
-            "rows": self.rows,
-            "figures": self.figures,
-            "skipped": self.skipped,
-            "failed": self.failed,
-        }
+        keys = ("suite", "header", "rows", "figures", "skipped", "failed")
+        values = {key: getattr(self, key) for key in keys}
         write_file(path, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A Markdown table with aligned columns, to be read here or pasted there."""
-    cells = [list(head), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        " | ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
-    rule = "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths))
-    print(f"\n{title}\n")
-    print(f"| {lines[0]} |\n|{rule}|")
-    for line in lines[1:]:
-        print(f"| {line} |")
-    print(flush=True)
-
-
-def milliseconds(row: Row) -> str:
-    """Median and spread."""
-    return f"{row['median_s'] * 1e3:.1f} [{row['p10_s'] * 1e3:.1f}–{row['p90_s'] * 1e3:.1f}]"

@@ -1,7 +1,5 @@
 """The data of a configuration, ready for training: features, graph and split; and its model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import lru_cache
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.check import expected, named
+from bench.core import check
+from bench.core.check import named
 from bench.core.harness import Budget, interleave
 from bench.core.problem import (
     MODES,
@@ -21,9 +22,19 @@ from bench.core.problem import (
     UnavailableError,
     gradients,
     runner,
+    runners,
 )
-from bench.core.report import Report, Row, milliseconds, print_table
-from bench.gpu.device import Call, Device, clock, to_device
+from bench.core.report import Report
+from bench.core.tables import (
+    BOTH_TIMES,
+    Column,
+    both_modes,
+    cell,
+    ours_beside,
+    print_rows,
+    timed_rows,
+)
+from bench.gpu.device import Cuda, clock
 from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
@@ -33,7 +44,8 @@ from bench.ops import (
     bench_stage_update,
 )
 from bench.peers.dgl import PEERS as DGL_PEERS
-from grand_fast.testing import TOLERANCE, assert_close
+from bench.peers.unfused import eager_reference
+from grand_fast.testing import TOLERANCE
 
 MODULES: tuple[ModuleType, ...] = (
     bench_attention_diffusion,
@@ -46,37 +58,33 @@ MODULES: tuple[ModuleType, ...] = (
 # What a peer is called where it runs by another library than on a CPU.
 _ON_GPU = {"torch.sparse (MKL)": "cuSPARSE SpMM (torch.sparse)"}
 _CPU_ONLY = ("torch.sparse.mm(reduce)",)
+COLUMNS: list[Column] = [
+    *BOTH_TIMES,
+    ("GB/s", cell("gb_per_s_max", "{:.0f}")),
+    ("% of copy", cell("copy_percent", "{:.0f}")),
+    ("peak MB", lambda row: cell("peak_bytes", "{:.0f}", 1e-6)(row["both"])),
+    ("first call s", cell("first_call_s", "{:.2f}")),
+]
 
 
 def compare(
-    module: ModuleType,
-    graph: gf.Graph,
-    shape: Shape,
-    dtype: torch.dtype,
-    device: Device,
-    rates: dict[str, float],
-    report: Report,
-    budget: Budget,
-    *,
-    rounds: int,
+    module: ModuleType, graph: gf.Graph, shape: Shape, dtype: torch.dtype, device: Cuda,
+    rates: dict[str, float], report: Report, budget: Budget, *, rounds: int,
     competitors: Sequence[Competitor],
-) -> None:
+) -> None:  # fmt: skip
     """Check, time and weigh the competitors on one operator and shape."""
     cpu = module.setup(graph, shape, element_bytes=dtype.itemsize)
-    case = f"{cpu.op} {shape} {str(dtype).removeprefix('torch.')}"
+    type_name = str(dtype).removeprefix("torch.")
+    case = f"{cpu.op} {shape} {type_name}"
     if not budget.allows(case, 10.0):
         return
     report.say(f"{case}: reference")
-    problem = replace(
-        cpu,
-        graph=graph.to(device.device),
-        inputs=dict(zip(cpu.inputs, to_device(cpu.inputs.values(), device, dtype), strict=True)),
-        d_out=cpu.d_out.to(device.device, dtype),
-    )
+    problem = _moved(cpu, device.device, dtype)
     want = _expected(problem)
     tolerances = _tolerances(problem, want)
     functions: dict[str, Function] = {}
-    rows: dict[str, Row] = {}
+    first: dict[str, float] = {}
+    peaks: dict[tuple[str, str], int] = {}
     for competitor in competitors:
         name = _ON_GPU.get(competitor.name, competitor.name)
         report.say(f"{case}: {name}")
@@ -89,19 +97,18 @@ def compare(
                     f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
                 )
             start = time.perf_counter()
-            with gf.backend(device.backend if competitor.name == OURS else "auto"):
-                function = _bound(competitor, problem, device)
-                # its copy to the CPU waits for the device
-                got = named(problem, *gradients(function, problem))
-                first = time.perf_counter() - start
+            function = competitor.make(problem)
+            if competitor.name == OURS:  # whatever the device of its tensors is
+                function = gf.backend(device.backend)(function)
+            # its copy to the CPU waits for the device
+            got = named(problem, *gradients(function, problem))
+            first_s = time.perf_counter() - start
             if competitor.exact:
-                for key, value in want.items():
-                    assert_close(f"{name}: {key}", got[key], value, tolerance=tolerances[key])
+                check.compare(name, got, want, tolerances)
             del got
-            row: Row = {"first_call_s": first, "peak_bytes": {}}
             for mode in MODES:
-                row["peak_bytes"][mode] = device.peak_bytes(runner(function, problem, mode))
-            functions[name], rows[name] = function, row
+                peaks[name, mode] = device.peak_bytes(runner(function, problem, mode))
+            functions[name], first[name] = function, first_s
         except AssertionError as difference:
             report.failed.append(f"{case}: {difference}")
         except torch.OutOfMemoryError:
@@ -112,46 +119,32 @@ def compare(
             text = str(problem_of_peer).strip().splitlines() or [type(problem_of_peer).__name__]
             report.skipped.append(f"{case}: {name}: {text[0]}")
     del want
-    calls: dict[str, Call] = {
-        f"{name}|{mode}": runner(function, problem, mode)
-        for name, function in functions.items()
-        for mode in MODES
-    }
-    share = max(2.0, min(20.0, budget.left / 4))
-    each = share / max(1, len(calls))
-    timings = interleave(calls, rounds=rounds, budget_s=each, **clock(device))
-    found = []
-    for key, timing in timings.items():
-        name, mode = key.split("|")
-        row = {
-            "op": problem.op,
-            "shape": str(shape),
-            "dtype": str(dtype).removeprefix("torch."),
-            "competitor": name,
-            "mode": mode,
-            "graph": report.header["graph"],
-            **timing.record(),
-            "first_call_s": rows[name]["first_call_s"],
-            "peak_bytes": rows[name]["peak_bytes"][mode],
-        }
-        ours = timings.get(f"{OURS}|{mode}")
-        row["over_ours"] = timing.median / ours.median if ours else None
+    calls = runners(functions, problem)
+    each_s = max(2.0, min(20.0, budget.left / 4)) / max(1, len(calls))
+    timings = interleave(calls, rounds=rounds, budget_s=each_s, **clock(device))
+    rows = timed_rows(timings, op=problem.op, shape=str(shape), dtype=type_name,
+                      graph=report.header["graph"])  # fmt: skip
+    for row in rows:
+        name, mode, seconds = row["competitor"], row["mode"], row["median_s"]
+        row |= {"first_call_s": first[name], "peak_bytes": peaks[name, mode]}
+        ours = ours_beside(row, rows, "mode")
+        row["over_ours"] = seconds / ours["median_s"] if ours else None
         if mode == "forward":
             for bound in ("min", "max"):
                 moved = getattr(problem.cost, f"bytes_{bound}")
-                row[f"gb_per_s_{bound}"] = moved / timing.median / 1e9
+                row[f"gb_per_s_{bound}"] = moved / seconds / 1e9
             row["copy_percent"] = 100 * row["gb_per_s_max"] / rates["copy_gb_per_s"]
-        found.append(row)
-    report.rows += found
+    report.rows += rows
     report.done()
-    _print(case, found)
+    if rows:
+        print_rows(case, both_modes(rows), COLUMNS)
 
 
 def peers(module: ModuleType) -> tuple[Competitor, ...]:
     """The competitors of the suite `ops` that run on a GPU, the eager reference, and DGL."""
     eager = Competitor(
         "eager reference",
-        _eager,
+        eager_reference,
         edge_floats=lambda shape: 4 * max(shape.channels, shape.attention_channels),
     )
     known = tuple(c for c in module.COMPETITORS if c.name not in _CPU_ONLY)
@@ -159,38 +152,23 @@ def peers(module: ModuleType) -> tuple[Competitor, ...]:
     return (*known[:1], eager, *known[1:], *DGL_PEERS.get(op, ()))
 
 
-def _eager(problem: Problem) -> Function:
-    csr = problem.graph.csr()
-    return lambda *inputs: problem.reference(csr, problem.core(*inputs))
-
-
-def _bound(competitor: Competitor, problem: Problem, device: Device) -> Function:
-    """Ours by the backend under measurement, whatever the device of its tensors is."""
-    function = competitor.make(problem)
-    if competitor.name != OURS:
-        return function
-
-    def call(*inputs: Tensor) -> Tensor:
-        with gf.backend(device.backend):
-            return function(*inputs)
-
-    return call
+def _moved(problem: Problem, device: torch.device | str, dtype: torch.dtype) -> Problem:
+    """The same on a device, with tensors of a type."""
+    return replace(
+        problem,
+        graph=problem.graph.to(device),
+        inputs={name: value.to(device, dtype) for name, value in problem.inputs.items()},
+        d_out=problem.d_out.to(device, dtype),
+    )
 
 
 def _expected(problem: Problem) -> dict[str, Tensor]:
     """Output and gradients in float64, on the device if it has the memory, of the same inputs."""
     wide = problem.double()
     try:
-        return {k: v.cpu() for k, v in named(wide, *gradients(_eager(wide), wide)).items()}
+        return {k: v.cpu() for k, v in named(wide, *gradients(eager_reference(wide), wide)).items()}
     except torch.OutOfMemoryError:
-        return expected(
-            replace(
-                wide,
-                graph=problem.graph.to("cpu"),
-                inputs={name: value.cpu() for name, value in wide.inputs.items()},
-                d_out=wide.d_out.cpu(),
-            )
-        )
+        return check.expected(_moved(wide, "cpu", torch.float64))
 
 
 def _tolerances(problem: Problem, want: dict[str, Tensor]) -> dict[str, float]:
@@ -200,7 +178,7 @@ def _tolerances(problem: Problem, want: dict[str, Tensor]) -> dict[str, float]:
     if dtype == torch.float32:
         return table
     try:
-        plain = named(problem, *gradients(_eager(problem), problem))
+        plain = named(problem, *gradients(eager_reference(problem), problem))
     except torch.OutOfMemoryError:
         return table
     rounding = torch.finfo(dtype).eps / 2
@@ -208,19 +186,3 @@ def _tolerances(problem: Problem, want: dict[str, Tensor]) -> dict[str, float]:
         error = (plain[name].double().cpu() - value).abs().max() / value.abs().max()
         table[name] = max(table[name], 2 * float(error) + rounding)
     return table
-
-
-def _print(case: str, rows: list[Row]) -> None:
-    head = ["", "forward ms", "over ours", "forward+backward ms", "over ours", "GB/s",
-            "% of copy", "peak MB", "first call s"]  # fmt: skip
-    cells = []
-    forward, both = ([row for row in rows if row["mode"] == mode] for mode in MODES)
-    for f, b in zip(forward, both, strict=True):
-        ratios = [f"{r['over_ours']:.2f}×" if r["over_ours"] else "" for r in (f, b)]
-        cells.append(
-            [f["competitor"], milliseconds(f), ratios[0], milliseconds(b), ratios[1],
-             f"{f['gb_per_s_max']:.0f}", f"{f['copy_percent']:.0f}",
-             f"{b['peak_bytes'] / 1e6:.0f}", f"{f['first_call_s']:.2f}"]
-        )  # fmt: skip
-    if cells:
-        print_table(case, head, cells)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bench.core.harness import Budget
-from bench.core.report import Report, print_table
-from bench.gpu.device import Device
+from bench.core.report import Report
+from bench.core.tables import cell, print_rows
+from bench.gpu.device import Cuda
 from grand_fast import Graph, ops
 from grand_fast.ops.scores import DIRECTIONS, NORMALIZERS, SCORES, AbstractScore
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
@@ -21,6 +22,7 @@ SIZES = ((128, 4, 32), (162, 2, 16), (5, 3, 7))  # d, H, d_k: wide, 64-bit and n
 NODES = 60  # and 40 times as many edges in a hub: several pieces
 
 Inputs = dict[str, Tensor]
+Sizes = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Operator:
 
 
 def _stage(*, graph: Graph, backend: str, **y: Tensor) -> Tensor:
-    scales = (1.0, -0.5, 2.0, 0.1)
-    return ops.stage_update(list(zip(scales, y.values(), strict=True)), backend=backend)
+    terms = list(zip((1.0, -0.5, 2.0, 0.1), y.values(), strict=True))
+    return ops.stage_update(terms, backend=backend)
 
 
 def _projected(x: Tensor, weight: Tensor, bias: Tensor, **others: Any) -> Tensor:
@@ -89,65 +91,52 @@ def _family() -> Iterator[Operator]:
 FAMILY = tuple(_family())
 
 
-def check_family(
-    device: Device,
-    report: Report,
-    budget: Budget,
-    *,
-    kinds: tuple[str, ...] = ("hub",),
-    sizes: tuple[tuple[int, int, int], ...] = ((64, 4, 16),),
-    nodes: int = NODES,
-) -> None:
+def check_family(device: Cuda, report: Report, budget: Budget, **small: Any) -> None:
     """`check_kernels` of every weighting in float32, and of some in half types."""
+    few = {"kinds": ("hub",), "sizes": ((64, 4, 16),)} | small
     some = {torch.float32: FAMILY, torch.bfloat16: FAMILY[::5], torch.float16: FAMILY[2::5]}
     for dtype, operators in some.items():
-        check_kernels(
-            device, report, budget, kinds=kinds, sizes=sizes, operators=operators,
-            nodes=nodes, dtypes=(dtype,),
-        )  # fmt: skip
+        check_kernels(device, report, budget, operators=operators, dtypes=(dtype,), **few)
 
 
 def check_kernels(
-    device: Device,
+    device: Cuda,
     report: Report,
     budget: Budget,
     *,
     kinds: tuple[str, ...] = GRAPH_KINDS,
-    sizes: tuple[tuple[int, int, int], ...] = SIZES,
+    sizes: Sizes = SIZES,
     operators: tuple[Operator, ...] = OPERATORS,
     nodes: int = NODES,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> None:
     """Compare, print a table, and note in `report.failed` what disagrees."""
-    lines = []
+    rows = []
     for operator in operators:
         report.say(f"{operator.name}: check")
-        cases = failed = 0
+        row = {"op": operator.name, "check": "float64", "cases": 0, "failed": 0}
         for name, graph, heads, inputs in _cases(operator, kinds, sizes, nodes, dtypes):
             if not budget.allows(f"check of {operator.name} on {name}"):
                 continue
-            cases += 1
+            row["cases"] += 1
             try:
                 options = {"heads": heads} if operator.takes_heads else {}
                 _compare(partial(operator.call, **options), graph, inputs, device)
             except (AssertionError, RuntimeError) as problem:
-                failed += 1
+                row["failed"] += 1
                 report.failed.append(f"{operator.name} on {name}: {problem}")
-        report.rows.append({"op": operator.name, "check": "float64", "cases": cases,
-                            "failed": failed})  # fmt: skip
-        lines.append([operator.name, str(cases), str(failed)])
+        rows.append(row)
+    report.rows += rows
     report.done()
     title = "output and every gradient against float64, and two runs bit for bit"
-    print_table(f"{title}, {len(kinds)} kinds of graphs", ["", "cases", "failed"], lines)
+    columns = [("", cell("op")), ("cases", cell("cases")), ("failed", cell("failed"))]
+    print_rows(f"{title}, {len(kinds)} kinds of graphs", rows, columns)
 
 
 def _cases(
-    operator: Operator,
-    kinds: tuple[str, ...],
-    sizes: tuple[tuple[int, int, int], ...],
-    nodes: int,
+    operator: Operator, kinds: tuple[str, ...], sizes: Sizes, nodes: int,
     dtypes: tuple[torch.dtype, ...],
-) -> Iterator[tuple[str, Graph, int, Inputs]]:
+) -> Iterator[tuple[str, Graph, int, Inputs]]:  # fmt: skip
     for i, kind in enumerate(kinds):
         graph = random_graph(kind, nodes)  # type: ignore[arg-type]
         for d, h, k in sizes if kind == "hub" else sizes[i % len(sizes) :][:1]:
@@ -161,13 +150,12 @@ def _cases(
                 yield case, graph, h, {name: value.to(dtype) for name, value in inputs.items()}
 
 
-def _compare(call: Callable[..., Tensor], graph: Graph, inputs: Inputs, device: Device) -> None:
+def _compare(call: Callable[..., Tensor], graph: Graph, inputs: Inputs, device: Cuda) -> None:
     """No further from float64 than twice what PyTorch is in the same type, and a rounding."""
     dtype = next(iter(inputs.values())).dtype
     there = {name: value.to(device.device) for name, value in inputs.items()}
     on_device = graph.to(device.device)
-    got = _run(call, on_device, there, device.backend)
-    again = _run(call, on_device, there, device.backend)
+    got, again = (_run(call, on_device, there, device.backend) for _ in range(2))
     want = _run(call, graph, {n: v.double() for n, v in inputs.items()}, "reference")
     plain = {} if dtype == torch.float32 else _run(call, graph, inputs, "reference")
     for name, value in want.items():

@@ -1,14 +1,13 @@
 """A GPU under measurement: its clock, its caches, its memory, its bandwidths."""
 
 import gc
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.core.harness import interleave
-from bench.core.report import Row
+from bench.core.tables import Row
 
 Call = Callable[[], object]
 _COPY_BYTES = 1 << 30  # several times any L2
@@ -16,28 +15,11 @@ _GATHERED_ROWS = 1 << 21
 _MIN_ROUNDS = 5
 
 
-class Device(Protocol):
-    """What the suite asks of a device; tests have one without a GPU."""
-
-    device: torch.device
-    backend: str  # of grand-fast
-    arch: str  # as the GPU report names it: sm_80
-
-    def header(self) -> Row:
-        """What it is."""
-
-    def seconds(self, call: Call) -> float:
-        """Of one call, its caches cold."""
-
-    def peak_bytes(self, call: Call) -> int:
-        """Memory that a call takes at most, above what is there before."""
-
-    def free_bytes(self) -> int:
-        """Memory that is free now."""
-
-
 class Cuda:
-    """The current CUDA (or ROCm) device."""
+    """The current CUDA (or ROCm) device; tests have one with the same methods without a GPU.
+
+    backend: of grand-fast. arch: as the GPU report names it, `sm_80`.
+    """
 
     backend = "gpu"
 
@@ -61,7 +43,8 @@ class Cuda:
             "l2_bytes": getattr(self._properties, "L2_cache_size", None),
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
-            "driver": _driver(),
+            # not there in a torch without CUDA
+            "driver": getattr(torch._C, "_cuda_getDriverVersion", lambda: None)(),
         }
 
     def seconds(self, call: Call) -> float:
@@ -94,12 +77,12 @@ class Cuda:
         torch.cuda.empty_cache()
 
 
-def clock(device: Device) -> dict[str, Any]:
+def clock(device: Cuda) -> dict[str, Any]:
     """How `interleave` times calls there: by its events, before which nothing has to rest."""
     return {"clock": device.seconds, "pause_s": 0.0, "min_rounds": _MIN_ROUNDS}
 
 
-def rates(device: Device, width: int, *, scale: float = 1.0) -> dict[str, float]:
+def rates(device: Cuda, width: int, *, scale: float = 1.0) -> dict[str, float]:
     """Bandwidths of this device in this run, GB/s: of a copy, and of a gather of random rows.
 
     `width`: columns of a row, float32. `scale` shrinks both, for a device that is no GPU.
@@ -117,17 +100,3 @@ def rates(device: Device, width: int, *, scale: float = 1.0) -> dict[str, float]
     timings = interleave(calls, rounds=10, budget_s=2.5, **clock(device))
     moved = {"copy": 2 * source.nbytes, "gather": 2 * table.nbytes + index.nbytes}
     return {f"{n}_gb_per_s": moved[n] / timings[n].median / 1e9 for n in calls}
-
-
-def to_device(values: Iterable[Tensor], device: Device, dtype: torch.dtype) -> list[Tensor]:
-    """Copies on the device."""
-    return [value.to(device.device, dtype) for value in values]
-
-
-def _driver() -> str | None:
-    try:
-        from torch._C import _cuda_getDriverVersion as version  # type: ignore[attr-defined]
-    except ImportError:
-        return None
-    value: Any = version()
-    return str(value)

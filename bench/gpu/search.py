@@ -8,24 +8,34 @@ import torch
 from torch import Tensor
 
 from bench.core.harness import Budget, interleave
-from bench.core.report import Report, milliseconds, print_table
-from bench.gpu.device import Call, Device, clock
+from bench.core.report import Report
+from bench.core.tables import Column, cell, milliseconds, print_rows
+from bench.gpu.device import Call, Cuda, clock
 from bench.gpu_report.compile import Launch, record
 from bench.gpu_report.metrics import label
+from grand_fast.kernels.gpu.pieces import PIECE_EDGES
 from grand_fast.kernels.gpu.sizes import Sizes
 
+COLUMNS: list[Column] = [
+    ("pass", cell("op")),
+    ("kernel", cell("kernel")),
+    ("ms", milliseconds),
+    ("over model", cell("over_model", "{:.2f}×")),
+    ("best variant", cell("changed")),
+    ("its time", cell("ratio", "{:.2f}×")),
+]
 _REGISTERS = (64, 80, 96, 128)  # a lane: 32, 24, 20 and 16 warps resident
 _PIECES = (128, 512)  # edges, instead of 256
 # Sums in another order differ by roundings of float32, which a hub adds up.
 _TOLERANCE = 1e-4
 
-# Runs the launchers of a pass on the device, with pieces of so many edges (None: the library's).
-Pass = Callable[[int | None], object]
+# Runs the launchers of a pass on the device, with pieces of so many edges.
+Pass = Callable[[int], object]
 
 
 def measure_kernels(
     passes: dict[str, Pass],
-    device: Device,
+    device: Cuda,
     report: Report,
     budget: Budget,
     *,
@@ -36,36 +46,27 @@ def measure_kernels(
 
     `model`: seconds of the GPU report, by kernel, to stand beside the measured ones.
     """
-    lines = []
+    rows = []
     for name, run in passes.items():
         report.say(f"launch parameters: {name}")
         for launch, variants in _launches(run, report):
             if not budget.allows(f"launch parameters of {label(launch)}", 5.0):
                 continue
             row = _measure(launch, variants, device, report, rounds)
-            row |= {"op": name, "mode": "kernel", "model_s": (model or {}).get(label(launch))}
+            modelled = (model or {}).get(label(launch))
+            row |= {"op": name, "mode": "kernel", "model_s": modelled}
+            over = {"over_model": row["median_s"] / modelled} if modelled else {}
+            best = (*row["variants"], {"changed": "", "ratio": 1.0})[0]
+            rows.append(row | over | best)
             report.rows.append(row)
-            best = row["variants"][0] if row["variants"] else {"changed": "", "ratio": 1.0}
-            modelled = row["model_s"]
-            lines.append(
-                [
-                    name,
-                    row["kernel"],
-                    milliseconds(row),
-                    f"{row['median_s'] / modelled:.2f}×" if modelled else "",
-                    best["changed"],
-                    f"{best['ratio']:.2f}×",
-                ]
-            )
         report.done()
-    head = ["pass", "kernel", "ms", "over model", "best variant", "its time"]
-    print_table("our kernels, and the best of other launch parameters", head, lines)
+    print_rows("our kernels, and the best of other launch parameters", rows, COLUMNS)
 
 
 def _launches(run: Pass, report: Report) -> Iterator[tuple[Launch, dict[str, Launch]]]:
     """Each launch of a pass, made once so that its inputs are there, and its variants."""
     with record() as launches:
-        run(None)
+        run(PIECE_EDGES)
     others: dict[str, list[Launch]] = {}
     for piece in _PIECES:
         with record() as others[f"pieces of {piece} edges"]:
@@ -97,7 +98,7 @@ def _variants(launch: Launch) -> Iterator[tuple[str, Launch]]:
 
 
 def _measure(
-    launch: Launch, variants: dict[str, Launch], device: Device, report: Report, rounds: int
+    launch: Launch, variants: dict[str, Launch], device: Cuda, report: Report, rounds: int
 ) -> dict[str, Any]:
     name = label(launch)
     _run(launch)
@@ -106,21 +107,18 @@ def _measure(
     for text, variant in variants.items():
         try:
             _run(variant)
-            if not text.startswith(
-                "pieces"
-            ):  # its inputs and outputs are others, of the same sizes
+            if not text.startswith("pieces"):  # those have other inputs and outputs
                 _compare(_tensors(variant), want)
         except (AssertionError, RuntimeError, ValueError) as problem:
             report.skipped.append(f"{name}, {text}: {str(problem).splitlines()[0]}")
             continue
         calls[text] = lambda variant=variant: _run(variant)  # type: ignore[misc]
-    each = 2.0 / len(calls)  # seconds
-    timings = interleave(calls, rounds=rounds, budget_s=each, **clock(device))
+    each_s = 2.0 / len(calls)
+    timings = interleave(calls, rounds=rounds, budget_s=each_s, **clock(device))
     default = timings.pop("")
-    ratios = {text: timing.median / default.median for text, timing in timings.items()}
-    found = [
-        {"changed": text, "ratio": ratios[text]} for text in sorted(ratios, key=ratios.__getitem__)
-    ]
+    found = [{"changed": text, "ratio": timing.median / default.median}
+             for text, timing in timings.items()]  # fmt: skip
+    found.sort(key=lambda variant: variant["ratio"])
     return {"kernel": name, **default.record(), "variants": found}
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from functools import partial
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -9,15 +10,19 @@ import torch
 
 from bench.core import graphs
 from bench.core.harness import Budget
-from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
+from bench.core.plots import plot_per_shape
 from bench.core.problem import PAPER_SHAPES, Shape
 from bench.core.report import Report
 from bench.gpu import competitors, correctness
-from bench.gpu.device import Cuda, Device, rates
+from bench.gpu.device import Cuda, rates
 from bench.gpu.search import Pass, measure_kernels
+from bench.gpu_report import launches
+from bench.gpu_report.compile import MODELLED
+from bench.gpu_report.locality import Reuse, gathered_rows
+from bench.gpu_report.metrics import label, machine_code
+from bench.gpu_report.model import is_modelled, times
 from grand_fast import Graph
-from grand_fast.kernels.csr import Csr
-from grand_fast.ops.backends import launchers, plan, unsupported_reasons
+from grand_fast.ops.backends import unsupported_reasons
 
 EPILOG = """\
 For a machine with a GPU; one command, under eight minutes, measures every claim about the kernels:
@@ -35,6 +40,7 @@ For a machine with a GPU; one command, under eight minutes, measures every claim
 few rounds. Without a GPU, `python -m bench gpu-report` says what can be known without one.
 """
 PICTURES = ("gpu_time_per_shape.png", "gpu_memory_per_shape.png")
+PASSES = ("attention_diffusion forward", "attention_diffusion backward", "csr_diffusion forward")
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -49,7 +55,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     measure(Cuda(), options, report)
 
 
-def measure(device: Device, options: argparse.Namespace, report: Report, **small: Any) -> None:
+def measure(device: Cuda, options: argparse.Namespace, report: Report, **small: Any) -> None:
     """All of it on a device. `small` shrinks the checks, for a device that is no GPU."""
     budget = Budget(60 * options.minutes)
     report.header |= device.header()
@@ -94,67 +100,36 @@ def measure(device: Device, options: argparse.Namespace, report: Report, **small
         report.skipped.append(f"for lack of time (--minutes {options.minutes:g}): {what}.")
     if options.out:
         rows = [row for row in report.rows if row.get("dtype") == "float32"]
-        plot_time_per_shape(rows, options.out / PICTURES[0])
-        plot_memory_per_shape(rows, options.out / PICTURES[1])
+        plot_per_shape(rows, "median_s", options.out / PICTURES[0])
+        plot_per_shape(rows, "peak_bytes", options.out / PICTURES[1])
 
 
-def kernel_passes(graph: Graph, shape: Shape, device: Device) -> dict[str, Pass]:
+def kernel_passes(graph: Graph, shape: Shape, device: Cuda) -> dict[str, Pass]:
     """The launchers of `attention_diffusion` and `csr_diffusion` on the device, float32."""
-    d, h, k = shape.channels, shape.heads, shape.d_k
     g = torch.Generator().manual_seed(0)
+
+    def normal(*size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(*size, generator=g).to(device.device, dtype)
+
     there = graph.to(device.device)
+    given = launches.inputs(there, shape, torch.float32, make=normal)
+    _, norm = launches.calls(given)[PASSES[0]]()
 
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=g).to(device.device)
+    def run(name: str, piece_edges: int) -> None:
+        views = launches.views(there, piece_edges=piece_edges)
+        launches.calls(given._replace(norm=norm, **views))[name]()
 
-    n = graph.num_nodes
-    x, df, alpha, a = normal(n, d), normal(n, d), normal(d), normal(graph.num_edges)
-    q, key = normal(n, 2, h, k).unbind(1)
-    attention, csr = (launchers(f"{op}_diffusion", "gpu") for op in ("attention", "csr"))
-    field: dict[str, Any] = {"alpha": alpha, "beta": None, "x0": None}
-    _, norm = attention.attention_diffusion_fwd(x, q, key, **field, csr=_views(there, None)[0])
-
-    def attention_forward(piece: int | None) -> None:
-        attention.attention_diffusion_fwd(x, q, key, **field, csr=_views(there, piece)[0])
-
-    def attention_backward(piece: int | None) -> None:
-        view, transposed = _views(there, piece)
-        attention.attention_diffusion_bwd(
-            df, x, q, k=key, norm=norm, alpha=alpha, csr=view, csr_t=transposed, needs_dqk=True,
-            needs_dalpha=False,
-        )  # fmt: skip
-
-    def csr_forward(piece: int | None) -> None:
-        csr.csr_diffusion_fwd(x, a, **field, csr=_views(there, piece)[0])
-
-    return {
-        "attention_diffusion forward": attention_forward,
-        "attention_diffusion backward": attention_backward,
-        "csr_diffusion forward": csr_forward,
-    }
+    return {name: partial(run, name) for name in PASSES}
 
 
-def _views(graph: Graph, piece: int | None) -> list[Csr]:
-    make = plan("gpu") if piece is None else partial(plan("gpu"), piece_edges=piece)
-    return [make(graph.csr(transposed=t), lambda: None) for t in (False, True)]
-
-
-def _modelled(graph: Graph, shape: Shape, device: Device) -> dict[str, float]:
+def _modelled(graph: Graph, shape: Shape, device: Cuda) -> dict[str, float]:
     """Seconds of the GPU report's model, by kernel, where it knows the GPU."""
-    from bench.gpu_report.compile import MODELLED
-
     if device.arch not in MODELLED or device.device.type != "cuda":
         return {}
-    from bench.gpu_report.launches import passes
-    from bench.gpu_report.locality import Reuse, gathered_rows
-    from bench.gpu_report.metrics import label, machine_code
-    from bench.gpu_report.model import is_modelled, times
-
     found = {}
-    for launches in passes(graph, shape, torch.float32).values():
-        for launch in launches:
-            kernel = machine_code(launch, device.arch)
-            if is_modelled(kernel):
-                reuse = Reuse(gathered_rows(launch), graph.num_nodes)
-                found[label(launch)] = times(kernel, reuse).seconds
+    for launch in chain.from_iterable(launches.passes(graph, shape, torch.float32).values()):
+        kernel = machine_code(launch, device.arch)
+        if is_modelled(kernel):
+            reuse = Reuse(gathered_rows(launch), graph.num_nodes)
+            found[label(launch)] = times(kernel, reuse).seconds
     return found

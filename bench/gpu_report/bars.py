@@ -16,7 +16,8 @@ The forward that gathers keys and state as one row has half the floor of its sha
 import torch
 
 from bench.core.problem import Shape
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Report
+from bench.core.tables import Column, Row, cell, print_rows
 from bench.gpu_report import sass
 from bench.gpu_report.metrics import Kernel
 from bench.gpu_report.model import gathered
@@ -26,6 +27,18 @@ _PASSES = {
     "attention_bwd_dq (state": "row pass",
     "attention_bwd_dk (state": "column pass",
 }
+_COLUMNS: list[Column] = [
+    ("", cell("dtype")),
+    ("shape", cell("shape")),
+    ("GPU", cell("gpu")),
+    ("attention_diffusion", cell("pass")),
+    ("others", cell("others", "{:.2f}")),
+    ("added", cell("added", "{:.2f}")),
+    ("community", cell("community", "{:.2f}")),
+    ("bound by", lambda row: row["model"]["natural"]["bound"]),
+    ("128-bit %", cell("gathered_wide_percent", "{:.0f}")),
+    ("bars", cell("bars")),
+]
 _OTHERS, _ADDED, _ADDED_HALF, _COMMUNITY, _WIDE = 1.0, 2.0, 2.5, 1.3, 90.0
 _ROUNDING = 0.005  # figures are read with two decimals
 
@@ -63,34 +76,23 @@ def missed(row: Row, shape: Shape) -> list[str]:
 
 def print_bars(rows: list[Row], shapes: dict[str, Shape], report: Report) -> None:
     """One line for each pass, shape, type and GPU; how many meet their bars, as figures too."""
-    lines, verdicts = [], []
+    lines = []
     for row in rows:
         found = [text for label, text in _PASSES.items() if row["kernel"].startswith(label)]
-        if not found or "model" not in row:
-            continue
-        is_absorbed = "absorbed" in row["kernel"]
-        texts = [] if is_absorbed else missed(row, shapes[row["shape"]])
-        if not is_absorbed:
-            verdicts.append(not texts)
-        lines.append(
-            [
-                *(row[key] for key in ("dtype", "shape", "gpu")),
-                f"{found[0]}, absorbed" if is_absorbed else found[0],
-                *(f"{value:.2f}" for value in _figures(row).values()),
-                row["model"]["natural"]["bound"],
-                f"{row['gathered_wide_percent']:.0f}",
-                "no bar" if is_absorbed else "; ".join(texts) or "met",
-            ]
-        )
-    head = ["", "shape", "GPU", "attention_diffusion", "others", "added", "community", "bound by",
-            "128-bit %", "bars"]  # fmt: skip
-    print_table(
+        if found and "model" in row:
+            texts = missed(row, shapes[row["shape"]])
+            line = row | _figures(row) | {"pass": found[0], "bars": "; ".join(texts) or "met"}
+            if "absorbed" in row["kernel"]:
+                line |= {"pass": f"{found[0]}, absorbed", "bars": "no bar"}
+            lines.append(line)
+    print_rows(
         "MODEL, nothing ran. others: pipe or latency over memory; added: memory and the longest "
         "other bound over the floor; community: the longest bound over the floor, rcm",
-        head,
         lines,
+        _COLUMNS,
     )
-    report.figure("passes that meet their bars", sum(verdicts), f"of {len(verdicts)}")
+    judged = [line["bars"] == "met" for line in lines if line["bars"] != "no bar"]
+    report.figure("passes that meet their bars", sum(judged), f"of {len(judged)}")
     for name, most, bar in (
         ("spill instructions", max(row["exact"]["spills"] for row in rows), 0),
         ("atomics on floats", max(row["float_atomics"] for row in rows), 0),

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ from grand_fast.kernels.attention_diffusion.gpu import REGISTERS_OF_BLACKWELL
 MODELLED = ("sm_80", "sm_90")
 TARGETS = {arch: GPUTarget("cuda", int(arch[3:]), 32) for arch in (*MODELLED, "sm_100", "sm_120")}
 TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
+# Of each backend: its text, and how loads of 128 bits, barriers and atomics on floats look in it
+_COUNTED = {
+    "cuda": ("ptx", r"\bld\.global\S*\.v4\.\w32", r"\bbar\.sync",
+             r"\b(?:atom|red)\.\S*\.b?f\d+"),
+    # without an instruction for a type, its atomics are loops around cmpswap
+    "hip": ("amdgcn", r"\b(?:global|buffer|flat)_load_dwordx4\b", r"\bs_barrier\b",
+            r"_atomic_(?:\w*_b?f(?:16|32|64)|cmpswap)"),
+}  # fmt: skip
 _NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -143,57 +152,37 @@ def compile_launch(launch: Launch, arch: str) -> CompiledKernel:
 
 def resources(compiled: CompiledKernel) -> Resources:
     """Registers, stack and shared memory of a compiled kernel, and what its code counts."""
-    target = compiled.metadata.target
-    return _of_amdgcn(compiled) if target.backend == "hip" else _of_cubin(compiled)
+    backend = compiled.metadata.target.backend
+    code, *patterns = _COUNTED[backend]
+    text = compiled.asm[code]
+    if backend == "hip":  # its binary needs no tool: what the assembler gets says it too
+        found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", text))
+        registers, stack = found["vgpr_count"], found["private_segment_fixed_size"]
+    else:
+        usage = _on_cubin(compiled.asm["cubin"], "cuobjdump", "-res-usage")
+        found = dict(re.findall(r"([A-Z]+):(\d+)", usage))
+        registers, stack = found["REG"], int(found["STACK"]) + int(found["LOCAL"])
+    return Resources(
+        int(registers),
+        int(stack),
+        compiled.metadata.shared,
+        compiled.metadata.num_warps,
+        *(len(re.findall(pattern, text)) for pattern in patterns),
+    )
 
 
 def disassembly(compiled: CompiledKernel) -> str:
     """The machine code of a kernel compiled for NVIDIA, with its raw encoding."""
-    return _on_cubin(compiled, "nvdisasm", "-c", "-hex")
+    return _on_cubin(compiled.asm["cubin"], "nvdisasm", "-c", "-hex")
 
 
-def _of_cubin(compiled: CompiledKernel) -> Resources:
-    usage = _on_cubin(compiled, "cuobjdump", "-res-usage")
-    field = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", usage)}
-    ptx = compiled.asm["ptx"]
-    return Resources(
-        registers=field["REG"],
-        stack=field["STACK"] + field["LOCAL"],
-        shared=compiled.metadata.shared,
-        warps=compiled.metadata.num_warps,
-        wide_loads=len(re.findall(r"\bld\.global\S*\.v4\.\w32", ptx)),
-        barriers=len(re.findall(r"\bbar\.sync", ptx)),
-        float_atomics=len(re.findall(r"\b(?:atom|red)\.\S*\.b?f\d+", ptx)),
-    )
-
-
-def _of_amdgcn(compiled: CompiledKernel) -> Resources:
-    """From the text that the assembler gets: AMD's binary needs no tool of theirs to be read."""
-    text = compiled.asm["amdgcn"]
-
-    def field(name: str) -> int:
-        found = re.search(rf"\.{name}:\s*(\d+)", text)
-        assert found, name
-        return int(found.group(1))
-
-    return Resources(
-        registers=field("vgpr_count"),
-        stack=field("private_segment_fixed_size"),
-        shared=compiled.metadata.shared,
-        warps=compiled.metadata.num_warps,
-        wide_loads=len(re.findall(r"\b(?:global|buffer|flat)_load_dwordx4\b", text)),
-        barriers=len(re.findall(r"\bs_barrier\b", text)),
-        # without an instruction for a type, its atomics are loops around cmpswap
-        float_atomics=len(re.findall(r"_atomic_(?:\w*_b?f(?:16|32|64)|cmpswap)", text)),
-    )
-
-
-def _on_cubin(compiled: CompiledKernel, tool: str, *flags: str) -> str:
+@cache  # nvdisasm takes half a second to start
+def _on_cubin(code: bytes, tool: str, *flags: str) -> str:
     # cuobjdump looks for nvdisasm on the path
     env = os.environ | {"PATH": f"{_NVIDIA_TOOLS}{os.pathsep}{os.environ.get('PATH', '')}"}
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
+        cubin.write_bytes(code)
         command = [str(_NVIDIA_TOOLS / tool), *flags, str(cubin)]
         result = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return result.stdout

@@ -12,7 +12,7 @@ import triton
 from bench.core.problem import Shape
 from bench.gpu_report.compile import MODELLED
 from bench.gpu_report.launches import family, passes
-from bench.gpu_report.metrics import Metrics, label, machine_code
+from bench.gpu_report.metrics import Metrics, compiled
 from grand_fast.testing import random_graph
 
 PATH = Path(__file__).with_name("golden.json")
@@ -31,27 +31,19 @@ _FAMILY_CASE = CASES[0]  # has the kernels of other weightings too
 Golden = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """How far a metric may move in its worse direction."""
-
-    worse: int  # +1: more is worse; −1: less is
-    slack: float = 0.0
-    relative_slack: float = 0.0
-
-
-# What is not here (multiply-adds) says how, not how well.
+# Which way a metric gets worse (more, +1, or less, −1), and how far it may, also as a share of what
+# it was. What is not here (multiply-adds) says how, not how well.
 _RULES = {
-    "registers": _Rule(+1, slack=4),  # what counts of them is in `warps`
-    "spills": _Rule(+1),
-    "shared": _Rule(+1),
-    "warps": _Rule(-1),
-    "wide_percent": _Rule(-1, slack=0.5),
-    "instructions": _Rule(+1, relative_slack=0.02),
-    "shuffles": _Rule(+1),
-    "mufu": _Rule(+1, slack=0.01),
-    "barriers": _Rule(+1),
-    "bytes_in_flight": _Rule(-1, relative_slack=0.1),
+    "registers": (+1, 4, 0.0),  # what counts of them is in `warps`
+    "spills": (+1, 0, 0.0),
+    "shared": (+1, 0, 0.0),
+    "warps": (-1, 0, 0.0),
+    "wide_percent": (-1, 0.5, 0.0),
+    "instructions": (+1, 0, 0.02),
+    "shuffles": (+1, 0, 0.0),
+    "mufu": (+1, 0.01, 0.0),
+    "barriers": (+1, 0, 0.0),
+    "bytes_in_flight": (-1, 0, 0.1),
 }
 
 
@@ -74,11 +66,7 @@ def measure(arch: str, shape: Shape, dtype: torch.dtype) -> dict[str, Metrics]:
     launches = [launch for some in passes(graph, shape, dtype).values() for launch in some]
     if (shape, dtype) == _FAMILY_CASE:
         launches += family(graph, shape, dtype)
-    found: dict[str, Metrics] = {}
-    for launch in launches:
-        if label(launch) not in found:
-            found[label(launch)] = machine_code(launch, arch).metrics
-    return found
+    return {name: kernel.metrics for name, kernel in compiled(launches, arch).items()}
 
 
 def every_case() -> Iterator[tuple[str, dict[str, Metrics]]]:
@@ -123,11 +111,11 @@ def compare(case: str, now: Mapping[str, Metrics], golden: Golden) -> Difference
     difference = Difference([], [])
     known = golden["kernels"].get(case, {})
     for name in sorted(now.keys() & known.keys()):
-        for metric, rule in _RULES.items():
+        for metric, (worse, slack, share) in _RULES.items():
             value, old = getattr(now[name], metric), known[name][metric]
             text = f"{case} {name}: {metric} {old:g} → {value:g}"
-            step = rule.worse * (value - old)
-            if step > rule.slack + rule.relative_slack * old:
+            step = worse * (value - old)
+            if step > slack + share * old:
                 difference.worse.append(text)
             elif step < 0:
                 difference.better.append(text)

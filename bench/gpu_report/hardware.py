@@ -53,28 +53,14 @@ class Gpu:
 
 GPUS = {
     "sm_80": Gpu(
-        name="A100",
-        multiprocessors=108,
-        clock_hz=1.41e9,
-        dram_bytes_per_s=2.039e12,
-        l2_bytes=40e6,
-        fp32_lanes=64,
-        shared_bytes=164 * 1024,
-        l2_latency=260,
-        dram_latency=560,
+        "A100", multiprocessors=108, clock_hz=1.41e9, dram_bytes_per_s=2.039e12, l2_bytes=40e6,
+        fp32_lanes=64, shared_bytes=164 * 1024, l2_latency=260, dram_latency=560,
     ),
     "sm_90": Gpu(
-        name="H100",
-        multiprocessors=132,
-        clock_hz=1.755e9,
-        dram_bytes_per_s=3.35e12,
-        l2_bytes=50e6,
-        fp32_lanes=128,
-        shared_bytes=228 * 1024,
-        l2_latency=270,
-        dram_latency=700,
+        "H100", multiprocessors=132, clock_hz=1.755e9, dram_bytes_per_s=3.35e12, l2_bytes=50e6,
+        fp32_lanes=128, shared_bytes=228 * 1024, l2_latency=270, dram_latency=700,
     ),
-}
+}  # fmt: skip
 
 
 def resident_programs(used: Resources, gpu: Gpu) -> int:

@@ -1,12 +1,12 @@
 """What the machine code of one launch says about itself: exact, and the same on every machine."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from bench.gpu_report import sass
 from bench.gpu_report.compile import Launch, Resources, compile_launch, disassembly, resources
 from bench.gpu_report.hardware import GPUS, resident_programs
-from grand_fast.kernels.gpu.attention.scores import KernelWeighting
 
 FP = r"[FH]FMA|[FH]MUL|[FH]ADD"
 _WIDE = 16  # bytes: 128 bits a lane
@@ -102,7 +102,12 @@ class Kernel:
 def label(launch: Launch) -> str:
     """Name of the kernel and its switches that are on: `csr_diffusion_fwd (scaled, slot)`."""
     given, name = launch.arguments, launch.name.removeprefix("_").removesuffix("_kernel")
-    on = [] if (w := given.get("weighting")) is None else _switches(w)
+    on: list[str] = []
+    if (weighting := given.get("weighting")) is not None:  # in what it differs from the paper's
+        function = weighting.function.value
+        on += [function] if function != "identity" else []
+        on += ["squareplus"] if weighting.top is not None else []
+        on += ["edge weight"] if weighting.edge_weight is not None else []
     on += [given["source"]] if "source" in given else []
     if (field := given.get("field")) is not None:
         on += (["dx"] if "bwd" in name else []) + (["scaled"] if field.alpha is not None else [])
@@ -115,12 +120,13 @@ def label(launch: Launch) -> str:
     return f"{name} ({', '.join(on)})" if on else name
 
 
-def _switches(weighting: KernelWeighting) -> list[str]:
-    """In what it differs from the paper's."""
-    function = weighting.function.value
-    on = [] if function == "identity" else [function]
-    on += [] if weighting.top is None else ["squareplus"]
-    return on + ([] if weighting.edge_weight is None else ["edge weight"])
+def compiled(launches: Iterable[Launch], arch: str) -> dict[str, Kernel]:
+    """The first launch of each label, in order."""
+    kernels: dict[str, Kernel] = {}
+    for launch in launches:
+        if label(launch) not in kernels:
+            kernels[label(launch)] = machine_code(launch, arch)
+    return kernels
 
 
 def machine_code(launch: Launch, arch: str) -> Kernel:

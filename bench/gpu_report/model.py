@@ -134,7 +134,11 @@ def traffic(launch: Launch) -> Traffic:
         streamed += size
 
     def row_bytes(names: Sequence[str]) -> int:
-        return sum(_sectors(arguments[name]) for name in names)
+        """Of a row of each table, in whole sectors."""
+        sizes = [
+            t.numel() // len(t) * t.element_size() for t in (arguments[name] for name in names)
+        ]
+        return sum(-(-size // _SECTOR) * _SECTOR for size in sizes)
 
     scattered = row_bytes([name for name in _AT_SLOT if name in arguments])
     scattered *= "slot" in arguments
@@ -150,9 +154,8 @@ def times(kernel: Kernel, reuse: Reuse) -> Times:
     programs, edges = len(lengths), int(lengths.sum())
     capacity = int(gpu.l2_capacity / moved.gathered)
     dram = moved.streamed + reuse.misses(capacity) * moved.gathered
-    l2, l2_once = (
-        moved.streamed + edges * size for size in (moved.gathered_l2, moved.gathered_once)
-    )
+    l2 = moved.streamed + edges * moved.gathered_l2
+    l2_once = moved.streamed + edges * moved.gathered_once
     turns = -(-lengths // launch.slots)
     body = [instruction for code in kernel.loops for instruction in code]
     loop, rest = _pipes(body, gpu), _pipes(kernel.rest, gpu)
@@ -179,12 +182,6 @@ def _lengths(launch: Launch) -> NDArray[np.int64]:
     ends = arguments["piece_end_ptr"][:programs].long()
     lengths: NDArray[np.int64] = (ends - arguments["piece_beg_ptr"][:programs].long()).numpy()
     return lengths
-
-
-def _sectors(table: Tensor) -> int:
-    """Bytes of one row of a table, in whole sectors."""
-    size = table.numel() // len(table) * table.element_size()
-    return -(-size // _SECTOR) * _SECTOR
 
 
 def _pipes(code: sass.Code, gpu: Gpu) -> dict[str, float]:

@@ -2,22 +2,24 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import asdict
-from itertools import product
+from itertools import chain, product
 
 import torch
 
 from bench.core import graphs, machine
 from bench.core.plots import plot_model
-from bench.core.problem import PAPER_SHAPES, Shape
-from bench.core.report import Progress, Report, Row, print_table
+from bench.core.problem import PAPER_SHAPES
+from bench.core.report import Report
+from bench.core.tables import Column, Row, cell, print_rows, print_table
 from bench.gpu_report import golden
 from bench.gpu_report.bars import gathered_wide_percent, print_bars
 from bench.gpu_report.compile import MODELLED, Launch
 from bench.gpu_report.hardware import GPUS
 from bench.gpu_report.launches import passes
 from bench.gpu_report.locality import Reuse, community_order, gathered_rows
-from bench.gpu_report.metrics import Kernel, Metrics, label, machine_code
+from bench.gpu_report.metrics import Kernel, Metrics, compiled, label
 from bench.gpu_report.model import is_modelled, times
 from grand_fast import Graph
 
@@ -38,6 +40,19 @@ bench/gpu_report/bars.py, and names those missed. --quick takes one shape, and l
 """
 ORDERS = ("natural", "rcm")
 PICTURE = "gpu_report_model.png"
+_EXACT: list[Column] = [
+    ("kernel", cell("kernel")),
+    ("registers", cell("registers")),
+    ("spills", cell("spills")),
+    ("warps/SM", cell("warps")),
+    ("128-bit %", cell("wide_percent", "{:.0f}")),
+    ("instructions", cell("instructions", "{:.1f}")),
+    ("FP", cell("fp", "{:.1f}")),
+    ("shuffles", cell("shuffles", "{:.1f}")),
+    ("exponentials", cell("mufu", "{:.1f}")),
+    ("barriers", cell("barriers", "{:.0f}")),
+    ("kB in flight", cell("bytes_in_flight", "{:.1f}", 1 / 1024)),
+]
 _BOUNDS = ("dram", "l2", "pipe", "latency", "longest")
 
 
@@ -47,7 +62,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         raise ValueError("gpu-report: needs Triton's compiler: unset TRITON_INTERPRET.")
     report.header["device"] = "none: compiled for, and modelled on, A100 and H100"
     if options.update_golden:
-        _update_golden()
+        _update_golden(report)
         return
     nodes = options.nodes or graphs.ARXIV_NODES
     needed = round(nodes * graphs.edges_per_node() * graphs.BUILDING_BYTES)
@@ -57,22 +72,24 @@ def run(options: argparse.Namespace, report: Report) -> None:
     dtypes = [torch.float32] if options.quick else [torch.float32, torch.bfloat16]
     report.start(len(shapes) * len(dtypes) * len(MODELLED))
     report.say("order of the graph")
-    reuses = _Reuses(graph)
+    reuses = _reuses(graph)
     for shape, dtype in product(shapes, dtypes):
+        common = {"shape": str(shape), "dtype": str(dtype).removeprefix("torch."),
+                  "graph": options.graph}  # fmt: skip
         by_pass = passes(graph, shape, dtype)
         for arch in MODELLED:
-            report.say(f"{golden.case_name(arch, shape, dtype)}")
-            kernels = _compiled(by_pass, arch)
+            case = golden.case_name(arch, shape, dtype)
+            report.say(case)
+            kernels = compiled(chain.from_iterable(by_pass.values()), arch)
             rows = [
-                _row(name, kernels[label(launch)], launch, shape, dtype, reuses, report)
+                common | {"pass": name} | _row(kernels[label(launch)], launch, reuses)
                 for name, launches in by_pass.items()
                 for launch in launches
             ]
             report.done()
-            _print(rows, golden.case_name(arch, shape, dtype), graph)
+            _print(rows, case, graph)
             report.rows += rows
-            exact = {name: kernel.metrics for name, kernel in kernels.items()}
-            _compare(golden.case_name(arch, shape, dtype), exact)
+            _compare(case, {name: kernel.metrics for name, kernel in kernels.items()})
     report.close()
     print_bars(report.rows, {str(shape): shape for shape in shapes}, report)
     report.skipped.append("joins of split rows are not modelled: they move some hundred rows.")
@@ -81,50 +98,29 @@ def run(options: argparse.Namespace, report: Report) -> None:
         plot_model(first, options.out / PICTURE)
 
 
-class _Reuses:
-    """How rows are used again by each launch, in each order; launches of one view share it."""
+Reuses = Callable[[Launch, str], Reuse]
 
-    def __init__(self, graph: Graph) -> None:
-        self._nodes = graph.num_nodes
-        self._position = {"natural": None, "rcm": community_order(graph)}
-        self._known: dict[tuple[int, int, str], Reuse] = {}
 
-    def of(self, launch: Launch, order: str) -> Reuse:
-        """The distances at which a launch comes back to a row."""
+def _reuses(graph: Graph) -> Reuses:
+    """How rows are used again by a launch, in an order; launches of one view share it."""
+    position = {"natural": None, "rcm": community_order(graph)}
+    known: dict[tuple[int, int, str], Reuse] = {}
+
+    def of(launch: Launch, order: str) -> Reuse:
         key = (launch.arguments["col_ptr"].data_ptr(), launch.grid[0], order)
-        if key not in self._known:
-            rows = gathered_rows(launch, self._position[order])
-            self._known[key] = Reuse(rows, self._nodes)
-        return self._known[key]
+        if key not in known:
+            known[key] = Reuse(gathered_rows(launch, position[order]), graph.num_nodes)
+        return known[key]
+
+    return of
 
 
-def _compiled(by_pass: dict[str, list[Launch]], arch: str) -> dict[str, Kernel]:
-    """Each kernel once, by its label."""
-    kernels: dict[str, Kernel] = {}
-    for launches in by_pass.values():
-        for launch in launches:
-            if label(launch) not in kernels:
-                kernels[label(launch)] = machine_code(launch, arch)
-    return kernels
-
-
-def _row(
-    of_pass: str,
-    kernel: Kernel,
-    launch: Launch,
-    shape: Shape,
-    dtype: torch.dtype,
-    reuses: _Reuses,
-    report: Report,
-) -> Row:
+def _row(kernel: Kernel, launch: Launch, reuses: Reuses) -> Row:
+    """What a launch is and needs; where it is modelled, its times."""
     row: Row = {
-        "pass": of_pass,
         "kernel": label(launch),
         "gpu": GPUS[kernel.arch].name,
         "arch": kernel.arch,
-        "shape": str(shape),
-        "dtype": str(dtype).removeprefix("torch."),
-        "graph": report.header["graph"],
         "programs": launch.grid[0],
         "exact": asdict(kernel.metrics),
         "float_atomics": kernel.used.float_atomics,
@@ -134,7 +130,7 @@ def _row(
     row["gathered_wide_percent"] = round(gathered_wide_percent(kernel), 1)
     row["model"] = {}
     for order in ORDERS:
-        modelled = times(kernel, reuses.of(launch, order))
+        modelled = times(kernel, reuses(launch, order))
         row["model"][order] = {f"{name}_s": getattr(modelled, name) for name in _BOUNDS} | {
             "seconds": modelled.seconds,
             "added_s": modelled.added,
@@ -146,42 +142,26 @@ def _row(
 
 
 def _print(rows: list[Row], case: str, graph: Graph) -> None:
-    gpu, sizes = rows[0]["gpu"], f"N = {graph.num_nodes:,}, E = {graph.num_edges:,}"
-    head = ["kernel", "registers", "spills", "warps/SM", "128-bit %", "instructions", "FP",
-            "shuffles", "exponentials", "barriers", "kB in flight"]  # fmt: skip
-    cells = {}
-    for row in rows:
-        m = Metrics(**row["exact"])
-        cells[row["kernel"]] = [
-            *(str(value) for value in (m.registers, m.spills, m.warps)),
-            f"{m.wide_percent:.0f}",
-            *(f"{value:.1f}" for value in (m.instructions, m.fp, m.shuffles, m.mufu)),
-            f"{m.barriers:.0f}",
-            f"{m.bytes_in_flight / 1024:.1f}",
-        ]
+    gpu = rows[0]["gpu"]
+    kernels = {row["kernel"]: row["exact"] | {"kernel": row["kernel"]} for row in rows}
     title = f"EXACT, {gpu}: code of {case}; instructions to exponentials per edge slot"
-    print_table(title, head, [[name, *values] for name, values in cells.items()])
+    print_rows(title, kernels.values(), _EXACT)
     head = ["kernel", "DRAM", "L2", "pipe", "latency", "longest", "bound by", "× floor", "added",
             "rcm: × floor", "added"]  # fmt: skip
     lines = []
     for of_pass in dict.fromkeys(row["pass"] for row in rows):
         modelled = [row for row in rows if row["pass"] == of_pass and "model" in row]
-        lines += [_line(row["kernel"], [row]) for row in modelled]
+        for row in modelled:
+            natural = row["model"]["natural"]
+            parts = [f"{1e3 * natural[f'{bound}_s']:.3f}" for bound in _BOUNDS]
+            bound = natural["busiest_pipe" if natural["bound"] == "pipe" else "bound"]
+            lines.append([row["kernel"], *parts, bound, *_over_floor([row])])
         if len(modelled) > 1:
-            lines.append(_line(f"= {of_pass}", modelled))
-    print_table(
-        f"MODEL, {gpu}, milliseconds, nothing ran: {case}, {rows[0]['graph']}, {sizes}", head, lines
-    )
-
-
-def _line(name: str, rows: list[Row]) -> list[str]:
-    """One kernel, or the sum of a pass."""
-    natural = rows[0]["model"]["natural"]
-    parts, bound = [""] * len(_BOUNDS), ""
-    if len(rows) == 1:
-        parts = [f"{1e3 * natural[f'{bound}_s']:.3f}" for bound in _BOUNDS]
-        bound = natural["busiest_pipe"] if natural["bound"] == "pipe" else natural["bound"]
-    return [name, *parts, bound, *_over_floor(rows)]
+            empty = [""] * (len(_BOUNDS) + 1)
+            lines.append([f"= {of_pass}", *empty, *_over_floor(modelled)])
+    sizes = f"N = {graph.num_nodes:,}, E = {graph.num_edges:,}"
+    title = f"MODEL, {gpu}, milliseconds, nothing ran: {case}, {rows[0]['graph']}, {sizes}"
+    print_table(title, head, lines)
 
 
 def _over_floor(rows: list[Row]) -> list[str]:
@@ -206,14 +186,14 @@ def _compare(case: str, exact: dict[str, Metrics]) -> None:
             print(f"{word} than golden.json: {sentence}")
 
 
-def _update_golden() -> None:
+def _update_golden(report: Report) -> None:
     """Measure every case, say what changed, and write."""
-    progress = Progress(len(MODELLED) * len(golden.CASES))
+    report.start(len(MODELLED) * len(golden.CASES))
     found = {}
     for case, exact in golden.every_case():
-        progress.done()
+        report.done()
         found[case] = exact
         _compare(case, exact)
-    progress.close()
+    report.close()
     golden.save(found)
     print(f"Written: {golden.PATH}")

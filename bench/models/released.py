@@ -1,7 +1,5 @@
 """A whole model as GRAND's released code runs it: its right-hand side under torchdiffeq."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any

@@ -1,16 +1,15 @@
 """The suite `models`: epochs of training in tuned configurations, against the released code's."""
 
-from __future__ import annotations
-
 import argparse
 
 from bench.core import fresh, machine
 from bench.core.configurations import ARXIV
 from bench.core.harness import interleave
 from bench.core.options import MODEL_DATASETS, VARIANTS
-from bench.core.plots import plot_models
+from bench.core.plots import plot_time_and_memory
 from bench.core.problem import OURS
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Report
+from bench.core.tables import Column, Row, add_ratios, cell, print_rows
 from bench.models.epoch import (
     OURS_CONTINUOUS,
     RELEASED,
@@ -31,7 +30,7 @@ One epoch of training, forward, backward and a step of the optimiser, of GRAND-n
 configuration that the paper's released code tuned (grand_fast/training/configurations/released),
 with dropout and without evaluation. The learning rate is 0, so that every epoch is the first one.
 
-{OURS:<30} gradient of the solver's own steps, states kept (adjoint checkpoint)
+{OURS:<30} gradient of the solver's own steps (adjoint auto)
 {RELEASED:<30} the released sequence under torchdiffeq, DOPRI5 at the same tolerances, and
                                backward as its authors tuned it: through the solver on Cora, by the
                                adjoint equations at their own tolerances elsewhere
@@ -50,6 +49,15 @@ TIME_BARS = {"Cora": 3.0, "PubMed": 8.0, "CoauthorCS": 8.0, "Computers": 8.0}
 MEMORY_BAR = 5.0
 ARXIV_BAR_BYTES = 4e9
 MEMORY_RUNS = 3  # fresh processes: the most of them counts
+COLUMNS: list[Column] = [
+    ("", cell("competitor")),
+    ("s", lambda row: "{median_s:.4g} [{p10_s:.4g}–{p90_s:.4g}]".format(**row)),
+    ("over ours", cell("time_over_ours", "{:.2f}×")),
+    ("peak MB", cell("peak_bytes", "{:.0f}", 1e-6)),
+    ("over ours", cell("peak_over_ours", "{:.2f}×")),
+    ("evaluations", lambda row: "{nfe_forward} + {nfe_backward}".format(**row)),
+    ("logits differ by", cell("logits_difference", "{:.1e}")),
+]
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -72,21 +80,27 @@ def run(options: argparse.Namespace, report: Report) -> None:
             raise ValueError(str(missing)) from missing
         rows = _time(problem, options, report)
         _weigh(rows, 1 if options.quick else MEMORY_RUNS, report)
+        add_ratios(rows)
         report.rows += rows
-        _print(rows)
+        if rows:
+            title = "{dataset} GRAND-{variant}, {nodes:,} nodes, {edges:,} edges: an epoch"
+            print_rows(title.format(**rows[0]), rows, COLUMNS)
     report.close()
     _figures(report)
     if options.out:
-        plot_models(report.rows, options.out / PICTURE)
+        group, above = "{dataset}\nGRAND-{variant}", "model and data"
+        plot_time_and_memory(report.rows, group, "an epoch of training", ("seconds", 1.0), above,
+                             options.out / PICTURE)  # fmt: skip
 
 
 def _time(problem: Problem, options: argparse.Namespace, report: Report) -> list[Row]:
     """Rows of the competitors that fit and agree."""
-    preset, graph = problem.preset, problem.here.graph
-    rows: dict[str, Row] = {}
-    calls = {}
+    graph = problem.here.graph
+    common = {"op": "epoch", "dataset": problem.dataset, "variant": problem.preset.variant,
+              "nodes": graph.num_nodes, "edges": graph.num_edges}  # fmt: skip
+    rows, calls = [], {}
     for name, make in competitors(problem).items():
-        title = f"{problem.dataset} {preset.variant}: {name}"
+        title = f"{problem.dataset} {problem.preset.variant}: {name}"
         report.say(f"{title}, check")
         try:
             require_memory(problem, name)
@@ -99,85 +113,37 @@ def _time(problem: Problem, options: argparse.Namespace, report: Report) -> list
             continue
         model = make(problem)
         forward, backward = evaluations(model, problem)
-        rows[title] = {
-            "op": "epoch",
-            "dataset": problem.dataset,
-            "variant": preset.variant,
-            "competitor": name,
-            "nodes": graph.num_nodes,
-            "edges": graph.num_edges,
-            "nfe_forward": forward,
-            "nfe_backward": backward,
-            "logits_difference": difference,
-        }
+        rows.append(common | {"competitor": name, "nfe_forward": forward, "nfe_backward": backward,
+                              "logits_difference": difference})  # fmt: skip
         calls[title] = epoch(problem, model)
     rounds = options.rounds or (3 if options.quick else 9)
     timings = interleave(calls, rounds=rounds, tick=report.say)
     report.done()
-    return [row | timings[title].record() for title, row in rows.items()]
+    return [row | timing.record() for row, timing in zip(rows, timings.values(), strict=True)]
 
 
 def _weigh(rows: list[Row], runs: int, report: Report) -> None:
     """Add the peak memory of an epoch: above what was there before, and of the whole process."""
     for row in rows:
         task = {key: row[key] for key in ("dataset", "variant", "competitor")}
-        report.say(f"{row['dataset']} {row['variant']}: {row['competitor']}, memory")
-        try:
-            peaks = [fresh.run(peak_memory, **task) for _ in range(runs)]
-        except RuntimeError as reason:
-            report.skipped.append(f"memory of {' '.join(task.values())}: {reason}")
-            continue
-        row["peak_bytes"] = max(peak["bytes"] for peak in peaks)
-        row["process_bytes"] = max(peak["process_bytes"] for peak in peaks)
+        peaks = fresh.peaks(report, " ".join(task.values()), peak_memory, runs=runs, **task)
+        if peaks:
+            row["peak_bytes"] = max(peak["bytes"] for peak in peaks)
+            row["process_bytes"] = max(peak["process_bytes"] for peak in peaks)
     report.done()
-
-
-def _print(rows: list[Row]) -> None:
-    if not rows:
-        return
-    ours = next((row for row in rows if row["competitor"] == OURS), None)
-    cells = [
-        [
-            row["competitor"],
-            f"{row['median_s']:.4g} [{row['p10_s']:.4g}–{row['p90_s']:.4g}]",
-            _over(row, ours, "median_s"),
-            f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else "",
-            _over(row, ours, "peak_bytes"),
-            f"{row['nfe_forward']} + {row['nfe_backward']}",
-            f"{row['logits_difference']:.1e}",
-        ]
-        for row in rows
-    ]
-    first = rows[0]
-    title = (f"{first['dataset']} GRAND-{first['variant']}, {first['nodes']:,} nodes, "
-             f"{first['edges']:,} edges: an epoch")  # fmt: skip
-    head = ["", "s", "over ours", "peak MB", "over ours", "evaluations", "logits differ by"]
-    print_table(title, head, cells)
-
-
-def _over(row: Row, ours: Row | None, key: str) -> str:
-    if ours is None or row is ours or key not in row or key not in ours:
-        return ""
-    return f"{row[key] / ours[key]:.2f}×"
 
 
 def _figures(report: Report) -> None:
     """The ratios, with the bars that they are to reach."""
-    ours = {(row["dataset"], row["variant"]): row for row in report.rows
-            if row["competitor"] == OURS}  # fmt: skip
     for row in report.rows:
-        own = ours.get((row["dataset"], row["variant"]))
         name = f"{row['dataset']} GRAND-{row['variant']}, an epoch"
         if row["dataset"] == ARXIV:
             report.figure(f"{name}, random features", row["median_s"], "s")
             if "process_bytes" in row:
                 bar = f"GB (bar {ARXIV_BAR_BYTES / 1e9:g})"
                 report.figure(f"{name}, whole process", row["process_bytes"] / 1e9, bar)
-        elif row["competitor"] == RELEASED and own is not None:
-            bar = TIME_BARS[row["dataset"]]
-            report.figure(f"{name}, time: released over ours", row["median_s"] / own["median_s"],
-                          f"× (bar {bar:g})")  # fmt: skip
-            if "peak_bytes" in row and "peak_bytes" in own:
-                report.figure(f"{name}, peak memory: released over ours",
-                              row["peak_bytes"] / own["peak_bytes"],
-                              f"× (bar {MEMORY_BAR:g})")  # fmt: skip
+        elif row["competitor"] == RELEASED:
+            for key, text, bar in (("time", "time", TIME_BARS[row["dataset"]]),
+                                   ("peak", "peak memory", MEMORY_BAR)):  # fmt: skip
+                figure = f"{name}, {text}: released over ours"
+                report.figure(figure, row[f"{key}_over_ours"], f"× (bar {bar:g})")

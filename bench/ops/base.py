@@ -13,7 +13,8 @@ import torch
 
 from bench.core.harness import Timing
 from bench.core.problem import MODES, Mode, Shape
-from bench.core.report import Report, Row, milliseconds, print_table
+from bench.core.report import Report
+from bench.core.tables import milliseconds, print_table, timed_rows
 from bench.ops.base_trees import ROOT, Worker, WorkerError, checked_out, find_commit, git, worker
 from grand_fast import Graph
 from grand_fast.testing import TOLERANCE, assert_close
@@ -82,14 +83,9 @@ def run(graph: Graph, shape: Shape, options: argparse.Namespace, report: Report)
 
 
 def _measure(
-    case: Case,
-    workers: tuple[Worker, Worker],
-    graph: Graph,
-    shape: Shape,
-    rounds: int,
-    folder: Path,
-    report: Report,
-) -> None:
+    case: Case, workers: tuple[Worker, Worker], graph: Graph, shape: Shape, rounds: int,
+    folder: Path, report: Report,
+) -> None:  # fmt: skip
     """One case: its rows, or why there are none."""
     files = {each.name: folder / f"{each.name}.npz" for each in workers}
     asked = {"op": case.op, "options": case.options} | asdict(shape)
@@ -108,58 +104,44 @@ def _measure(
     except AssertionError as difference:
         report.failed.append(str(difference))
         return
-    for mode in MODES:
-        ratios = [o / b for o, b in zip(seconds[TREE, mode], seconds[BASE, mode], strict=True)]
-        p10, median, p90 = (float(p) for p in np.percentile(ratios, (10, 50, 90)))
-        for each in workers:
-            row: Row = {
-                "op": case.op,
-                "case": str(case),
-                "shape": str(shape),
-                "competitor": each.name,
-                "mode": mode,
-                "nodes": graph.num_nodes,
-                "edges": graph.num_edges,
-                **Timing(tuple(seconds[each.name, mode])).record(),
-                "graph": report.header["graph"],
-            }
-            if each.name == TREE:
-                row |= {"over_base": median, "over_base_p10": p10, "over_base_p90": p90}
-            report.rows.append(row)
+    common = {"op": case.op, "case": str(case), "shape": str(shape), "nodes": graph.num_nodes,
+              "edges": graph.num_edges, "graph": report.header["graph"]}  # fmt: skip
+    rows = timed_rows({f"{name}|{mode}": Timing(tuple(seconds[name, mode]))
+                       for mode in MODES for name in (BASE, TREE)}, **common)  # fmt: skip
+    for row in rows[1::2]:  # of the tree
+        times = seconds[TREE, row["mode"]], seconds[BASE, row["mode"]]
+        ratios = Timing(tuple(ours / theirs for ours, theirs in zip(*times, strict=True)))
+        row["over_base"] = ratios.median
+        row["over_base_p10"], row["over_base_p90"] = ratios.percentile(10), ratios.percentile(90)
+    report.rows += rows
 
 
 def _compare(name: str, got: Path, want: Path) -> None:
     """Raise AssertionError if two files of outputs and gradients differ."""
-    tolerance = TOLERANCE[torch.float32]
     with np.load(got) as ours, np.load(want) as theirs:
         for key in theirs.files:
             values = (torch.from_numpy(arrays[key]) for arrays in (ours, theirs))
-            assert_close(f"{name}{key}", *values, tolerance=tolerance)
+            assert_close(f"{name}{key}", *values, tolerance=TOLERANCE[torch.float32])
     got.unlink()
     want.unlink()
 
 
 def _time(workers: tuple[Worker, Worker], rounds: int) -> dict[tuple[str, Mode], list[float]]:
     """Seconds of every round; who goes first changes from one to the next."""
-    seconds: dict[tuple[str, Mode], list[float]]
-    seconds = {(each.name, mode): [] for each in workers for mode in MODES}
+    seconds: dict[tuple[str, Mode], list[float]] = {}
     for r in range(-1, rounds):  # the first to warm up
         for mode in MODES:
             for each in workers if r % 2 == 0 else reversed(workers):
                 taken = each.seconds(mode)
                 if r >= 0:
-                    seconds[each.name, mode].append(taken)
+                    seconds.setdefault((each.name, mode), []).append(taken)
     return seconds
 
 
 def _print(report: Report, graph: Graph) -> None:
-    cells: dict[str, list[str]] = {}
-    for row in report.rows:
-        line = cells.setdefault(f"{row['case']}, {row['mode']}", [])
-        line.append(milliseconds(row))
-        if "over_base" in row:
-            spread = f"{row['over_base_p10']:.3f}–{row['over_base_p90']:.3f}"
-            line.append(f"{row['over_base']:.3f}× [{spread}]")
-    head = ["", f"{BASE} ms", f"{TREE} ms", "tree over base"]
-    lines = [[name, *line] for name, line in cells.items()]
+    head, lines = ["", f"{BASE} ms", f"{TREE} ms", "tree over base"], []
+    for base, tree in zip(report.rows[::2], report.rows[1::2], strict=True):
+        spread = f"{tree['over_base_p10']:.3f}–{tree['over_base_p90']:.3f}"
+        lines.append([f"{base['case']}, {base['mode']}", milliseconds(base), milliseconds(tree),
+                      f"{tree['over_base']:.3f}× [{spread}]"])  # fmt: skip
     print_table(f"d/H/d_att = {report.rows[0]['shape']}, {graph}", head, lines)

@@ -66,9 +66,12 @@ def git(*arguments: str) -> str:
     except FileNotFoundError:
         raise OSError("base: needs git, which is not installed.") from None
     if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["it said nothing."])[-1]
-        raise ValueError(f"base: git {arguments[0]}: {last}")
+        raise ValueError(f"base: git {arguments[0]}: {_last_line(result.stderr)}")
     return result.stdout.strip()
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing."])[-1]
 
 
 class WorkerError(Exception):
@@ -87,12 +90,11 @@ class Worker:
         Raises:
             WorkerError: it says that it cannot. ChildProcessError: it has ended.
         """
-        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
             self._errors.seek(0)
-            last = (self._errors.read().strip().splitlines() or ["it said nothing."])[-1]
+            last = _last_line(self._errors.read())
             raise ChildProcessError(f"base: the process of the {self.name} ended ({code}): {last}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -101,7 +103,6 @@ class Worker:
 
     def ask(self, **request: object) -> dict[str, Any]:
         """The answer to one request; raises as `answer` does."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: `answer` says so
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -131,7 +132,6 @@ def worker(name: str, tree: Path, graph_file: Path) -> Iterator[Worker]:
             start_new_session=True,  # Ctrl-C is for us alone, who end it
         ) as process,
     ):
-        assert process.stdin is not None
         try:
             yield Worker(name, process, errors)
         finally:

@@ -40,9 +40,8 @@ class Case:
         self._d_out = self._normal(*self.forward().shape)
 
     def _make_inputs(self, case: dict[str, Any]) -> dict[str, Tensor]:
-        n, d, h, d_att = (
-            self._graph.num_nodes, case["channels"], case["heads"], case["attention_channels"],
-        )  # fmt: skip
+        n, sizes = self._graph.num_nodes, ("channels", "heads", "attention_channels")
+        d, h, d_att = (case[name] for name in sizes)
         std = 1.5  # scores with a spread of 2: a softmax neither flat nor one-hot
         if case["op"] == "projected_attention_diffusion":
             self._options["heads"] = h
@@ -63,9 +62,9 @@ class Case:
     def _normal(self, *size: int, std: float = 1.0) -> Tensor:
         return torch.randn(*size, generator=self._generator) * std
 
+    @torch.no_grad()
     def forward(self) -> Tensor:
-        with torch.no_grad():
-            out: Tensor = self._operator(*self._inputs.values(), self._graph, **self._options)
+        out: Tensor = self._operator(*self._inputs.values(), self._graph, **self._options)
         return out
 
     def forward_backward(self) -> tuple[Tensor, tuple[Tensor, ...]]:

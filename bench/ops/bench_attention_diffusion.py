@@ -1,7 +1,7 @@
 """attention_diffusion as a user runs it: x → projections → q, k → f, and all gradients."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,12 +9,13 @@ from torch.nn.functional import linear
 
 import grand_fast as gf
 from bench.core import graphs
-from bench.core.problem import Competitor, Function, Problem, Shape
+from bench.core.problem import OURS, Competitor, Function, Problem, Shape
 from bench.peers.sampled import sampled_attention_diffusion
 from bench.peers.unfused import (
-    compiled_attention_diffusion,
+    compiled_reference,
     diffusion_by,
     index_select_attention,
+    projected,
     released_attention,
     transformer_conv,
 )
@@ -39,8 +40,7 @@ def setup(graph: gf.Graph, shape: Shape, *, seed: int = 0, element_bytes: int = 
     }
 
     def core(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> tuple[Tensor, ...]:
-        q, k = (linear(x, w, b).view(n, shape.heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
-        return x, q, k
+        return x, *projected(shape.heads, x, w_q, b_q, w_k, b_k)
 
     def reference(csr: Csr, core: Sequence[Tensor]) -> Tensor:
         x, q, k = core
@@ -71,8 +71,7 @@ def packed_projection(problem: Problem, *inputs: Tensor) -> tuple[Tensor, Tensor
 def ours(problem: Problem) -> Function:
     graphs.prepare(problem.graph)
 
-    def function(*inputs: Tensor) -> Tensor:
-        x, w_q, b_q, w_k, b_k = inputs
+    def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
         weight, bias = torch.cat([w_q, w_k]), torch.cat([b_q, b_k])
         return gf.ops.projected_attention_diffusion(
             x, weight, bias, problem.graph, heads=problem.shape.heads
@@ -81,40 +80,18 @@ def ours(problem: Problem) -> Function:
     return function
 
 
-def _widest(shape: Shape) -> int:
-    return max(shape.channels, shape.attention_channels)
+def _rows(count: int) -> Callable[[Shape], int]:
+    """Floats of so many rows per edge, as wide as the state or as queries and keys."""
+    return lambda shape: count * max(shape.channels, shape.attention_channels)
 
 
 COMPETITORS = (
-    Competitor("grand-fast", ours),
-    Competitor(
-        "sampled_addmm + CSR",
-        sampled_attention_diffusion,
-        edge_floats=lambda shape: 3 * shape.heads + 8,
-    ),
-    Competitor(
-        "released sequence",
-        diffusion_by(released_attention),
-        edge_floats=lambda shape: 4 * _widest(shape),
-        slow=True,
-    ),
-    Competitor(
-        "index_select + softmax(ptr)",
-        diffusion_by(index_select_attention),
-        edge_floats=lambda shape: 4 * _widest(shape),
-        slow=True,
-    ),
-    Competitor(
-        "torch.compile",
-        compiled_attention_diffusion,
-        edge_floats=lambda shape: 3 * _widest(shape),
-        slow=True,
-    ),
-    Competitor(
-        "TransformerConv (nearest)",
-        transformer_conv,
-        edge_floats=lambda shape: 7 * shape.attention_channels,
-        exact=False,
-        slow=True,
-    ),
-)
+    Competitor(OURS, ours),
+    Competitor("sampled_addmm + CSR", sampled_attention_diffusion, lambda s: 3 * s.heads + 8),
+    Competitor("released sequence", diffusion_by(released_attention), _rows(4), slow=True),
+    Competitor("index_select + softmax(ptr)", diffusion_by(index_select_attention), _rows(4),
+               slow=True),
+    Competitor("torch.compile", compiled_reference, _rows(3), slow=True),
+    Competitor("TransformerConv (nearest)", transformer_conv, lambda s: 7 * s.attention_channels,
+               exact=False, slow=True),
+)  # fmt: skip

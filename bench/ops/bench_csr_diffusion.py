@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Competitor, Function, Problem, Shape
-from bench.peers.sparse import GraphArrays, csr_product, mkl, native
-from bench.peers.unfused import compiled_csr_diffusion, index_add_diffusion, simple_conv
+from bench.core.problem import OURS, Competitor, Function, Problem, Shape
+from bench.peers.sparse import GraphArrays, Product, csr_product, mkl, native
+from bench.peers.unfused import compiled_reference, index_add_diffusion, simple_conv
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion.reference import cost, csr_diffusion_fwd
 
@@ -39,30 +39,17 @@ def ours(problem: Problem) -> Function:
     return lambda x, a: gf.ops.csr_diffusion(x, a, graph, edge_order="csr")
 
 
-def mkl_product(problem: Problem) -> Function:
-    arrays, product = GraphArrays(problem.graph), mkl(problem.shape.channels)
+def _sparse(problem: Problem, product: Product) -> Function:
+    arrays = GraphArrays(problem.graph)
     return lambda x, a: csr_product(x, a, arrays, product) - x
 
 
-def native_product(problem: Problem) -> Function:
-    arrays = GraphArrays(problem.graph)
-    return lambda x, a: csr_product(x, a, arrays, native) - x
-
-
 COMPETITORS = (
-    Competitor("grand-fast", ours),
-    Competitor("torch.sparse (MKL)", mkl_product),
-    Competitor("torch.sparse.mm(reduce)", native_product),
-    Competitor(
-        "index_add", index_add_diffusion, edge_floats=lambda shape: 3 * shape.channels, slow=True
-    ),
-    Competitor(
-        "PyG SimpleConv", simple_conv, edge_floats=lambda shape: 4 * shape.channels, slow=True
-    ),
-    Competitor(
-        "torch.compile",
-        compiled_csr_diffusion,
-        edge_floats=lambda shape: 3 * shape.channels,
-        slow=True,
-    ),
-)
+    Competitor(OURS, ours),
+    Competitor("torch.sparse (MKL)", lambda p: _sparse(p, mkl(p.shape.channels))),
+    Competitor("torch.sparse.mm(reduce)", lambda p: _sparse(p, native)),
+    Competitor("index_add", index_add_diffusion, lambda shape: 3 * shape.channels, slow=True),
+    Competitor("PyG SimpleConv", simple_conv, lambda shape: 4 * shape.channels, slow=True),
+    Competitor("torch.compile", compiled_reference, lambda shape: 3 * shape.channels,
+               slow=True),
+)  # fmt: skip

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Competitor, Function, Problem, Shape
+from bench.core.problem import OURS, Competitor, Function, Problem, Shape
 from bench.peers.sampled import sampled_edge_attention
-from bench.peers.unfused import compiled_edge_attention, index_select_attention, released_attention
+from bench.peers.unfused import compiled_reference, index_select_attention, released_attention
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.edge_attention.reference import cost, edge_attention_fwd
 
@@ -47,13 +47,9 @@ def _gathered(shape: Shape) -> int:
 
 
 COMPETITORS = (
-    Competitor("grand-fast", ours, edge_floats=lambda shape: 2 * shape.heads),
-    Competitor(
-        "sampled_addmm + CSR", sampled_edge_attention, edge_floats=lambda shape: 4 * shape.heads + 6
-    ),
-    Competitor("released sequence", released_attention, edge_floats=_gathered, slow=True),
-    Competitor(
-        "index_select + softmax(ptr)", index_select_attention, edge_floats=_gathered, slow=True
-    ),
-    Competitor("torch.compile", compiled_edge_attention, edge_floats=_gathered, slow=True),
+    Competitor(OURS, ours, lambda shape: 2 * shape.heads),
+    Competitor("sampled_addmm + CSR", sampled_edge_attention, lambda shape: 4 * shape.heads + 6),
+    Competitor("released sequence", released_attention, _gathered, slow=True),
+    Competitor("index_select + softmax(ptr)", index_select_attention, _gathered, slow=True),
+    Competitor("torch.compile", compiled_reference, _gathered, slow=True),
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Competitor, Function, Problem, Shape
+from bench.core.problem import OURS, Competitor, Function, Problem, Shape
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.error_ratio.reference import cost, error_ratio_fwd
 
@@ -45,14 +45,6 @@ def ours(problem: Problem) -> Function:
     return call
 
 
-def plain(problem: Problem) -> Function:
-    return _ratio
-
-
-def compiled(problem: Problem) -> Function:
-    return torch.compile(_ratio)
-
-
 def _ratio(*tensors: Tensor) -> Tensor:
     *slopes, x, y = tensors
     error = slopes[0] * SCALES[0]
@@ -62,7 +54,7 @@ def _ratio(*tensors: Tensor) -> Tensor:
 
 
 COMPETITORS = (
-    Competitor("grand-fast", ours),
-    Competitor("torch, a pass per term", plain),
-    Competitor("torch.compile", compiled),
+    Competitor(OURS, ours),
+    Competitor("torch, a pass per term", lambda problem: _ratio),
+    Competitor("torch.compile", lambda problem: torch.compile(_ratio)),
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.problem import Competitor, Function, Problem, Shape
+from bench.core.problem import OURS, Competitor, Function, Problem, Shape
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.stage_update.reference import cost, stage_update_fwd
 
@@ -37,22 +37,14 @@ def ours(problem: Problem) -> Function:
     return lambda *tensors: gf.ops.stage_update(list(zip(SCALES, tensors, strict=True)))
 
 
-def chained(problem: Problem) -> Function:
-    """The strongest chain of torch's own passes: no intermediate but the sum."""
-    return lambda *tensors: _chain(tensors)
-
-
-def compiled(problem: Problem) -> Function:
-    return torch.compile(lambda *tensors: _chain(tensors))
-
-
 def stacked(problem: Problem) -> Function:
     """torchdiffeq's: the slopes lie side by side in one tensor, which is multiplied and summed."""
     scales = problem.d_out.new_tensor(SCALES)
     return lambda *tensors: torch.sum(torch.stack(tensors, -1) * scales, -1)
 
 
-def _chain(tensors: Sequence[Tensor]) -> Tensor:
+def _chain(*tensors: Tensor) -> Tensor:
+    """The strongest chain of torch's own passes: no intermediate but the sum."""
     y = tensors[0] * SCALES[0]
     for tensor, scale in zip(tensors[1:], SCALES[1:], strict=True):
         y = y.add(tensor, alpha=scale)
@@ -60,8 +52,8 @@ def _chain(tensors: Sequence[Tensor]) -> Tensor:
 
 
 COMPETITORS = (
-    Competitor("grand-fast", ours),
-    Competitor("torch, a pass per term", chained),
-    Competitor("torch.compile", compiled),
+    Competitor(OURS, ours),
+    Competitor("torch, a pass per term", lambda problem: _chain),
+    Competitor("torch.compile", lambda problem: torch.compile(_chain)),
     Competitor("torchdiffeq's form", stacked, slow=True),
 )

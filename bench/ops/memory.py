@@ -1,12 +1,14 @@
 """The suite `memory`: peak memory above the inputs, every competitor in a process of its own."""
 
 import argparse
+from itertools import product
 
 from bench.core import fresh, graphs
 from bench.core.check import agreeing
-from bench.core.plots import plot_memory_per_shape
+from bench.core.plots import plot_per_shape
 from bench.core.problem import MODES, PAPER_SHAPES, Mode, Shape, runner
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Report
+from bench.core.tables import Column, cell, print_rows
 from bench.ops import bench_attention_diffusion as bench_op
 from grand_fast import Graph
 
@@ -17,6 +19,12 @@ which inputs and graph stand already. Linux only. Results are checked against th
 in the first process. Peers that take seconds run on the first shape only.
 """
 PICTURE = "memory_per_shape.png"
+COLUMNS: list[Column] = [
+    ("", cell("competitor")),
+    ("mode", cell("mode")),
+    ("MB", cell("peak_bytes", "{:.0f}", 1e-6)),
+    ("ours over it", cell("ours_over_this", "{:.3f}×")),
+]
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -34,7 +42,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         measure(names, graph, shape, options, report)
     report.close()
     if options.out:
-        plot_memory_per_shape(report.rows, options.out / PICTURE)
+        plot_per_shape(report.rows, "peak_bytes", options.out / PICTURE)
 
 
 def measure(
@@ -42,31 +50,20 @@ def measure(
 ) -> None:
     """The peaks of these competitors, which have been checked, on one shape."""
     rows = []
-    for name in names:
-        for mode in MODES:
-            report.say(f"memory {shape}: {name}, {mode}")
-            try:
-                peak = fresh.run(
-                    peak_memory, competitor=name, mode=mode, shape=shape, graph=options.graph,
-                    nodes=options.nodes,
-                )  # fmt: skip
-            except RuntimeError as reason:
-                report.skipped.append(f"memory {shape}: {name}, {mode}: {reason}")
-                continue
-            rows.append(
-                {
-                    "op": "attention_diffusion",
-                    "graph": options.graph,
-                    "shape": str(shape),
-                    "competitor": name,
-                    "mode": mode,
-                    "peak_bytes": peak["bytes"],
-                }
-            )
+    for name, mode in product(names, MODES):
+        found = fresh.peaks(
+            report, f"{shape}: {name}, {mode}", peak_memory, competitor=name, mode=mode,
+            shape=shape, graph=options.graph, nodes=options.nodes,
+        )  # fmt: skip
+        row = {"op": "attention_diffusion", "graph": options.graph, "shape": str(shape),
+               "competitor": name, "mode": mode}  # fmt: skip
+        rows += [row | {"peak_bytes": peak["bytes"]} for peak in found]
     report.against_ours(rows, "peak_bytes", "peak memory above inputs", inverse=True)
     report.rows += rows
     report.done()
-    _print(f"{shape}, {graph}", rows)
+    if rows:
+        title = f"peak above inputs, d/H/d_att = {shape}, {graph}"
+        print_rows(title, rows, COLUMNS)
 
 
 def peak_memory(
@@ -79,17 +76,3 @@ def peak_memory(
         runner(chosen.make(tiny), tiny, each)()
     problem = bench_op.setup(graphs.load(graph, nodes=nodes), shape)
     return fresh.peak(runner(chosen.make(problem), problem, mode))
-
-
-def _print(title: str, rows: list[Row]) -> None:
-    cells = [
-        [
-            row["competitor"],
-            row["mode"],
-            f"{row['peak_bytes'] / 1e6:.0f}",
-            f"{row['ours_over_this']:.3f}×" if "ours_over_this" in row else "",
-        ]
-        for row in rows
-    ]
-    head = ["", "mode", "MB", "ours over it"]
-    print_table(f"peak above inputs, d/H/d_att = {title}", head, cells)

@@ -3,19 +3,21 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import grand_fast as gf
-from bench.core.report import Report, print_table
+from bench.core.report import Report
+from bench.core.tables import Column, cell, print_rows
 from grand_fast.kernels.cpu.dense import Projection
 from grand_fast.solvers.term import CountedTerm
 
@@ -28,15 +30,15 @@ called as a user does. Times are medians of --rounds times 200 calls, in microse
 NODES, EDGES, CHANNELS, HEADS = 40, 160, 16, 4
 STEPS = 200
 FOLDERS = [Path(gf.__file__).parent.resolve(), (Path(gf.__file__).parent / "kernels").resolve()]
-# Each operator, and the operators whose launchers it runs
-OPERATORS = {
-    "attention_diffusion": ("attention_diffusion",),
-    "projected_attention_diffusion": ("attention_diffusion",),
-    "csr_diffusion": ("csr_diffusion",),
-    "edge_attention": ("edge_attention",),
-    "stage_update": ("stage_update",),
-    "error_ratio": ("error_ratio",),
-}
+COLUMNS: list[Column] = [
+    ("µs on one thread", cell("op")),
+    ("mode", cell("mode")),
+    ("files", cell("files")),
+    ("calls", cell("calls")),
+    ("all", cell("seconds", "{:.0f}", 1e6)),
+    ("launchers", cell("launchers_s", "{:.0f}", 1e6)),
+    ("above them", lambda row: f"{(row['seconds'] - row['launchers_s']) * 1e6:.0f}"),
+]
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -45,24 +47,22 @@ def run(options: argparse.Namespace, report: Report) -> None:
     rounds = 1 if options.quick else options.rounds or 9
     for mode in ("inference", "training"):
         with torch.set_grad_enabled(mode == "training"):
-            files, calls = _traced(_solve)
-            seconds, inside = _timed(_solve, CountedTerm, "axpy", ("attention_diffusion",), rounds)
-        row = {"op": "evaluation of f", "mode": mode, "files": files, "calls": calls}
+            files, functions = _traced(_solve)
+            seconds, inside = _timed(_solve, CountedTerm, "axpy", "attention_diffusion", rounds)
+        row = {"op": "evaluation of f", "mode": mode, "files": files, "calls": functions}
         report.rows.append(row | {"seconds": seconds, "launchers_s": inside})
-    for name, kernels in OPERATORS.items():
-        call = _operator_call(name)
+    for name, operator in _operators().items():
+
+        def calls(operator: Callable[[], object] = operator) -> None:
+            for _ in range(STEPS):
+                _call(operator)
+
+        kernel = name.removeprefix("projected_")  # whose launchers it runs
         with torch.no_grad():
-            seconds, inside = _timed(call, sys.modules[__name__], "_call", kernels, rounds)
-        report.rows.append(
-            {"op": name, "mode": "inference", "seconds": seconds, "launchers_s": inside}
-        )
-    head = ["µs on one thread", "mode", "files", "calls", "all", "launchers", "above them"]
-    cells = []
-    for row in report.rows:
-        times = (row["seconds"], row["launchers_s"], row["seconds"] - row["launchers_s"])
-        counts = [str(row.get("files", "")), str(row.get("calls", ""))]
-        cells.append([row["op"], row["mode"], *counts, *(f"{t * 1e6:.0f}" for t in times)])
-    print_table(f"{NODES} nodes, {EDGES} edges, {CHANNELS} channels", head, cells)
+            seconds, inside = _timed(calls, sys.modules[__name__], "_call", kernel, rounds)
+        row = {"op": name, "mode": "inference"}
+        report.rows.append(row | {"seconds": seconds, "launchers_s": inside})
+    print_rows(f"{NODES} nodes, {EDGES} edges, {CHANNELS} channels", report.rows, COLUMNS)
 
 
 def _graph() -> gf.Graph:
@@ -79,34 +79,26 @@ def _solve() -> None:
     layer(x, graph)
 
 
-def _call(operator: Callable[[], Tensor]) -> None:
+def _call(operator: Callable[[], object]) -> None:
     operator()
 
 
-def _operator_call(name: str) -> Callable[[], None]:
-    """`STEPS` calls of an operator."""
+def _operators() -> dict[str, Callable[[], object]]:
+    """A call of each, as a user makes it."""
     graph, x = _graph(), torch.randn(NODES, CHANNELS)
     q, k = torch.randn(2, NODES, HEADS, CHANNELS // HEADS)
     weight, bias = torch.randn(2 * CHANNELS, CHANNELS), torch.randn(2 * CHANNELS)
-    a, operator = torch.rand(EDGES), getattr(gf.ops, name)
-    arguments: dict[str, tuple[Any, ...]] = {
-        "attention_diffusion": (x, q, k, graph),
-        "projected_attention_diffusion": (x, weight, bias, graph),
-        "csr_diffusion": (x, a, graph),
-        "edge_attention": (q, k, graph),
-        "stage_update": ([(1.0, x), (0.5, x.clone())],),
-        "error_ratio": ([(1.0, x)], x, x.clone()),
+    a, y, ops = torch.rand(EDGES), x.clone(), gf.ops
+    return {
+        "attention_diffusion": lambda: ops.attention_diffusion(x, q, k, graph),
+        "projected_attention_diffusion": lambda: ops.projected_attention_diffusion(
+            x, weight, bias, graph, heads=HEADS
+        ),
+        "csr_diffusion": lambda: ops.csr_diffusion(x, a, graph),
+        "edge_attention": lambda: ops.edge_attention(q, k, graph),
+        "stage_update": lambda: ops.stage_update([(1.0, x), (0.5, y)]),
+        "error_ratio": lambda: ops.error_ratio([(1.0, x)], x, y, rtol=1e-3, atol=1e-3),
     }
-    options: dict[str, dict[str, Any]] = {
-        "projected_attention_diffusion": {"heads": HEADS},
-        "error_ratio": {"rtol": 1e-3, "atol": 1e-3},
-    }
-
-    def call() -> None:
-        for _ in range(STEPS):
-            _call(lambda: operator(*arguments[name], **options.get(name, {})))
-
-    return call
 
 
 def _traced(call: Callable[[], None]) -> tuple[int, int]:
@@ -133,13 +125,13 @@ def _traced(call: Callable[[], None]) -> tuple[int, int]:
         finally:
             sys.setprofile(None)
 
-    with _replaced(CountedTerm, "axpy", traced):
+    with patch.object(CountedTerm, "axpy", traced):
         call()
     return len(files), calls
 
 
 def _timed(
-    call: Callable[[], None], owner: Any, name: str, kernels: tuple[str, ...], rounds: int
+    call: Callable[[], None], owner: Any, name: str, kernel: str, rounds: int
 ) -> tuple[float, float]:
     """Seconds of one call of `owner.name` within `call`, and of the launchers within it."""
     outer: list[float] = []
@@ -167,28 +159,12 @@ def _timed(
 
         return run
 
-    places: list[tuple[Any, str]] = [(Projection, "__call__")]
-    for kernel in kernels:
-        places.append((import_module(f"grand_fast.kernels.{kernel}.cpu"), f"{kernel}_fwd"))
+    launchers = import_module(f"grand_fast.kernels.{kernel}.cpu")
     call()  # compiles what is to be compiled
-    with _replaced(owner, name, whole(getattr(owner, name))):
-        stack = [_replaced(o, n, measured(getattr(o, n))) for o, n in places if hasattr(o, n)]
-        for replaced in stack:
-            replaced.__enter__()
-        try:
-            for _ in range(rounds):
-                call()
-        finally:
-            for replaced in stack:
-                replaced.__exit__(None, None, None)
+    with ExitStack() as replaced:
+        replaced.enter_context(patch.object(owner, name, whole(getattr(owner, name))))
+        for place, own in ((Projection, "__call__"), (launchers, f"{kernel}_fwd")):
+            replaced.enter_context(patch.object(place, own, measured(getattr(place, own))))
+        for _ in range(rounds):
+            call()
     return float(np.median(outer)), float(np.median(inner))
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

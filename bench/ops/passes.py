@@ -8,9 +8,10 @@ from torch import Tensor
 
 import grand_fast as gf
 from bench.core import fresh, graphs, machine
-from bench.core.harness import interleave, timed
+from bench.core.harness import interleave, threads, timed
 from bench.core.problem import Function, Shape, runner
-from bench.core.report import Report, milliseconds, print_table
+from bench.core.report import Report
+from bench.core.tables import cell, milliseconds, print_rows
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion
 from bench.peers.sparse import GraphArrays, mkl
 from grand_fast.kernels.cpu.rows import longest_whole_row, plan
@@ -18,7 +19,8 @@ from grand_fast.kernels.cpu.rows import longest_whole_row, plan
 Call = Callable[[], object]
 
 FORWARD, BACKWARD, PRODUCT = "edge pass forward", "edge passes backward", "csr product"
-CACHED, HUB, BARE = ", senders in cache", ", hub alone", ", no edges"
+VISITED, CACHED = ", as visited", ", senders in cache"
+HUB, BARE = ", hub alone", ", no edges"
 # Their rows of x and k, up to 1 KB each, fit into the cache of one core.
 CACHED_SENDERS = 64
 SHORT_CALLS = 5  # in each round, of calls that take a millisecond
@@ -37,31 +39,26 @@ SCALED = {
 
 def run(graph: gf.Graph, shape: Shape, rounds: int, report: Report, *, quick: bool) -> None:
     """Time the passes on one shape, and in fresh processes the first call."""
-    calls = {
-        "gather x rows": machine.gather_call(graph, shape.channels),
-        "gather k rows": machine.gather_call(graph, shape.attention_channels),
-        "gather x rows, as visited": machine.gather_call(graph, shape.channels, in_order=True),
-        "gather k rows, as visited": machine.gather_call(
-            graph, shape.attention_channels, in_order=True
-        ),
-        "multiply-adds": machine.multiply_add_call(),
-    }
+    calls: dict[str, Call] = {}
+    for text in ("", VISITED):
+        for name, width in (("x", shape.channels), ("k", shape.attention_channels)):
+            gather = machine.gather_call(graph, width, in_order=text == VISITED)
+            calls[f"gather {name} rows{text}"] = gather
+    calls["multiply-adds"] = machine.multiply_add_call()
     calls |= attention_passes(graph, shape) | csr_passes(graph, shape.channels)
     calls |= cached_passes(graph, shape) | {"copy": machine.copy_call()}
     hub = hub_passes(graph, shape)
     scaled = {name: calls[name] for parts in SCALED.values() for name in parts}
     for name, call in (scaled | hub).items():
-        calls[f"{name}, 1 thread"] = on_threads(1, call)
+        calls[f"{name}, 1 thread"] = threads(1)(call)
     repeats = {f"{name}, 1 thread": SHORT_CALLS for name in hub}
     timings = interleave(calls, rounds=rounds, repeats=repeats, tick=report.say)
-    rows = [
-        {"op": "passes", "shape": str(shape), "competitor": name, "mode": "pass", **t.record()}
-        for name, t in timings.items()
-    ]
+    common = {"op": "passes", "shape": str(shape), "mode": "pass"}
+    rows = [common | {"competitor": name} | t.record() for name, t in timings.items()]
     report.rows += rows
     report.done()
-    cells = [[row["competitor"], milliseconds(row)] for row in rows]
-    print_table(f"passes of grand-fast, d/H/d_att = {shape}, {graph}", ["", "ms"], cells)
+    title = f"passes of grand-fast, d/H/d_att = {shape}, {graph}"
+    print_rows(title, rows, [("", cell("competitor")), ("ms", milliseconds)])
     _figures({name: timing.median for name, timing in timings.items()}, report)
     if not quick:
         first_calls(shape, report)
@@ -98,11 +95,7 @@ def csr_passes(graph: gf.Graph, channels: int) -> dict[str, Call]:
 
 
 def _forward(function: Function, *inputs: Tensor) -> Call:
-    def call() -> Tensor:
-        with torch.no_grad():
-            return function(*inputs)
-
-    return call
+    return torch.no_grad()(lambda: function(*inputs))
 
 
 def _backward(function: Function, d_out: Tensor, *inputs: Tensor) -> Call:
@@ -114,20 +107,6 @@ def _backward(function: Function, d_out: Tensor, *inputs: Tensor) -> Call:
     out = function(*inputs)
     leaves = [t for t in inputs if t.requires_grad]
     return lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True)
-
-
-def on_threads(threads: int, call: Call) -> Call:
-    """`call` with that many threads."""
-
-    def run() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            call()
-        finally:
-            torch.set_num_threads(before)
-
-    return run
 
 
 def cached_passes(graph: gf.Graph, shape: Shape) -> dict[str, Call]:
@@ -174,25 +153,25 @@ def hub_graphs(graph: gf.Graph) -> tuple[gf.Graph, gf.Graph]:
 
 
 def _figures(seconds: dict[str, float], report: Report) -> None:
-    x_row, both = seconds["gather x rows"], seconds["gather x rows"] + seconds["gather k rows"]
-    report.figure("edge pass forward over 2 row gathers (k, x)", seconds[FORWARD] / both, "×")
-    visited = seconds["gather x rows, as visited"] + seconds["gather k rows, as visited"]
-    report.figure(
-        "edge pass forward over 2 row gathers, rows as visited", seconds[FORWARD] / visited, "×"
+    x_row = seconds["gather x rows"]
+    both, visited = (
+        seconds[f"gather x rows{text}"] + seconds[f"gather k rows{text}"] for text in ("", VISITED)
     )
-    report.figure(
-        "edge passes backward over 4 row gathers (k, x; q, df)", seconds[BACKWARD] / (2 * both), "×"
-    )
+    forward, backward = seconds[FORWARD], seconds[BACKWARD]
+    ratios = {
+        "edge pass forward over 2 row gathers (k, x)": forward / both,
+        "edge pass forward over 2 row gathers, rows as visited": forward / visited,
+        "edge passes backward over 4 row gathers (k, x; q, df)": backward / (2 * both),
+    }
     for name in (PRODUCT, "csr product with Aᵀ", "csr weight gradient"):
-        report.figure(f"{name} over 1 row gather", seconds[name] / x_row, "×")
-    speed_up = seconds["csr product by MKL"] / seconds[PRODUCT]
-    report.figure("csr product: MKL over ours", speed_up, "×")
-    threads = torch.get_num_threads()
-    for name, parts in SCALED.items():
-        if threads > 1:
-            one = sum(seconds[f"{part}, 1 thread"] for part in parts)
-            scaling = one / sum(seconds[part] for part in parts)
-            report.figure(f"{name}: 1 → {threads} threads", scaling, "×")
+        ratios[f"{name} over 1 row gather"] = seconds[name] / x_row
+    ratios["csr product: MKL over ours"] = seconds["csr product by MKL"] / seconds[PRODUCT]
+    count = torch.get_num_threads()
+    for name, parts in SCALED.items() if count > 1 else ():
+        one = sum(seconds[f"{part}, 1 thread"] for part in parts)
+        ratios[f"{name}: 1 → {count} threads"] = one / sum(seconds[part] for part in parts)
+    for name, value in ratios.items():
+        report.figure(name, value, "×")
     for name in (FORWARD, BACKWARD):
         hub = seconds[f"{name}{HUB}, 1 thread"] - seconds[f"{name}{BARE}, 1 thread"]
         report.figure(f"{name}: the hub's row alone on 1 thread", 100 * hub / seconds[name], "%")

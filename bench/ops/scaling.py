@@ -7,7 +7,8 @@ from bench.core.check import check, expected
 from bench.core.harness import interleave
 from bench.core.plots import plot_time_per_edge
 from bench.core.problem import Shape
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Report
+from bench.core.tables import Row, cell, print_table
 from bench.ops import bench_attention_diffusion, bench_csr_diffusion
 from bench.ops.passes import attention_passes, csr_passes
 from grand_fast import Graph
@@ -53,8 +54,12 @@ def measure(options: argparse.Namespace, report: Report) -> None:
                 rows += _time(graph, kind, shape, options.rounds or 5, report)
             report.done()
         report.rows += rows
-        _print(kind, shape, rows)
-        _figures(kind, rows, report)
+        passes: dict[str, list[Row]] = {}
+        for row in rows:
+            passes.setdefault(row["competitor"], []).append(row)
+        if rows:
+            _print(kind, shape, passes)
+        _figures(kind, passes, report)
     report.close()
     if options.out:
         plot_time_per_edge(report.rows, options.out / "scaling_time_per_edge.png")
@@ -95,39 +100,23 @@ def _time(graph: Graph, kind: str, shape: Shape, rounds: int, report: Report) ->
     calls = attention_passes(graph, shape) | csr_passes(graph, shape.channels)
     calls["row gather floor"] = machine.gather_call(graph, shape.channels)
     timings = interleave(calls, rounds=rounds, tick=report.say)
+    common = {"op": "scaling", "graph": kind, "shape": str(shape), "nodes": graph.num_nodes,
+              "edges": graph.num_edges}  # fmt: skip
     return [
-        {
-            "op": "scaling",
-            "graph": kind,
-            "shape": str(shape),
-            "competitor": name,
-            "nodes": graph.num_nodes,
-            "edges": graph.num_edges,
-            **timing.record(),
-            "ns_per_edge": timing.median * 1e9 / graph.num_edges,
-        }
+        common | {"competitor": name, "ns_per_edge": timing.median * 1e9 / graph.num_edges}
+        | timing.record()
         for name, timing in timings.items()
-    ]
+    ]  # fmt: skip
 
 
-def _by_pass(rows: list[Row]) -> dict[str, list[Row]]:
-    passes: dict[str, list[Row]] = {}
-    for row in rows:
-        passes.setdefault(row["competitor"], []).append(row)
-    return passes
+def _print(kind: str, shape: Shape, passes: dict[str, list[Row]]) -> None:
+    head = [f"E = {row['edges']:.2g}" for row in next(iter(passes.values()))]
+    cells = [[name, *map(cell("ns_per_edge", "{:.1f}"), rows)] for name, rows in passes.items()]
+    print_table(f"{kind}, d/H/d_att = {shape}", ["ns per edge", *head], cells)
 
 
-def _print(kind: str, shape: Shape, rows: list[Row]) -> None:
-    passes = _by_pass(rows)
-    if not passes:
-        return
-    head = ["ns per edge", *(f"E = {r['edges']:.2g}" for r in next(iter(passes.values())))]
-    cells = [[name, *(f"{r['ns_per_edge']:.1f}" for r in rs)] for name, rs in passes.items()]
-    print_table(f"{kind}, d/H/d_att = {shape}", head, cells)
-
-
-def _figures(kind: str, rows: list[Row], report: Report) -> None:
-    for name, sizes in _by_pass(rows).items():
+def _figures(kind: str, passes: dict[str, list[Row]], report: Report) -> None:
+    for name, sizes in passes.items():
         small, large = sizes[0], sizes[-1]
         if large is not small:
             growth = large["ns_per_edge"] / small["ns_per_edge"]

@@ -6,9 +6,10 @@ from types import ModuleType
 from bench.core import floor, graphs, machine
 from bench.core.check import agreeing
 from bench.core.harness import interleave
-from bench.core.plots import plot_memory_per_shape, plot_time_per_shape
-from bench.core.problem import MODES, PAPER_SHAPES, Competitor, Function, Problem, Shape, runner
-from bench.core.report import Report, Row, milliseconds, print_table
+from bench.core.plots import plot_per_shape
+from bench.core.problem import PAPER_SHAPES, Function, Problem, Shape, runners
+from bench.core.report import Report
+from bench.core.tables import BOTH_TIMES, Column, Row, both_modes, cell, print_table, timed_rows
 from bench.ops import (
     base,
     bench_attention_diffusion,
@@ -43,6 +44,12 @@ Outputs and gradients of both are compared, then they take turns. The ratio is t
 the base's: the median over the rounds [10th-90th percentile]. Against itself, `--base HEAD`, the
 spread says what this machine cannot tell apart.
 """
+COLUMNS: list[Column] = [
+    *BOTH_TIMES,
+    ("GB/s", cell("gb_per_s", "{:.1f}")),
+    ("% of copy", cell("copy_percent", "{:.0f}")),
+    ("first call s", cell("first_call_s", "{:.2f}")),
+]
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -70,23 +77,20 @@ def run(options: argparse.Namespace, report: Report) -> None:
     rounds = options.rounds or (3 if options.quick else 9)
     weighed = shapes if options.all else shapes[: 0 if options.quick else 1]
     report.start(len(problems) + (1 if options.quick else 2) + len(weighed))
-    agreeing = {}
+    names = {}
     for module, shape in problems:
         slow = shape == shapes[0] and not options.quick
-        competitors = [c for c in module.COMPETITORS if slow or not c.slow]
-        names = _compare(module, graph, shape, competitors, rounds, report)
-        agreeing[module, shape] = names
+        names[module, shape] = _compare(module, graph, shape, slow, rounds, report)
     passes.run(graph, shapes[0], rounds, report, quick=options.quick)
     for shape in weighed:
-        names = agreeing[bench_attention_diffusion, shape]
-        memory.measure(names, graph, shape, options, report)
+        memory.measure(names[bench_attention_diffusion, shape], graph, shape, options, report)
     report.close()
     if options.all:
         scaling.measure(options, report)
     if options.out:
-        plot_time_per_shape(report.rows, options.out / "ops_time_per_shape.png")
+        plot_per_shape(report.rows, "median_s", options.out / "ops_time_per_shape.png")
         if weighed:
-            plot_memory_per_shape(report.rows, options.out / memory.PICTURE)
+            plot_per_shape(report.rows, "peak_bytes", options.out / memory.PICTURE)
 
 
 def bytes_needed(graph: Graph, shape: Shape) -> int:
@@ -99,15 +103,11 @@ def bytes_needed(graph: Graph, shape: Shape) -> int:
 
 
 def _compare(
-    module: ModuleType,
-    graph: Graph,
-    shape: Shape,
-    competitors: list[Competitor],
-    rounds: int,
-    report: Report,
+    module: ModuleType, graph: Graph, shape: Shape, slow: bool, rounds: int, report: Report
 ) -> list[str]:
     """Check, time and print the competitors on one shape; returns those that agree."""
     problem = module.setup(graph, shape)
+    competitors = [c for c in module.COMPETITORS if slow or not c.slow]
     found = agreeing(problem, competitors, f"{problem.op} {shape}", report)
     functions = {name: function for name, (function, _) in found.items()}
     rows = _time(problem, functions, rounds, report)
@@ -123,61 +123,30 @@ def _compare(
 def _time(
     problem: Problem, functions: dict[str, Function], rounds: int, report: Report
 ) -> list[Row]:
-    calls = {
-        (f"{name}|{mode}"): runner(function, problem, mode)
-        for name, function in functions.items()
-        for mode in MODES
-    }
-    beside = floor.calls(problem)
+    calls, beside = runners(functions, problem), floor.calls(problem)
     timings = interleave(calls | beside, rounds=rounds, tick=report.say)
-    machine_timings = {name: timings[name] for name in beside}
-    rates = floor.rates(problem, machine_timings)
-    floors = floor.seconds(problem, machine_timings)
-    machine_rows = report.header.setdefault("machine", [])
-    machine_rows.append({"shape": str(problem.shape), "op": problem.op} | rates
-                        | {f"{name}_s": timings[name].median for name in beside})  # fmt: skip
-    rows = []
-    for key in calls:
-        name, mode = key.split("|")
-        row = {
-            "op": problem.op,
-            "shape": str(problem.shape),
-            "competitor": name,
-            "mode": mode,
-            "nodes": problem.graph.num_nodes,
-            "edges": problem.graph.num_edges,
-            **timings[key].record(),
-            "floor_s": floors[mode],
-        }
-        if mode == "forward":
+    of_machine = {name: timings.pop(name) for name in beside}
+    rates, floors = floor.rates(problem, of_machine), floor.seconds(problem, of_machine)
+    report.header.setdefault("machine", []).append(
+        {"shape": str(problem.shape), "op": problem.op} | rates
+        | {f"{name}_s": timing.median for name, timing in of_machine.items()}
+    )  # fmt: skip
+    rows = timed_rows(timings, **problem.row())
+    for row in rows:
+        row["floor_s"] = floors[row["mode"]]
+        if row["mode"] == "forward":
             row["gb_per_s"] = problem.cost.bytes_max / row["median_s"] / 1e9
             row["copy_percent"] = 100 * row["gb_per_s"] / rates["copy_gb_per_s"]
-        rows.append(row)
     return rows
 
 
 def _print(problem: Problem, rows: list[Row], rates: dict[str, float]) -> None:
-    head = ["", "forward ms", "over ours", "forward+backward ms", "over ours", "GB/s", "% of copy",
-            "first call s"]  # fmt: skip
-    cells = []
-    forward, both = ([row for row in rows if row["mode"] == mode] for mode in MODES)
-    for f, b in zip(forward, both, strict=True):
-        cells.append(
-            [
-                f["competitor"],
-                milliseconds(f),
-                f"{f['over_ours']:.2f}×" if "over_ours" in f else "",
-                milliseconds(b),
-                f"{b['over_ours']:.2f}×" if "over_ours" in b else "",
-                f"{f['gb_per_s']:.1f}",
-                f"{f['copy_percent']:.0f}",
-                f"{f['first_call_s']:.2f}",
-            ]
-        )
+    lines = [[read(row) for _, read in COLUMNS] for row in both_modes(rows)]
     if rows:
-        floors = [f"{row['floor_s'] * 1e3:.1f}" for row in (forward[0], both[0])]
-        cells.append(["floor", floors[0], "", floors[1], "", "", "", ""])
-    print_table(f"{problem.op}, d/H/d_att = {problem.shape}, {problem.graph}", head, cells)
+        floors = {row["mode"]: f"{row['floor_s'] * 1e3:.1f}" for row in rows}
+        lines.append(["floor", floors["forward"], "", floors["forward+backward"], "", "", "", ""])
+    title = f"{problem.op}, d/H/d_att = {problem.shape}, {problem.graph}"
+    print_table(title, [head for head, _ in COLUMNS], lines)
     gather = f"row gather {rates['gather_gb_per_s']:.0f} GB/s, " if problem.gathers else ""
     print(
         f"The machine in this run: copy {rates['copy_gb_per_s']:.0f} GB/s, {gather}"

@@ -1,19 +1,19 @@
 """Tables 1 and 2: test accuracies beside the paper's, and the peers in the same protocol."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Report
+from bench.core.tables import Row, print_table
 from bench.paper.comparison import HEAD, Comparison, compare
 from bench.paper.figures import draw_accuracies
 from bench.paper.jobs import Job
 from bench.paper.peers import peer_preset
 from bench.paper.published import GRAND_MODELS, PLANETOID, TABLE1, TABLE2
 from grand_fast.training.configurations import configuration
+from grand_fast.training.presets import Preset
 
 ARXIV = "ogbn-arxiv"  # has a split of its own; takes hours, so it runs only where it is named
 # Peers of each table's rows; a random split of table 2 also draws the initialisation.
@@ -36,21 +36,21 @@ PROTOCOL = {
 def jobs(part: str, options: argparse.Namespace) -> list[Job]:
     """All runs of a table, seed by seed, so that a short budget leaves some of each."""
     named = options.datasets or [name for name in DATASETS[part] if name != ARXIV]
-    chosen = [name for name in DATASETS[part] if name in named]
-    result = []
-    for seed in range(options.seeds or SEEDS[part]):
-        for dataset in chosen:
-            presets = {}
-            for model in GRAND_MODELS:
-                preset = configuration(dataset, model.removeprefix("GRAND-"))
-                component = options.component if part == "table1" else None
-                split = preset.split if dataset == ARXIV else SPLITS[part]
-                presets[model] = replace(preset, split=split, component=component)
-            for peer in TABLE_PEERS[part]:
-                presets[peer] = peer_preset(peer, presets[GRAND_MODELS[0]])
-            result += [Job(dataset, model, seed, preset) for model, preset in presets.items()
-                       if model in (options.models or presets)]  # fmt: skip
-    return result
+    presets: dict[tuple[str, str], Preset] = {}
+    for dataset in [name for name in DATASETS[part] if name in named]:
+        for model in GRAND_MODELS:
+            preset = configuration(dataset, model.removeprefix("GRAND-"))
+            component = options.component if part == "table1" else None
+            split = preset.split if dataset == ARXIV else SPLITS[part]
+            presets[dataset, model] = replace(preset, split=split, component=component)
+        for peer in TABLE_PEERS[part]:
+            presets[dataset, peer] = peer_preset(peer, presets[dataset, GRAND_MODELS[0]])
+    return [
+        Job(dataset, model, seed, preset)
+        for seed in range(options.seeds or SEEDS[part])
+        for (dataset, model), preset in presets.items()
+        if model in (options.models or models(part))
+    ]
 
 
 def models(part: str) -> tuple[str, ...]:
@@ -86,18 +86,16 @@ def show(part: str, runs: Sequence[Row], wanted: Sequence[Job], report: Report) 
         here = [item for item in found if item.dataset == dataset]
         print_table(f"{part}, {dataset}", HEAD, [item.cells() for item in here])
         _figures(part, here, report)
-    failed = [run for run in runs if run["diverged"]]
-    report.skipped += [f"{run['dataset']} {run['model']} seed {run['seed']}: ended early, its best "
-                       f"epoch counts: {run['stopped']}" for run in failed]  # fmt: skip
+    text = "{dataset} {model} seed {seed}: ended early, its best epoch counts: {stopped}"
+    report.skipped += [text.format(**run) for run in runs if run["diverged"]]
     report.rows += [{"part": part, **vars(item), "difference": item.difference} for item in found]
 
 
 def _figures(part: str, here: list[Comparison], report: Report) -> None:
     own = [item for item in here if item.model in GRAND_MODELS and item.ours]
     for item in own:
-        if item.difference is not None:
-            name = f"{part} {item.dataset}: {item.model} less the paper's"
-            report.figure(name, item.difference, "points")
+        name = f"{part} {item.dataset}: {item.model} less the paper's"
+        report.figure(name, item.difference, "points")
     paper = [item.paper[0] for item in here if item.model in GRAND_MODELS and item.paper]
     if len(own) == len(GRAND_MODELS) and paper:
         best = max(item.ours[0] for item in own if item.ours)

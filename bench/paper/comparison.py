@@ -1,13 +1,11 @@
 """Accuracies of several runs beside the paper's: their arithmetic, and how they are printed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from bench.core.report import Row
+from bench.core.tables import Row
 from bench.paper.published import MeanStd
 
 
@@ -24,16 +22,12 @@ class Comparison:
     @property
     def difference(self) -> float | None:
         """Ours less the paper's, in points."""
-        if self.ours is None or self.paper is None:
-            return None
-        return self.ours[0] - self.paper[0]
+        return self.ours[0] - self.paper[0] if self.ours and self.paper else None
 
     @property
     def reached(self) -> bool | None:
         """Whether ours is above the paper's mean less one of its standard deviations."""
-        if self.paper is None or self.difference is None:
-            return None
-        return self.difference >= -self.paper[1]
+        return None if self.difference is None else self.difference >= -self.paper[1]
 
     def cells(self) -> list[str]:
         """A line of the table."""
@@ -52,6 +46,11 @@ def mean_std(accuracies: Iterable[float]) -> MeanStd | None:
     return (float(values.mean()), float(values.std())) if values.size else None
 
 
+def having(runs: Iterable[Row], **values: object) -> list[Row]:
+    """Those of the runs that have these values."""
+    return [run for run in runs if all(run[key] == value for key, value in values.items())]
+
+
 def accuracies(runs: Iterable[Row]) -> list[float]:
     """Test accuracies, as shares; a run that failed before its first epoch has none."""
     return [run["test_accuracy"] for run in runs if run["test_accuracy"] is not None]
@@ -66,6 +65,5 @@ def compare(
     dataset: str, model: str, published: dict[str, MeanStd], runs: Iterable[Row]
 ) -> Comparison:
     """The runs of this model on this data set, beside its published accuracy."""
-    own = [run for run in runs if run["dataset"] == dataset and run["model"] == model]
-    values = accuracies(own)
+    values = accuracies(having(runs, dataset=dataset, model=model))
     return Comparison(dataset, model, published.get(model), mean_std(values), len(values))

@@ -1,14 +1,14 @@
 """Figure 2: accuracy on Cora over depth, GRAND with steps of 1 against GCN with as many layers."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
-from bench.core.report import Report, Row, print_table
-from bench.paper.comparison import accuracies, mean_std, text
+from bench.core.report import Report
+from bench.core.tables import Row, print_table
+from bench.paper.comparison import accuracies, having, mean_std, text
 from bench.paper.figures import draw_lines
 from bench.paper.jobs import Job
 from bench.paper.peers import peer_preset
@@ -25,28 +25,25 @@ def jobs(part: str, options: argparse.Namespace) -> list[Job]:
     """`T = depth` in steps of 1 for GRAND, all else as configured; as many layers for GCN."""
     result = []
     for seed in range(options.seeds or SEEDS):
-        for depth in DEPTHS:
-            for model in MODELS:
-                variant = model.removeprefix("GRAND-") if model.startswith("GRAND") else "l"
-                preset = configuration(DATASET, variant)
-                # The time that early stopping finds would be another depth; entropy in the loss
-                # makes shallow models give one answer to all.
-                preset = replace(preset, method="rk4", step_size=1.0, T=float(depth),
-                                 tol_scale=None, early_stop=1.0, entropy=0.0,
-                                 entropy_warmup=0)  # fmt: skip
-                if not model.startswith("GRAND"):
-                    preset = peer_preset(model, preset)
-                result.append(Job(DATASET, model, seed, preset, layers=depth, at=float(depth)))
+        for depth, model in product(DEPTHS, MODELS):
+            is_ours = model.startswith("GRAND")
+            preset = configuration(DATASET, model.removeprefix("GRAND-") if is_ours else "l")
+            # The time that early stopping finds would be another depth; entropy in the loss
+            # makes shallow models give one answer to all.
+            preset = replace(preset, method="rk4", step_size=1.0, T=float(depth), tol_scale=None,
+                             early_stop=1.0, entropy=0.0, entropy_warmup=0)  # fmt: skip
+            preset = preset if is_ours else peer_preset(model, preset)
+            result.append(Job(DATASET, model, seed, preset, layers=depth, at=float(depth)))
     return result
 
 
 def show(part: str, runs: Sequence[Row], wanted: Sequence[Job], report: Report) -> None:
     """A line for each depth; how far accuracy falls from its maximum."""
-    means = {}
-    for model in MODELS:
-        for depth in DEPTHS:
-            here = (run for run in runs if run["model"] == model and run["at"] == depth)
-            means[model, depth] = mean_std(accuracies(here))
+    means = {
+        (model, depth): mean_std(accuracies(having(runs, model=model, at=depth)))
+        for model in MODELS
+        for depth in DEPTHS
+    }
     cells = [[f"{depth}", *(text(means[model, depth]) for model in MODELS)] for depth in DEPTHS]
     print_table("depth (figure 2): Cora, test accuracy in percent; the paper prints a picture, and "
                 "that its baselines degrade by 50 % after 4 layers",

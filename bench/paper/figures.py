@@ -1,18 +1,23 @@
 """The pictures of the suite `paper`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from bench.core.plots import save_chart
-from bench.core.report import Row
+from bench.core.plots import save_chart, with_legend
+from bench.core.tables import Row
 from bench.paper.comparison import Comparison
+from grand_fast.data.datasets import NodeData
+from grand_fast.training.checkpoint import write_file
 
+WIDEST = 3.0  # points, of the edge with the largest weight
 PERCENT = {"test_accuracy": 100.0}  # units of what is drawn as it is not stored
 
 
@@ -34,7 +39,7 @@ def draw_accuracies(found: Sequence[Comparison], path: Path, *, title: str) -> N
         axis.set_yticks(range(len(here)), [item.model for item in here], fontsize="small")
         axis.set(title=dataset, xlabel="test accuracy, %")
         axis.grid(axis="x", alpha=0.3)
-    _finish(figure, list(grid[0]), path, title)
+    _finish(figure, path, title)
 
 
 def draw_lines(
@@ -59,39 +64,70 @@ def draw_lines(
         places = sorted({run["at"] for run in runs if run["at"] is not None})
         axis.set_xticks(places, [f"{place:g}" for place in places], fontsize="small")
         axis.grid(alpha=0.3)
-    _finish(figure, list(grid[0]), path, title)
+    _finish(figure, path, title)
+
+
+def _finish(figure: Figure, path: Path, title: str) -> None:
+    with_legend(figure, columns=6)
+    figure.suptitle(title)
+    save_chart(figure, path)
 
 
 def _line(axis: Axes, own: list[Row], key: str, model: str, colour: str) -> None:
     points: dict[float | None, list[float]] = {}
     for run in sorted(own, key=lambda run: run["at"] or 0.0):
-        values = points.setdefault(run["at"], [])
         if run[key] is not None:
-            values.append(run[key] * PERCENT.get(key, 1.0))
-    if None in points:
-        values = points.pop(None)
-        if values:
-            axis.axhline(float(np.mean(values)), linestyle="--", color=colour, label=model)
-    drawn = {at: values for at, values in points.items() if values}
-    if drawn:
-        means = [float(np.mean(values)) for values in drawn.values()]
-        spread = [float(np.std(values)) for values in drawn.values()]
-        axis.errorbar(list(drawn), means, yerr=spread, fmt="o-", color=colour, label=model,
-                      capsize=2)  # fmt: skip
+            points.setdefault(run["at"], []).append(run[key] * PERCENT.get(key, 1.0))
+    means = {at: float(np.mean(values)) for at, values in points.items()}
+    across = means.pop(None, None)
+    if across is not None:
+        axis.axhline(across, linestyle="--", color=colour, label=model)
+    if means:
+        spread = [float(np.std(points[at])) for at in means]
+        axis.errorbar(list(means), list(means.values()), yerr=spread, fmt="o-", color=colour,
+                      label=model, capsize=2)  # fmt: skip
     for at in {run["at"] for run in own if run["diverged"] and run["at"] is not None}:
-        height = float(np.mean(drawn[at])) if at in drawn else None
-        where = axis.transData if height is not None else axis.get_xaxis_transform()
-        axis.plot(at, 0.02 if height is None else height, "x", color=colour, markersize=10,
-                  transform=where, label="a run failed")  # fmt: skip
+        where = axis.transData if at in means else axis.get_xaxis_transform()
+        axis.plot(at, means.get(at, 0.02), "x", color=colour, markersize=10, transform=where,
+                  label="a run failed")  # fmt: skip
 
 
-def _finish(figure: Figure, axes: list[Axes], path: Path, title: str) -> None:
-    """One legend below all panels, the first of each name."""
-    entries: dict[str, object] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", fontsize="small",
-                  ncols=6)  # fmt: skip
-    figure.suptitle(title)
-    save_chart(figure, path)
+@dataclass(frozen=True)
+class Diffused:
+    """What a model makes of the image: weights `[E]` of its edges, and the state `[N]` at T."""
+
+    name: str
+    a: NDArray[np.float32]
+    state: NDArray[np.float32]
+
+
+def draw_superpixels(
+    segments: NDArray[np.int64], data: NodeData, found: Sequence[Diffused], path: Path
+) -> None:
+    """A row for each model: before, edges by weight (colour and width), after."""
+    figure = Figure(figsize=(13.5, 4.8 * len(found)), layout="constrained")
+    grid = figure.subplots(len(found), 3, squeeze=False)
+    grey = data.x[:, 0].numpy()
+    sizes = np.bincount(segments.ravel())
+    sums = [np.bincount(segments.ravel(), weights=axis.ravel())
+            for axis in np.indices(segments.shape)[::-1]]  # fmt: skip
+    centres = np.stack(sums, axis=1) / sizes[:, None]  # [N, column and row]
+    ends = centres[data.edge_index.T.numpy()]  # [E, 2 ends, x and y]
+    for axes, model in zip(grid, found, strict=True):
+        axes[0].imshow(grey[segments], cmap="gray", vmin=0, vmax=1)
+        axes[0].set_title("superpixels")
+        axes[1].imshow(grey[segments], cmap="gray", vmin=0, vmax=1, alpha=0.35)
+        order = np.argsort(model.a)  # the heaviest on top
+        widths = WIDEST * model.a[order] / model.a.max()
+        lines = LineCollection(list(ends[order]), array=model.a[order], cmap="viridis",
+                               linewidths=widths)  # fmt: skip
+        axes[1].add_collection(lines)
+        axes[1].set_title(f"{model.name}: weights of the edges at t = 0")
+        figure.colorbar(lines, ax=axes[1], shrink=0.8)
+        axes[2].imshow(model.state[segments], cmap="gray", vmin=0, vmax=1)
+        axes[2].set_title(f"{model.name}: after diffusion")
+        for axis in axes:
+            axis.set_axis_off()
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=60, format="png")
+    write_file(path, drawn.getvalue())

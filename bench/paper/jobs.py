@@ -1,22 +1,20 @@
 """Jobs of the suite `paper`, one training run each: what to train, and working through them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench.core.harness import Budget
-from bench.core.report import Progress, Row
-from bench.core.setting import Setting, grand, setting
+from bench.core.report import Progress
+from bench.core.setting import grand, setting
+from bench.core.tables import Row
 from bench.paper.peers import PEERS, build
-from bench.paper.store import Store
+from bench.paper.store import IDENTITY, Store
 from grand_fast.training.loop import fit
 from grand_fast.training.presets import Preset, training_config
 
@@ -42,16 +40,10 @@ class Job:
 
     def row(self) -> Row:
         """What it is, as it stands in JSON."""
-        options: dict[str, Any] = self.preset.options()
+        options = self.preset.options()
         if self.model in PEERS:
             options["layers"] = self.layers
-        return {
-            "dataset": self.dataset,
-            "model": self.model,
-            "at": self.at,
-            "seed": self.seed,
-            "options": options,
-        }
+        return {key: getattr(self, key) for key in IDENTITY} | {"options": options}
 
     def __str__(self) -> str:
         where = "" if self.at is None else f" at {self.at:g}"
@@ -67,7 +59,8 @@ def work(jobs: Sequence[Job], store: Store, budget: Budget) -> list[Row]:
         KeyboardInterrupt: the user's own; nothing that was finished is lost.
     """
     missing = [job for job in jobs if store.find(job.row()) is None]
-    progress = Progress(len(missing))
+    progress = Progress()
+    progress.start(len(missing))
     for job in missing:
         if budget.over:
             break
@@ -97,20 +90,16 @@ def train(job: Job, states: Path) -> Row:
     """
     preset = job.preset
     here = setting(job.dataset, preset, job.seed)
-    if job.model in PEERS:  # layers of PyG take dense features
-        here = replace(here, data=replace(here.data, x=here.data.x.to_dense()))
+    data = here.data
     states.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.seed)
-    model = _model(job, here)
-    run = fit(
-        model,
-        here.data,
-        here.graph,
-        here.split,
-        **training_config(preset),
-        label=str(job),
-        state=_state(job, states),
-    )
+    if job.model in PEERS:
+        data = replace(data, x=data.x.to_dense())  # layers of PyG take dense features
+        model: torch.nn.Module = build(job.model, data, preset, layers=job.layers)
+    else:
+        model = grand(data, preset)
+    run = fit(model, data, here.graph, here.split, **training_config(preset), label=str(job),
+              state=_state(job, states))  # fmt: skip
     if run.stopped == "interrupted":
         raise KeyboardInterrupt
     best = run.best if run.best_epoch >= 0 else None
@@ -129,12 +118,6 @@ def train(job: Job, states: Path) -> Row:
         "diverged": run.stopped is not None,
         "stopped": run.stopped,
     }
-
-
-def _model(job: Job, here: Setting) -> torch.nn.Module:
-    if job.model in PEERS:
-        return build(job.model, here.data, job.preset, layers=job.layers)
-    return grand(here.data, job.preset)
 
 
 def _alpha(model: torch.nn.Module) -> float | None:

@@ -1,20 +1,27 @@
 """Parameters of every configuration, beside the counts that the paper gives."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
 import torch
 
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Report
 from bench.core.setting import grand
+from bench.core.tables import Column, Row, cell, print_rows
 from bench.paper.peers import PEERS, build, peer_preset
 from bench.paper.published import ARXIV_PARAMETERS, FEATURES_CLASSES
 from grand_fast.data.datasets import NodeData
 from grand_fast.training.configurations import configuration, configurations
 
-HEAD = ["", "encoder", "diffusion", "decoder", "all", "paper", "difference"]
+COLUMNS: list[Column] = [
+    ("", cell("model")),
+    ("encoder", cell("encoder", "{:,}")),
+    ("diffusion", cell("diffusion", "{:,}")),
+    ("decoder", cell("decoder", "{:,}")),
+    ("all", cell("parameters", "{:,}")),
+    ("paper", cell("paper", "{:,}")),
+    ("difference", lambda r: "" if r["paper"] is None else f"{r['parameters'] - r['paper']:+,}"),
+]
 
 
 def run(options: argparse.Namespace, report: Report, folder: Path) -> list[Row]:
@@ -23,11 +30,10 @@ def run(options: argparse.Namespace, report: Report, folder: Path) -> list[Row]:
     rows: list[Row] = []
     for dataset in datasets:
         own = [variant for name, variant in configurations() if name == dataset]
-        rows += [count(dataset, variant) for variant in own]
-        rows += [count_peer(dataset, own[0], peer) for peer in PEERS if peer != "GCN-residual"]
-    for dataset in datasets:
-        here = [row for row in rows if row["dataset"] == dataset]
-        print_table(f"parameters, {dataset}", HEAD, [_cells(row) for row in here])
+        here = [count(dataset, variant) for variant in own]
+        here += [count_peer(dataset, own[0], peer) for peer in PEERS if peer != "GCN-residual"]
+        print_rows(f"parameters, {dataset}", here, COLUMNS)
+        rows += here
     return rows
 
 
@@ -63,10 +69,3 @@ def _sizes(dataset: str) -> NodeData:
     features, classes = FEATURES_CLASSES[dataset]
     labels = torch.tensor([0, classes - 1])
     return NodeData(dataset, torch.zeros(2, features), labels, torch.tensor([[0, 1], [1, 0]]))
-
-
-def _cells(row: Row) -> list[str]:
-    numbers = [row.get(key) for key in ("encoder", "diffusion", "decoder", "parameters", "paper")]
-    cells = ["" if number is None else f"{number:,}" for number in numbers]
-    paper, total = row["paper"], row["parameters"]
-    return [row["model"], *cells, "" if paper is None else f"{total - paper:+,}"]

@@ -4,12 +4,10 @@ Sizes and rates are those of the papers that introduced GCN and GAT; the others 
 hidden channels for all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import GATConv, GCNConv, GMMConv, SAGEConv
@@ -28,10 +26,10 @@ _RATES = {"GAT": {"lr": 0.005, "dropout": 0.6}}
 
 def peer_preset(name: str, data: Preset) -> Preset:
     """The training of a peer on the data, features and split of `data`, by cross entropy alone."""
-    ours = {"split": data.split, "component": data.component,
-            "labels_per_class": data.labels_per_class, "development": data.development,
-            "row_normalize": data.row_normalize,
-            "self_loops": data.self_loops, "select": data.select}  # fmt: skip
+    ours = {key: getattr(data, key) for key in (
+        "split", "component", "labels_per_class", "development", "row_normalize", "self_loops",
+        "select",
+    )}  # fmt: skip
     training = {"epochs": 200, "optimizer": "adam", "lr": 0.01, "weight_decay": 5e-4,
                 "dropout": 0.5, "hidden": HIDDEN, "heads": 1}  # fmt: skip
     return replace(Preset(), **ours, **(training | _RATES.get(name, {})))
@@ -88,38 +86,26 @@ class Peer(nn.Module):
 
 def build(name: str, data: NodeData, preset: Preset, *, layers: int = 2) -> Peer:
     """The peer `name`, one of `PEERS`, with as many convolutions, on the edges of `data`."""
-    hidden, drop = preset.hidden, preset.dropout
-    first = data.x.shape[1]
-    widths = [first, *[hidden] * (layers - 1), data.num_classes]
-    edges = data.edge_index
+    hidden, drop, edges = preset.hidden, preset.dropout, data.edge_index
+    widths = [data.x.shape[1], *[hidden] * (layers - 1), data.num_classes]
     if name in ("GCN", "GCN-residual"):
         # The normalised edges are the same in every epoch.
-        chain = [GCNConv(a, b, cached=True) for a, b in _pairs(widths)]
+        chain = [GCNConv(a, b, cached=True) for a, b in pairwise(widths)]
         return Peer(chain, (edges,), dropout=drop, residual=name == "GCN-residual")
     if name == "GAT":
         head = hidden // GAT_HEADS
-        chain = [GATConv(a, head, heads=GAT_HEADS, dropout=drop) for a, _ in _pairs(widths[:-1])]
+        chain = [GATConv(a, head, heads=GAT_HEADS, dropout=drop) for a in widths[:-2]]
         chain.append(GATConv(widths[-2], data.num_classes, heads=1, dropout=drop))
         return Peer(chain, (edges,), dropout=drop, activation=functional.elu)
     if name == "MoNet":
-        chain = [GMMConv(a, b, dim=2, kernel_size=MONET_KERNELS) for a, b in _pairs(widths)]
-        return Peer(chain, (edges, _degree_coordinates(data)), dropout=drop)
+        chain = [GMMConv(a, b, dim=2, kernel_size=MONET_KERNELS) for a, b in pairwise(widths)]
+        # pseudo-coordinates of citation graphs, [E, 2]: 1/√degree of both ends
+        ends = degree(edges[0], data.num_nodes).clamp(min=1).rsqrt()
+        return Peer(chain, (edges, ends[edges.T]), dropout=drop)
     if name in ("GS-mean", "GS-maxpool"):
         # A linear layer first: aggregating thousands of raw features takes gigabytes.
-        widths[0] = hidden
         pool = name == "GS-maxpool"
-        chain = [
-            SAGEConv(a, b, aggr="max" if pool else "mean", project=pool) for a, b in _pairs(widths)
-        ]
-        return Peer(chain, (edges,), encoder=nn.Linear(first, hidden), dropout=drop)
+        chain = [SAGEConv(a, b, aggr="max" if pool else "mean", project=pool)
+                 for a, b in pairwise([hidden, *widths[1:]])]  # fmt: skip
+        return Peer(chain, (edges,), encoder=nn.Linear(widths[0], hidden), dropout=drop)
     raise ValueError(f"peer: must be one of {', '.join(PEERS)}, got {name!r}.")
-
-
-def _pairs(widths: list[int]) -> list[tuple[int, int]]:
-    return list(zip(widths, widths[1:], strict=False))
-
-
-def _degree_coordinates(data: NodeData) -> Tensor:
-    """MoNet's pseudo-coordinates of citation graphs, `[E, 2]`: 1/√degree of both ends."""
-    ends = degree(data.edge_index[0], data.num_nodes).clamp(min=1).rsqrt()
-    return torch.stack([ends[data.edge_index[0]], ends[data.edge_index[1]]], dim=1)

@@ -1,13 +1,11 @@
 """The finished runs of a part, in a JSON file that is always whole."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.core.report import Row
+from bench.core.tables import Row
 from grand_fast.training.checkpoint import write_whole
 from grand_fast.training.presets import Preset
 
@@ -42,12 +40,10 @@ class Store:
     def find(self, wanted: Row) -> Row | None:
         """The finished run with the identity and the options of `wanted`."""
         wanted = _plain(wanted)
-        for run in self.runs:
-            # An option that is younger than the run had its default
-            options = _DEFAULTS | run["options"]
-            if _same(run, wanted) and options == wanted["options"]:
-                return run
-        return None
+        # An option that is younger than a run had its default
+        found = (run for run in self.runs if _same(run, wanted)
+                 and _DEFAULTS | run["options"] == wanted["options"])  # fmt: skip
+        return next(found, None)
 
     def add(self, run: Row) -> None:
         """Keep `run` in place of any with its identity, and write the file.
@@ -79,8 +75,10 @@ def write_json(path: Path, content: Row) -> None:
 
 
 def _same(run: Row, other: Row) -> bool:
-    component = (one["options"].get("component") for one in (run, other))
-    return all(run[key] == other[key] for key in IDENTITY) and len(set(component)) == 1
+    one, two = (
+        [r[key] for key in IDENTITY] + [r["options"].get("component")] for r in (run, other)
+    )
+    return one == two
 
 
 def _plain(run: Row) -> Row:

@@ -1,17 +1,14 @@
 """The suite `paper`: its parts, each within a budget and resumed where the last call stopped."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 
 from bench.core.harness import Budget
 from bench.core.options import PAPER_PARTS
-from bench.core.report import Report, Row
+from bench.core.report import Report
 from bench.paper import accuracy, depth, parameters, superpixels, sweeps
-from bench.paper.jobs import Job, work
+from bench.paper.jobs import work
 from bench.paper.published import FEATURES_CLASSES
 from bench.paper.store import Store, write_json
 from grand_fast.data.public_files import DataError
@@ -39,24 +36,9 @@ python -m bench paper --part table1 --datasets Cora --seeds 2 --budget 600 --out
 """
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A part made of training runs: its jobs, its table, its picture."""
-
-    jobs: Callable[[str, argparse.Namespace], list[Job]]
-    show: Callable[[str, Sequence[Row], Sequence[Job], Report], None]
-    draw: Callable[[str, Sequence[Row], Sequence[Job], Path], None]
-
-
-_TABLES = Trained(accuracy.jobs, accuracy.show, accuracy.draw)
-_FIGURE3 = Trained(sweeps.jobs, sweeps.show, sweeps.draw)
-TRAINED = {
-    "table1": _TABLES,
-    "table2": _TABLES,
-    "depth": Trained(depth.jobs, depth.show, depth.draw),
-    "solvers": _FIGURE3,
-    "rewiring": _FIGURE3,
-}
+# How a part's training runs are made, shown and drawn
+TRAINED = {"table1": accuracy, "table2": accuracy, "depth": depth, "solvers": sweeps,
+           "rewiring": sweeps}  # fmt: skip
 OTHERS = {"superpixels": superpixels.run, "parameters": parameters.run}
 
 
@@ -85,14 +67,13 @@ def run(options: argparse.Namespace, report: Report) -> None:
 def _check(options: argparse.Namespace) -> None:
     """A part that is asked for has the data sets and models that are."""
     part = options.part
-    if part is None:
-        return
-    known: dict[str, Collection[str]] = {"datasets": (), "models": ()}
+    known: dict[str, Collection[str]] = {}
     if part in accuracy.DATASETS:
         known = {"datasets": accuracy.DATASETS[part], "models": accuracy.models(part)}
     elif part == "parameters":
-        known["datasets"] = FEATURES_CLASSES
-    for option, names in known.items():
+        known = {"datasets": FEATURES_CLASSES}
+    for option in ("datasets", "models") if part else ():
+        names = known.get(option, ())
         for name in getattr(options, option) or ():
             if not names:
                 raise ValueError(f"--{option} is not used by --part {part}.")

@@ -1,7 +1,5 @@
 """Figure 4: an image as a graph of superpixels, under GRAND-nl and under a constant Laplacian."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.core.report import Report, Row, print_table
-from bench.paper.superpixel_figure import Diffused, draw_superpixels
+from bench.core.report import Report
+from bench.core.tables import Column, Row, cell, print_rows
+from bench.paper.figures import Diffused, draw_superpixels
 from grand_fast import Graph
 from grand_fast.data.datasets import NodeData, Split
 from grand_fast.nn import GRAND
@@ -26,6 +25,13 @@ COMPACTNESS = 0.1  # of a grey image in [0, 1]: superpixels follow its edges
 TRAINING_SHARE = 0.5
 ATTENTION_CHANNELS = 16
 EPOCHS, LEARNING_RATE = 200, 0.05
+COLUMNS: list[Column] = [
+    ("", cell("model")),
+    ("test accuracy, %", cell("test_accuracy", "{:.1f}", 100)),
+    ("contrast of object and background kept", cell("contrast_kept", "{:.2f}")),
+    ("step at their boundary kept", cell("boundary_kept", "{:.2f}")),
+    ("attention across / within", cell("attention_across_over_within", "{:.2f}")),
+]
 VARIANTS = {"GRAND-nl": "nl", "constant Laplacian": "laplacian"}
 
 
@@ -90,15 +96,21 @@ def diffuse(name: str, superpixels: Superpixels, *, epochs: int = EPOCHS) -> tup
               weight_decay=0.0, optimizer="adam", label=name)  # fmt: skip
     if run.stopped == "interrupted":
         raise KeyboardInterrupt
+    edges = data.edge_index.shape[1]
+    states: list[Tensor] = []  # what the decoder is given, which is at least 0 as the grey is
+    model.decoder.register_forward_pre_hook(lambda _, given: states.append(given[0]))
     with torch.no_grad():
-        a = _weights(model, data.x, graph)[: data.edge_index.shape[1]]
-        state = _state(model, data.x, graph)
+        model.eval()(data.x, graph)
+        a = graph.random_walk_weights(data.x.dtype)
+        if isinstance(model.field, AttentionDiffusion):
+            a = model.field.attention(data.x, graph, mean_heads=True)
+    a = a[:edges]  # without the loops, which come last
     crossing = data.y[data.edge_index[0]] != data.y[data.edge_index[1]]
-    grey, after = data.x[:, 0], state[:, 0]
+    grey, after = data.x[:, 0], states[0][:, 0]
     row = {
         "model": name,
         "superpixels": data.num_nodes,
-        "edges": data.edge_index.shape[1],
+        "edges": edges,
         "test_accuracy": run.test_accuracy,
         "contrast_kept": _contrast(after, data.y) / _contrast(grey, data.y),
         "boundary_kept": _step(after, data, crossing) / _step(grey, data, crossing),
@@ -111,15 +123,9 @@ def run(options: argparse.Namespace, report: Report, folder: Path) -> list[Row]:
     """Both models on the image; prints their figures, draws, and returns them."""
     superpixels = cut(camera_image(), SUPERPIXELS)
     found, rows = zip(*(diffuse(name, superpixels) for name in VARIANTS), strict=True)
-    print_table(
-        f"superpixels (figure 4): T = {T}, {round(T / STEP_SIZE)} steps; the paper prints a "
-        "picture, in which GRAND-nl keeps the image and the Laplacian does not",
-        ["", "test accuracy, %", "contrast of object and background kept",
-         "step at their boundary kept", "attention across / within"],
-        [[row["model"], f"{100 * row['test_accuracy']:.1f}", f"{row['contrast_kept']:.2f}",
-          f"{row['boundary_kept']:.2f}", f"{row['attention_across_over_within']:.2f}"]
-         for row in rows],
-    )  # fmt: skip
+    title = (f"superpixels (figure 4): T = {T}, {round(T / STEP_SIZE)} steps; the paper prints a "
+             "picture, in which GRAND-nl keeps the image and the Laplacian does not")  # fmt: skip
+    print_rows(title, rows, COLUMNS)
     draw_superpixels(superpixels.segments, superpixels.data, found, folder / "superpixels.png")
     return list(rows)
 
@@ -130,22 +136,6 @@ def _halves(n: int) -> Split:
     first = round(TRAINING_SHARE * n)
     second = first + (n - first) // 2
     return Split(order[:first], order[first:second], order[second:])
-
-
-def _weights(model: GRAND, x: Tensor, graph: Graph) -> Tensor:
-    """`[E]` in the order of the edges, loops last: at the state x."""
-    if isinstance(model.field, AttentionDiffusion):
-        return model.field.attention(x, graph, mean_heads=True)
-    return graph.random_walk_weights(x.dtype)
-
-
-def _state(model: GRAND, x: Tensor, graph: Graph) -> Tensor:
-    """x(T), `[N, 1]`: what the decoder is given, which is at least 0 as the grey is."""
-    states: list[Tensor] = []
-    hook = model.decoder.register_forward_pre_hook(lambda _, given: states.append(given[0]))
-    model.eval()(x, graph)
-    hook.remove()
-    return states[0]
 
 
 def _step(grey: Tensor, data: NodeData, edges: Tensor) -> float:

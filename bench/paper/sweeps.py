@@ -1,16 +1,15 @@
 """Figure 3: accuracy and time on Cora over step sizes (left) and over rewired edges (right)."""
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bench.core.report import Report, Row, print_table
-from bench.paper.comparison import accuracies, mean_std, text
+from bench.core.report import Report
+from bench.core.tables import Row, print_table
+from bench.paper.comparison import accuracies, having, mean_std, text
 from bench.paper.figures import draw_lines
 from bench.paper.jobs import Job
 from grand_fast.training.configurations import configuration
@@ -28,19 +27,11 @@ METHODS = ("explicit_adams", "implicit_adams", "semi_implicit_euler", "dopri5")
 BASHFORTH_INTERVAL = 0.3
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """How a figure is labelled; `unit` is the head of its column."""
-
-    title: str
-    xlabel: str
-    unit: str
-
-
+# Title, label of the x axis, and head of its column
 SWEEPS = {
-    "solvers": Sweep("solvers (figure 3, left): GRAND-l on Cora", "step size", "tau"),
-    "rewiring": Sweep("rewiring (figure 3, right): GRAND-l on Cora rewired by PageRank",
-                      "K, edges kept of each node", "K"),
+    "solvers": ("solvers (figure 3, left): GRAND-l on Cora", "step size", "tau"),
+    "rewiring": ("rewiring (figure 3, right): GRAND-l on Cora rewired by PageRank",
+                 "K, edges kept of each node", "K"),
 }  # fmt: skip
 
 
@@ -91,29 +82,24 @@ def _fixed(base: Preset, method: str, step_size: float) -> Preset:
 
 def show(part: str, runs: Sequence[Row], wanted: Sequence[Job], report: Report) -> None:
     """A line for each method and point: accuracy, seconds an epoch, and what failed."""
-    sweep, cells = SWEEPS[part], []
+    title, _, unit = SWEEPS[part]
     keys = sorted({(job.model, job.at) for job in wanted}, key=lambda key: (key[0], key[1] or 0))
-    for model, at in keys:
-        some = [run for run in runs if run["model"] == model and run["at"] == at]
-        if some:
-            cells.append([model, "" if at is None else f"{at:g}", *_cells(some, part)])
-    head = ["", sweep.unit, "accuracy", "s an epoch", "evaluations", "failed"]
+    points = [(model, at, having(runs, model=model, at=at)) for model, at in keys]
+    cells = [[model, "" if at is None else f"{at:g}", *_cells(some, part)]
+             for model, at, some in points if some]  # fmt: skip
+    head = ["", unit, "accuracy", "s an epoch", "evaluations", "failed"]
     head += ["stable by theory"] if part == "solvers" else []
-    print_table(f"{sweep.title}; the paper prints a picture", head, cells)
+    print_table(f"{title}; the paper prints a picture", head, cells)
     report.rows += [{"part": part, **run} for run in runs]
-    best = mean_std(accuracies(run for run in runs if run["model"] == "dopri5"))
+    best = mean_std(accuracies(having(runs, model="dopri5")))
     for model in dict.fromkeys(key[0] for key in keys):
-        worst = [mean_std(_counted(run for run in runs if (run["model"], run["at"]) == key))
-                 for key in keys if key[0] == model]  # fmt: skip
-        means = [value[0] for value in worst if value is not None]
+        # a run that failed counts as 0
+        every = [mean_std(0.0 if run["diverged"] else run["test_accuracy"] for run in some)
+                 for name, _, some in points if name == model]  # fmt: skip
+        means = [value[0] for value in every if value is not None]
         if part == "solvers" and best and means and model != "dopri5":
             name = f"solvers: {model}, lowest mean accuracy at any step size less dopri5's"
             report.figure(name, min(means) - best[0], "points")
-
-
-def _counted(runs: Iterable[Row]) -> list[float]:
-    """Accuracies in which a run that failed counts as 0."""
-    return [0.0 if run["diverged"] else run["test_accuracy"] for run in runs]
 
 
 def _cells(some: list[Row], part: str) -> list[str]:
@@ -132,10 +118,8 @@ def _cells(some: list[Row], part: str) -> list[str]:
 
 def _stable(some: list[Row]) -> str:
     """Of explicit Adams: whether theory promises stability with the alpha that was learned."""
-    if some[0]["model"] != "explicit_adams":
-        return ""
     alphas = [run["alpha"] for run in some if run["alpha"] is not None]
-    if not alphas:
+    if some[0]["model"] != "explicit_adams" or not alphas:
         return ""
     limit = BASHFORTH_INTERVAL / (2 * max(alphas))
     return f"{'yes' if some[0]['at'] < limit else 'no'}: below {limit:.2f}"
@@ -144,4 +128,5 @@ def _stable(some: list[Row]) -> str:
 def draw(part: str, runs: Sequence[Row], wanted: Sequence[Job], path: Path) -> None:
     """Accuracy and seconds an epoch over the step size or K; runs that failed as crosses."""
     panels = {"test_accuracy": "test accuracy, %", "seconds_per_epoch": "seconds an epoch"}
-    draw_lines(runs, path, panels=panels, xlabel=SWEEPS[part].xlabel, title=SWEEPS[part].title)
+    title, xlabel, _ = SWEEPS[part]
+    draw_lines(runs, path, panels=panels, xlabel=xlabel, title=title)

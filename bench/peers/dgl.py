@@ -7,10 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import linear
 
-from bench.core.problem import Competitor, Function, Problem, Shape, UnavailableError
+from bench.core.problem import Competitor, Function, Problem, UnavailableError
 from bench.peers.sparse import GraphArrays
+from bench.peers.unfused import projected
 
 
 def _library() -> ModuleType:
@@ -24,20 +24,13 @@ def _graph(dgl: ModuleType, problem: Problem) -> Any:
     return dgl.graph((arrays.sender, arrays.receiver), num_nodes=arrays.n)
 
 
-def _weights(dgl: ModuleType, graph: Any, q: Tensor, k: Tensor) -> Tensor:
-    """Softmax over the senders of each receiver, [E, H], in slot order."""
-    s = dgl.ops.u_dot_v(graph, k, q) / math.sqrt(q.shape[2])
-    return dgl.nn.functional.edge_softmax(graph, s).squeeze(-1)
-
-
 def attention_diffusion(problem: Problem) -> Function:
-    """Projections, `u_dot_v`, `edge_softmax`, and one product with the mean over heads."""
-    dgl, n, heads = _library(), problem.graph.num_nodes, problem.shape.heads
+    """Projections, `edge_attention`, and one product with the mean over heads."""
+    dgl, weights = _library(), edge_attention(problem)
     graph = _graph(dgl, problem)
 
-    def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
-        q, k = (linear(x, w, b).view(n, heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
-        a = _weights(dgl, graph, q, k).mean(1, keepdim=True)
+    def function(x: Tensor, *projections: Tensor) -> Tensor:
+        a = weights(*projected(problem.shape.heads, x, *projections)).mean(1, keepdim=True)
         return dgl.ops.u_mul_e_sum(graph, x, a) - x
 
     return function
@@ -51,18 +44,18 @@ def csr_diffusion(problem: Problem) -> Function:
 
 
 def edge_attention(problem: Problem) -> Function:
-    """`u_dot_v` and `edge_softmax`."""
+    """`u_dot_v` and `edge_softmax` over the senders of each receiver, [E, H], in slot order."""
     dgl = _library()
     graph = _graph(dgl, problem)
-    return lambda q, k: _weights(dgl, graph, q, k)
 
+    def function(q: Tensor, k: Tensor) -> Tensor:
+        s = dgl.ops.u_dot_v(graph, k, q) / math.sqrt(q.shape[2])
+        return dgl.nn.functional.edge_softmax(graph, s).squeeze(-1)
 
-def _edge_floats(shape: Shape) -> int:
-    return 6 * shape.heads + 4
+    return function
 
 
 PEERS = {
-    "attention_diffusion": (Competitor("DGL", attention_diffusion, edge_floats=_edge_floats),),
-    "csr_diffusion": (Competitor("DGL", csr_diffusion, edge_floats=_edge_floats),),
-    "edge_attention": (Competitor("DGL", edge_attention, edge_floats=_edge_floats),),
+    function.__name__: (Competitor("DGL", function, lambda shape: 6 * shape.heads + 4),)
+    for function in (attention_diffusion, csr_diffusion, edge_attention)
 }

@@ -48,7 +48,6 @@ def released_edge_attention(chosen: Configuration, receiver: Tensor, sender: Ten
     """The mean over heads of the attention at a state, `[E]`; parameters are named as inputs."""
     shape = chosen.shape
     group = receiver if chosen.normalize == "receiver" else sender
-    normalise = _square_plus if chosen.normalizer == "squareplus" else _softmax
 
     def attention(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         n = x.shape[0]
@@ -60,7 +59,9 @@ def released_edge_attention(chosen: Configuration, receiver: Tensor, sender: Ten
             for name in "qk"
         )
         s = _scores(chosen.score, q[receiver], k[sender], given)
-        return normalise(s, group, n).mean(1)
+        if chosen.normalizer == "squareplus":
+            return _square_plus(s, group, n).mean(1)
+        return softmax(s, group, num_nodes=n).mean(1)
 
     return attention
 
@@ -75,10 +76,6 @@ def _scores(score: str, q: Tensor, k: Tensor, given: Mapping[str, Tensor]) -> Te
     if score == "pearson":
         q, k = q - q.mean(1, keepdim=True), k - k.mean(1, keepdim=True)
     return torch.cosine_similarity(q, k, dim=1, eps=COSINE_EPS)
-
-
-def _softmax(s: Tensor, group: Tensor, n: int) -> Tensor:
-    return softmax(s, group, num_nodes=n)
 
 
 def _square_plus(s: Tensor, group: Tensor, n: int) -> Tensor:

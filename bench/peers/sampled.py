@@ -74,7 +74,8 @@ class _AttentionDiffusion(AutogradFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, parts: _Parts) -> Tensor:
         qk = torch.addmm(bias, x, weight.t())
-        q, k = _split(qk, parts.heads)
+        # of each head, [N, d_k], contiguous for the sparse products
+        q, k = ([t.contiguous() for t in part.chunk(parts.heads, 1)] for part in qk.chunk(2, 1))
         del qk
         weights = parts.weights(q, k)
         a = _elementwise(_mean)(weights)
@@ -116,21 +117,10 @@ class _EdgeAttention(AutogradFunction):
         parts: _Parts = ctx.parts
         heads, saved = parts.heads, ctx.saved_tensors
         q, k, weights = saved[:heads], saved[heads : 2 * heads], saved[2 * heads :]
-        grads = [
-            parts.backward(da[:, h].contiguous(), weights[h], q[h], k[h], parts.scale)
-            for h in range(heads)
-        ]
-        dq, dk = zip(*grads, strict=True)
+        da_heads = [da[:, h].contiguous() for h in range(heads)]
+        given = zip(da_heads, weights, q, k, strict=True)
+        dq, dk = zip(*(parts.backward(*some, parts.scale) for some in given), strict=True)
         return torch.stack(dq, 1), torch.stack(dk, 1), None
-
-
-def _split(qk: Tensor, heads: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Queries and keys of each head, [N, d_k], contiguous for the sparse products."""
-    q, k = qk.chunk(2, 1)
-    return (
-        [t.contiguous() for t in q.chunk(heads, 1)],
-        [t.contiguous() for t in k.chunk(heads, 1)],
-    )
 
 
 @lru_cache(maxsize=16)

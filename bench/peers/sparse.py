@@ -44,8 +44,7 @@ class GraphArrays:
 
     def matrix(self, a: Tensor) -> Tensor:
         """`A` with values `a [E]`, as torch.sparse CSR with the graph's own (int32) indices."""
-        graph = self.graph
-        return _csr(graph.rowptr, graph.col, a, self.n)
+        return _csr(self.graph.rowptr, self.graph.col, a, self.n)
 
     def transposed(self, a: Tensor) -> Tensor:
         """`Aᵀ` with values `a [E]`, likewise."""

@@ -13,11 +13,15 @@ from torch_geometric.utils import softmax
 
 from bench.core.problem import Function, Problem, UnavailableError
 from bench.peers.sparse import GraphArrays, csr_product, mkl
-from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd
-from grand_fast.kernels.csr_diffusion.reference import csr_diffusion_fwd
-from grand_fast.kernels.edge_attention.reference import edge_attention_fwd
 
 Attention = Callable[[Tensor, Tensor], Tensor]
+Pair = tuple[Tensor, Tensor]
+
+
+def projected(heads: int, x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Pair:
+    """Queries and keys, `[N, H, d_k]` each, by a product each."""
+    q, k = (linear(x, w, b).view(len(x), heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
+    return q, k
 
 
 def released_attention(problem: Problem) -> Attention:
@@ -53,10 +57,9 @@ def diffusion_by(attention: Callable[[Problem], Attention]) -> Callable[[Problem
 
     def make(problem: Problem) -> Function:
         weights, arrays = attention(problem), GraphArrays(problem.graph)
-        n, heads = arrays.n, problem.shape.heads
 
-        def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
-            q, k = (linear(x, w, b).view(n, heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
+        def function(x: Tensor, *projections: Tensor) -> Tensor:
+            q, k = projected(problem.shape.heads, x, *projections)
             return csr_product(x, weights(q, k).mean(1), arrays, mkl(x.shape[1])) - x
 
         return function
@@ -75,29 +78,18 @@ def index_add_diffusion(problem: Problem) -> Function:
     return function
 
 
-def compiled_attention_diffusion(problem: Problem) -> Function:
-    """torch.compile of the reference, projections included."""
-    csr, n, heads = problem.graph.csr(), problem.graph.num_nodes, problem.shape.heads
-    alpha = torch.ones(problem.shape.channels, device=problem.graph.device)
-
-    def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
-        q, k = (linear(x, w, b).view(n, heads, -1) for w, b in ((w_q, b_q), (w_k, b_k)))
-        return attention_diffusion_fwd(x, q, k, alpha=alpha, beta=None, x0=None, csr=csr)[0]
-
-    return compiled(function)
-
-
-def compiled_edge_attention(problem: Problem) -> Function:
-    """torch.compile of the reference."""
+def eager_reference(problem: Problem) -> Function:
+    """Our reference as it stands, projections included."""
     csr = problem.graph.csr()
-    return compiled(lambda q, k: edge_attention_fwd(q, k, mean_heads=False, csr=csr)[0])
+    return lambda *inputs: problem.reference(csr, problem.core(*inputs))
 
 
-def compiled_csr_diffusion(problem: Problem) -> Function:
-    """torch.compile of the reference."""
-    csr = problem.graph.csr()
-    alpha = torch.ones(problem.shape.channels, device=problem.graph.device)
-    return compiled(lambda x, a: csr_diffusion_fwd(x, a, alpha=alpha, beta=None, x0=None, csr=csr))
+def compiled_reference(problem: Problem) -> Function:
+    """torch.compile of it, or why that is not to be had."""
+    if not has_compiler():
+        raise UnavailableError("torch.compile needs a C++ compiler on the PATH (g++ or clang++)")
+    torch._dynamo.reset()  # else the shapes of earlier problems count towards its recompile limit
+    return torch.compile(eager_reference(problem))
 
 
 def transformer_conv(problem: Problem) -> Function:
@@ -110,16 +102,10 @@ def transformer_conv(problem: Problem) -> Function:
     layer = layer.to(problem.graph.device)
     edge_index = problem.graph.edge_index()
 
-    def function(x: Tensor, w_q: Tensor, b_q: Tensor, w_k: Tensor, b_k: Tensor) -> Tensor:
-        parameters = {
-            "lin_query.weight": w_q,
-            "lin_query.bias": b_q,
-            "lin_key.weight": w_k,
-            "lin_key.bias": b_k,
-        }
-        return functional_call(layer, parameters, (x, edge_index))
-
-    return function
+    names = [f"lin_{name}.{part}" for name in ("query", "key") for part in ("weight", "bias")]
+    return lambda x, *projections: functional_call(
+        layer, dict(zip(names, projections, strict=True)), (x, edge_index)
+    )
 
 
 def simple_conv(problem: Problem) -> Function:
@@ -127,18 +113,9 @@ def simple_conv(problem: Problem) -> Function:
 
     PyG's `spmm` is no peer: its gradient by the weights passes through a dense [N, N] matrix.
     """
-    layer, edge_index = SimpleConv(aggr="sum"), problem.graph.edge_index()
-    slots = problem.graph.perm.long()
-    edge_index = edge_index[:, slots]  # in slot order, as the weights are
+    layer, graph = SimpleConv(aggr="sum"), problem.graph
+    edge_index = graph.edge_index()[:, graph.perm.long()]  # in slot order, as the weights are
     return lambda x, a: layer(x, edge_index, a) - x
-
-
-def compiled(function: Function) -> Function:
-    """torch.compile, or why it is not to be had."""
-    if not has_compiler():
-        raise UnavailableError("torch.compile needs a C++ compiler on the PATH (g++ or clang++)")
-    torch._dynamo.reset()  # else the shapes of earlier problems count towards its recompile limit
-    return torch.compile(function)
 
 
 def has_compiler() -> bool:

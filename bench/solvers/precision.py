@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torchdiffeq
@@ -12,9 +11,9 @@ import grand_fast as gf
 from bench.core.configurations import BY_DATASET, load_graph
 from bench.core.harness import interleave
 from bench.core.problem import Problem
-from bench.core.report import Report, Row, print_table
+from bench.core.report import Report
+from bench.core.tables import Column, Row, cell, print_rows
 from bench.solvers.problem import nonlinear_term, setup
-from bench.solvers.step import Copies
 from grand_fast.solvers import AbstractTerm, Stats, Uniformisation
 from grand_fast.solvers.methods.table import ADAPTIVE
 
@@ -34,10 +33,15 @@ NEAR = 1e-2  # error that a method may end with, where more work did not lessen 
 CONFIRMED = 1e-6  # relative difference that a second method may have from it
 
 
-class _Point(NamedTuple):
-    method: str
-    setting: str
-    solve: Callable[[], tuple[Tensor, Stats]]
+_Point = tuple[str, str, Callable[[], tuple[Tensor, Stats]]]  # method, setting, how to solve
+
+COLUMNS: list[Column] = [
+    ("", cell("method")),
+    ("setting", cell("setting")),
+    ("NFE", cell("nfe")),
+    ("error", cell("error", "{:.1e}")),
+    ("ms", cell("median_s", "{:.1f}", 1e3)),
+]
 
 
 def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
@@ -64,36 +68,22 @@ def _measure(
     wide = problem.double()
     exact = _reference(variant, wide, report)
     x, term = problem.inputs["x"], _term(variant, problem)
-    points = _points(variant, term, x, quick=quick)
-    rows: list[Row] = []
-    for point in points:
-        report.say(f"{variant} on {graph}: {point.method}, {point.setting}, error")
-        x_end, stats = point.solve()
-        rows.append(
-            {
-                "op": "precision",
-                "graph": graph,
-                "variant": variant,
-                "method": point.method,
-                "setting": point.setting,
-                "nfe": stats.nfe,
-                "error": _distance(x_end, exact),
-            }
-        )
-    rows = [row for row in rows if _converges(row, rows, report)]
-    calls: dict[str, Callable[[], object]] = {
-        _key(point.method, point.setting): point.solve for point in points
-    }
-    calls = {key: calls[key] for key in (_key(r["method"], r["setting"]) for r in rows)}
+    common = {"op": "precision", "graph": graph, "variant": variant}
+    rows: dict[str, Row] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    for method, setting, solve in _points(variant, term, x, quick=quick):
+        key = f"{method}, {setting}"
+        report.say(f"{variant} on {graph}: {key}, error")
+        x_end, stats = solve()
+        rows[key] = common | {"method": method, "setting": setting, "nfe": stats.nfe,
+                              "error": _distance(x_end, exact)}  # fmt: skip
+        calls[key] = solve
+    every = list(rows.values())
+    calls = {key: solve for key, solve in calls.items() if _converges(rows[key], every, report)}
     timings = interleave(calls, rounds=rounds, tick=lambda n: report.say(f"{graph}: {n}"))
-    for row in rows:
-        row |= timings[_key(row["method"], row["setting"])].record()
-    report.rows += rows
-    _print(f"{variant} on {graph}, T = {T:g}, relative error of x(T)", rows)
-
-
-def _key(method: str, setting: str) -> str:
-    return f"{method}, {setting}"
+    timed = [rows[key] | timing.record() for key, timing in timings.items()]
+    report.rows += timed
+    print_rows(f"{variant} on {graph}, T = {T:g}, relative error of x(T)", timed, COLUMNS)
 
 
 def _term(variant: str, problem: Problem) -> AbstractTerm:
@@ -119,7 +109,7 @@ def _distance(x: Tensor, exact: Tensor) -> float:
 
 
 def _points(variant: str, term: AbstractTerm, x: Tensor, *, quick: bool) -> list[_Point]:
-    points = []
+    points: list[_Point] = []
 
     def ours(name: str, setting: str, **options: object) -> None:
         def solve() -> tuple[Tensor, Stats]:
@@ -127,15 +117,22 @@ def _points(variant: str, term: AbstractTerm, x: Tensor, *, quick: bool) -> list
             solution = gf.integrate(term, x, T, **given).check()  # type: ignore[arg-type]
             return solution.x, solution.stats
 
-        points.append(_Point(name, setting, solve))
+        points.append((name, setting, solve))
 
     def peer(method: str, setting: str, **options: object) -> None:
         def solve() -> tuple[Tensor, Stats]:
-            f, times = _Counted(term), torch.tensor([0.0, T])
-            states: Tensor = torchdiffeq.odeint(f, x, times, method=method, **options)
-            return states[-1], Stats(f.calls, 0, 0)
+            calls = 0
 
-        points.append(_Point(f"{PEER}{method}", setting, solve))
+            def f(t: Tensor, y: Tensor) -> Tensor:
+                nonlocal calls
+                calls += 1
+                return term(float(t), y)
+
+            times = torch.tensor([0.0, T])
+            states: Tensor = torchdiffeq.odeint(f, x, times, method=method, **options)
+            return states[-1], Stats(calls, 0, 0)
+
+        points.append((f"{PEER}{method}", setting, solve))
 
     for name, stages in STAGES.items():
         for budget in BUDGETS[:2] if quick else BUDGETS:
@@ -157,16 +154,6 @@ def _points(variant: str, term: AbstractTerm, x: Tensor, *, quick: bool) -> list
     return points
 
 
-class _Counted(Copies):
-    def __init__(self, term: AbstractTerm) -> None:
-        super().__init__()
-        self.term = term
-
-    def __call__(self, t: object, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.term(float(t), x)  # type: ignore[arg-type]
-
-
 def _converges(row: Row, rows: list[Row], report: Report) -> bool:
     """Whether its method comes near to the reference, or nearer with more work; else no time."""
     first, *_, last = (r["error"] for r in rows if r["method"] == row["method"])
@@ -176,17 +163,3 @@ def _converges(row: Row, rows: list[Row], report: Report) -> bool:
     if failed not in report.failed:
         report.failed.append(failed)
     return False
-
-
-def _print(title: str, rows: list[Row]) -> None:
-    cells = [
-        [
-            row["method"],
-            row["setting"],
-            str(row["nfe"]),
-            f"{row['error']:.1e}",
-            f"{row['median_s'] * 1e3:.1f}",
-        ]
-        for row in rows
-    ]
-    print_table(title, ["", "setting", "NFE", "error", "ms"], cells)

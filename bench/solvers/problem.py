@@ -80,7 +80,6 @@ Make = Callable[[Problem, int], Function]  # of the number of steps
 class Solver:
     """A way to solve. `edge_floats`: floats an edge that it keeps of each evaluation of f."""
 
-    name: str
     make: Make
     is_ours: bool = False
     edge_floats: Callable[[Shape], int] = lambda shape: 0
@@ -97,21 +96,15 @@ DIRECT, CHECKPOINT = "grand-fast, direct", "grand-fast, checkpoint"
 STRONGEST = "torchdiffeq, strongest PyTorch form of f"
 RELEASED = "torchdiffeq, released sequence"
 SOLVERS = {
-    solver.name: solver
-    for solver in (
-        Solver(DIRECT, ours("direct"), is_ours=True),
-        Solver(CHECKPOINT, ours("checkpoint"), is_ours=True),
-        Solver(
-            STRONGEST,
-            torchdiffeq_over(sampled_attention_diffusion),
-            edge_floats=lambda shape: shape.heads + 1,
-        ),
-        Solver(
-            RELEASED,
-            torchdiffeq_over(diffusion_by(released_attention)),
-            edge_floats=lambda shape: 2 * max(shape.channels, shape.attention_channels),
-        ),
-    )
+    DIRECT: Solver(ours("direct"), is_ours=True),
+    CHECKPOINT: Solver(ours("checkpoint"), is_ours=True),
+    STRONGEST: Solver(
+        torchdiffeq_over(sampled_attention_diffusion), edge_floats=lambda shape: shape.heads + 1
+    ),
+    RELEASED: Solver(
+        torchdiffeq_over(diffusion_by(released_attention)),
+        edge_floats=lambda shape: 2 * max(shape.channels, shape.attention_channels),
+    ),
 }
 
 

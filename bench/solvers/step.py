@@ -1,7 +1,9 @@
 """The solvers' own part of a step: f is replaced by a copy of the state."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable
+from itertools import product
 
 import torch
 import torchdiffeq
@@ -9,9 +11,10 @@ from torch import Tensor
 
 import grand_fast as gf
 from bench.core import fresh, machine
-from bench.core.harness import interleave
+from bench.core.harness import Timing, interleave
 from bench.core.problem import OURS, Problem
-from bench.core.report import Report, Row, milliseconds, print_table
+from bench.core.report import Report
+from bench.core.tables import Column, Row, cell, milliseconds, ours_beside, print_rows, ratio
 from grand_fast.testing import assert_close
 
 TORCHDIFFEQ, TORCHODE = "torchdiffeq", "torchode"
@@ -23,6 +26,8 @@ METHODS = ("rk4", "dopri5")
 COPY = "the copies alone"
 # That forward+backward of one of its attempts takes, as measured on 20,000 nodes
 TORCHODE_STATES = 31
+# What is weighed, and whether forward and backward
+PEAKS = {"peak_bytes": False, "differentiated_peak_bytes": True}
 
 
 def attempts(method: str, evaluations: int) -> int:
@@ -44,30 +49,19 @@ class Copies:
 
 def solve(competitor: str, method: str, x: Tensor, f: Callable[..., Tensor]) -> Tensor:
     """x(1), at the same steps whoever solves."""
+    if competitor == TORCHODE:
+        return _torchode(x, f)
+    tolerances = {"rtol": TOLERANCE, "atol": TOLERANCE}
+    steps = {"step_size": STEP} if method == "rk4" else {"first_step": FIRST_STEP}
     if competitor == OURS:
-        return _ours(method, x, f)
-    return _torchdiffeq(method, x, f) if competitor == TORCHDIFFEQ else _torchode(method, x, f)
-
-
-def _ours(method: str, x: Tensor, f: Callable[..., Tensor]) -> Tensor:
-    if method == "rk4":
-        return gf.integrate(f, x, 1.0, method="rk4", step_size=STEP).x
-    return gf.integrate(
-        f, x, 1.0, method="dopri5", rtol=TOLERANCE, atol=TOLERANCE, first_step=FIRST_STEP,
-        end="interp",
-    ).x  # fmt: skip
-
-
-def _torchdiffeq(method: str, x: Tensor, f: Callable[..., Tensor]) -> Tensor:
-    options = {"step_size": STEP} if method == "rk4" else {"first_step": FIRST_STEP}
-    states: Sequence[Tensor] = torchdiffeq.odeint(
-        f, x, torch.tensor([0.0, 1.0]), method=method, rtol=TOLERANCE, atol=TOLERANCE,
-        options=options,
-    )  # fmt: skip
+        adaptive = {} if method == "rk4" else tolerances | {"end": "interp"}
+        return gf.integrate(f, x, 1.0, method=method, **steps, **adaptive).x
+    times = torch.tensor([0.0, 1.0])
+    states: Tensor = torchdiffeq.odeint(f, x, times, method=method, options=steps, **tolerances)
     return states[-1]
 
 
-def _torchode(method: str, x: Tensor, f: Callable[..., Tensor]) -> Tensor:
+def _torchode(x: Tensor, f: Callable[..., Tensor]) -> Tensor:
     """DOPRI5 with its own controller, the whole state as one sample."""
     import torchode
 
@@ -86,8 +80,10 @@ def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
     x = problem.inputs["x"]
     for method in METHODS:
         rivals = [TORCHDIFFEQ]
-        if method == "dopri5":
-            rivals += _installed(report)
+        if method == "dopri5" and importlib.util.find_spec("torchode"):
+            rivals.append(TORCHODE)
+        elif method == "dopri5":
+            report.skipped.append("torchode: not installed (pip install torchode).")
         counts = _checked(method, [OURS, *rivals], x, report)
         rounds = options.rounds or (3 if options.quick else 9)
         rows = _time(method, counts, x, rounds, report)
@@ -99,82 +95,65 @@ def run(problem: Problem, options: argparse.Namespace, report: Report) -> None:
         _print(method, rows, x)
 
 
-def _installed(report: Report) -> list[str]:
-    try:
-        import torchode  # noqa: F401
-    except ImportError:
-        report.skipped.append("torchode: not installed (pip install torchode).")
-        return []
-    return [TORCHODE]
-
-
 def _checked(method: str, names: list[str], x: Tensor, report: Report) -> dict[str, int]:
     """Attempts of each that gives torchdiffeq's answer."""
-    counts, want = {}, None
+    counts = {}
     with torch.no_grad():
-        for name in reversed(names):  # torchdiffeq before ours
+        want = solve(TORCHDIFFEQ, method, x, Copies())
+        for name in names:
             report.say(f"{method}, f a copy: {name}, check")
             f = Copies()
             got = solve(name, method, x, f)
-            want = got if name == TORCHDIFFEQ else want
             try:
-                # torchode's steps are its own: both are within the tolerance of the exact answer.
-                exact = x.double().mul_(torch.e) if want is None else want
-                assert_close(name, got, exact, tolerance=1e-3 if want is None else None)
+                if name == TORCHODE:  # its steps are its own: it is compared with the exact answer
+                    assert_close(name, got, x.double().mul_(torch.e), tolerance=1e-3)
+                else:
+                    assert_close(name, got, want)
                 counts[name] = attempts(method, f.calls)
             except AssertionError as difference:
                 report.failed.append(f"{method}, f a copy: {difference}")
-    return {name: counts[name] for name in names if name in counts}
+    return counts
 
 
 def _time(method: str, counts: dict[str, int], x: Tensor, rounds: int, report: Report) -> list[Row]:
     evaluations = 4 * STEPS
 
-    def call(name: str) -> Callable[[], object]:
-        return torch.no_grad()(lambda: solve(name, method, x, Copies()))
-
     def copies() -> None:
         for _ in range(evaluations):
             x.clone()
 
-    calls = {name: call(name) for name in counts} | {COPY: copies}
+    calls: dict[str, Callable[[], object]] = {
+        name: torch.no_grad()(lambda name=name: solve(name, method, x, Copies())) for name in counts
+    }
+    calls[COPY] = copies
     timings = interleave(calls, rounds=rounds, tick=lambda n: report.say(f"{method}, {n}"))
-    copy_s = timings[COPY].median / evaluations
+    copies_s = timings[COPY].median / evaluations * (4 if method == "rk4" else 6)
     rows = []
     for name, count in counts.items():
-        record = timings[name].record()
-        per_step = {key: value / count for key, value in record.items() if key != "rounds"}
-        rows.append(
-            {
-                "op": "step",
-                "method": method,
-                "competitor": name,
-                "attempts": count,
-                "elements": x.numel(),
-                "rounds": record["rounds"],
-                **per_step,
-                "copies_s": copy_s * (4 if method == "rk4" else 6),
-            }
-        )
+        per_step = Timing(tuple(seconds / count for seconds in timings[name].seconds))
+        row = {"op": "step", "method": method, "competitor": name, "attempts": count,
+               "elements": x.numel(), "copies_s": copies_s}  # fmt: skip
+        rows.append(row | per_step.record())
     return rows
 
 
 def _weigh(rows: list[Row], x: Tensor, report: Report) -> None:
     """Peak above the state of the solve without a graph, and of forward+backward a step."""
-    for row in rows:
-        for key, differentiated in (("peak_bytes", False), ("differentiated_peak_bytes", True)):
-            report.say(f"{row['method']}, {row['competitor']}, memory")
-            name = f"memory of {row['competitor']}, {row['method']}, f a copy"
-            try:
-                if differentiated and row["competitor"] == TORCHODE:
-                    needed = 4 * x.numel() * TORCHODE_STATES * row["attempts"]
-                    machine.require_memory(name, needed)
-                row[key] = fresh.run(
-                    peak_memory, solver=row["competitor"], method=row["method"],
-                    size=tuple(x.shape), differentiated=differentiated,
-                )["bytes"]  # fmt: skip
-            except (RuntimeError, machine.DoesNotFitError) as reason:
-                report.skipped.append(f"{name}: {reason}")
+    for row, (key, differentiated) in product(rows, PEAKS.items()):
+        name = f"{row['competitor']}, {row['method']}, f a copy"
+        try:
+            if differentiated and row["competitor"] == TORCHODE:
+                needed = 4 * x.numel() * TORCHODE_STATES * row["attempts"]
+                machine.require_memory(f"memory of {name}", needed)
+        except machine.DoesNotFitError as reason:
+            report.skipped.append(str(reason))
+            continue
+        peaks = fresh.peaks(
+            report, name, peak_memory, solver=row["competitor"], method=row["method"],
+            size=tuple(x.shape), differentiated=differentiated,
+        )  # fmt: skip
+        for peak in peaks:
+            row[key] = peak["bytes"]
 
 
 def peak_memory(
@@ -194,34 +173,26 @@ def peak_memory(
 
 
 def _figures(method: str, rows: list[Row], report: Report) -> None:
-    ours = next((row for row in rows if row["competitor"] == OURS), None)
-    what = "RK4 step" if method == "rk4" else "DOPRI5 attempt"
+    name = f"own part of a {'RK4 step' if method == 'rk4' else 'DOPRI5 attempt'}"
     for row in rows:
-        if ours is None or row is ours:
-            continue
-        name = f"own part of a {what}"
-        pair = f"ours over {row['competitor']}"
-        report.figure(f"{name}, time: {pair}", ours["median_s"] / row["median_s"], "×")
-        if "peak_bytes" in row and "peak_bytes" in ours:
-            peaks = ours["peak_bytes"] / row["peak_bytes"]
-            report.figure(f"{name}, peak memory above the state: {pair}", peaks, "×")
+        ours, pair = ours_beside(row, rows), f"ours over {row['competitor']}"
+        for key, text in (("median_s", "time"), ("peak_bytes", "peak memory above the state")):
+            if ours:
+                report.figure(f"{name}, {text}: {pair}", ratio(ours, row, key), "×")
 
 
 def _print(method: str, rows: list[Row], x: Tensor) -> None:
-    state = 4 * x.numel()
-    cells = [
-        [
-            row["competitor"],
-            str(row["attempts"]),
-            milliseconds(row),
-            f"{row['copies_s'] * 1e3:.1f}",
-            f"{row['peak_bytes'] / state:.1f}" if "peak_bytes" in row else "",
-            f"{row['differentiated_peak_bytes'] / state / row['attempts']:.1f}"
-            if "differentiated_peak_bytes" in row
-            else "",
-        ]
-        for row in rows
+    states = 1 / (4 * x.numel())
+
+    def both(row: Row) -> str:
+        return cell("differentiated_peak_bytes", "{:.1f}", states / row["attempts"])(row)
+
+    columns: list[Column] = [
+        ("", cell("competitor")),
+        ("steps tried", cell("attempts")),
+        ("ms a step", milliseconds),
+        ("of it, the copies' own", cell("copies_s", "{:.1f}", 1e3)),
+        ("peak, states", cell("peak_bytes", "{:.1f}", states)),
+        ("forward+backward, states a step", both),
     ]
-    head = ["", "steps tried", "ms a step", "of it, the copies' own", "peak, states",
-            "forward+backward, states a step"]  # fmt: skip
-    print_table(f"{method}, f a copy of the state {list(x.shape)}", head, cells)
+    print_rows(f"{method}, f a copy of the state {list(x.shape)}", rows, columns)

@@ -3,7 +3,7 @@
 import argparse
 
 from bench.core import graphs
-from bench.core.plots import plot_solve, plot_work_precision
+from bench.core.plots import plot_time_and_memory, plot_work_precision
 from bench.core.problem import PAPER_SHAPES
 from bench.core.report import Report
 from bench.solvers import precision, solve, step
@@ -26,25 +26,23 @@ precision  error against evaluations of f and against seconds, every method, lin
 Everything is checked before it is timed, and timed in interleaved rounds. Try:
 python -m bench solvers --nodes 20000 --quick
 """
+RUNS = {"step": step.run, "solve": solve.run, "kept": solve.run_kept, "precision": precision.run}
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure, print as it comes, and fill `report`."""
-    runs = {
-        "step": step.run,
-        "solve": solve.run,
-        "kept": solve.run_kept,
-        "precision": precision.run,
-    }
-    parts = [options.part] if options.part else list(runs)
+    steps = {"step": 4, "solve": 2 if options.quick else 4, "kept": 1, "precision": 4}
+    parts = [options.part] if options.part else list(RUNS)
     graph = graphs.load(options.graph, nodes=options.nodes)
     problem = setup(graph, options.shape or PAPER_SHAPES[0])
-    sizes = {"step": 4, "solve": 2 if options.quick else 4, "kept": 1, "precision": 4}
-    report.start(sum(sizes[part] for part in parts))
+    report.start(sum(steps[part] for part in parts))
     for part in parts:
-        runs[part](problem, options, report)
+        RUNS[part](problem, options, report)
     report.close()
     if options.out and "precision" in parts:
         plot_work_precision(report.rows, options.out / "solvers_work_precision.png")
     if options.out and "solve" in parts:
-        plot_solve(report.rows, options.out / "solvers_solve.png")
+        rows = [row for row in report.rows if row["op"] == "solve"]
+        group, title = "{steps} step(s) of RK4", "GRAND-nl, forward+backward"
+        plot_time_and_memory(rows, group, title, ("seconds", 1.0), "inputs",
+                             options.out / "solvers_solve.png")  # fmt: skip

@@ -23,6 +23,8 @@ from bench.peers.released import (
 )
 from bench.peers.sparse import GraphArrays, csr_product, mkl
 
+OPTIONS = ("score", "normalizer", "normalize", "source")  # of a layer, as configurations have them
+
 
 @dataclass(frozen=True)
 class TunedProblem(Differentiated):
@@ -45,10 +47,7 @@ def setup(configuration: Configuration, graph: gf.Graph, *, seed: int = 0) -> Tu
         shape.channels,
         shape.attention_channels,
         shape.heads,
-        score=configuration.score,
-        normalizer=configuration.normalizer,
-        normalize=configuration.normalize,
-        source=configuration.source,
+        **{key: getattr(configuration, key) for key in OPTIONS},
     )
     if layer.scale.beta is not None:
         torch.nn.init.constant_(layer.scale.beta, 0.5)
@@ -77,9 +76,20 @@ def ours(problem: TunedProblem) -> Function:
     return function
 
 
-def released_sequence(problem: TunedProblem) -> Function:
-    """With torch_sparse's product: a row per edge."""
-    return _sequence(problem, gathered_product(*problem.graph.edge_index().flip(0)))
+def released_sequence(problem: TunedProblem, product: SparseProduct | None = None) -> Function:
+    """As it is: with torch_sparse's product, a row per edge; or with another product."""
+    ends = problem.graph.edge_index().flip(0)
+    attention = released_edge_attention(problem.configuration, *ends)
+    product = product or gathered_product(*ends)
+    names = list(problem.inputs)
+
+    def function(*inputs: Tensor) -> Tensor:
+        given = dict(zip(names, inputs, strict=True))
+        x = given["x"]
+        f = torch.sigmoid(given["alpha"]) * (product(attention(x, given), x) - x)
+        return f if problem.x0 is None else f + given["beta"] * problem.x0.to(x.dtype)
+
+    return function
 
 
 def released_attention_csr_product(problem: TunedProblem) -> Function:
@@ -89,20 +99,7 @@ def released_attention_csr_product(problem: TunedProblem) -> Function:
     def product(a: Tensor, x: Tensor) -> Tensor:
         return csr_product(x, a[slots], arrays, mkl(x.shape[1]))
 
-    return _sequence(problem, product)
-
-
-def _sequence(problem: TunedProblem, product: SparseProduct) -> Function:
-    attention = released_edge_attention(problem.configuration, *problem.graph.edge_index().flip(0))
-    x0 = problem.x0
-
-    def function(*inputs: Tensor) -> Tensor:
-        x, *rest = inputs
-        given = dict(zip(list(problem.inputs)[1:], rest, strict=True))
-        f = torch.sigmoid(given["alpha"]) * (product(attention(x, given), x) - x)
-        return f if x0 is None else f + given["beta"] * x0.to(x.dtype)
-
-    return function
+    return released_sequence(problem, product)
 
 
 RELEASED = "released sequence"

@@ -4,8 +4,6 @@
 others.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.data import features, public_files
+from grand_fast.ops.checks import check_choice
 
 DATASETS: tuple[str, ...] = ("digits", *public_files.NAMES)
 SPLITS: tuple[str, ...] = ("planetoid", "public", "random")
@@ -37,7 +36,7 @@ class Split:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The ids by name."""
+        """The ids `[n]` of each part, by the names train, val and test."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
@@ -68,7 +67,7 @@ class NodeData:
 
     @property
     def num_nodes(self) -> int:
-        """`N`."""
+        """`N`, the rows of `x`."""
         return self.x.shape[0]
 
     @property
@@ -99,10 +98,9 @@ def load(name: str, *, root: Path | str | None = None, neighbours: int = 10) -> 
     Raises:
         DataError: files are missing or damaged. ValueError: unknown name.
     """
+    check_choice("data", "name", name, known=DATASETS)
     if name == "digits":
         return _digits(neighbours)
-    if name not in DATASETS:
-        raise ValueError(f"data: `name` must be one of {', '.join(DATASETS)}, got {name!r}.")
     data = public_files.read(name, root)
     public = None
     if "train_mask" in data:
@@ -134,10 +132,9 @@ def largest_component(data: NodeData) -> NodeData:
     ids = torch.arange(data.num_nodes)
     whole = Data(x=ids, edge_index=data.edge_index, edge_weight=data.edge_weight)
     part = LargestConnectedComponents()(whole)
-    x = features.chosen_rows(data.x, part.x)
     return replace(
         data,
-        x=x,
+        x=features.chosen_rows(data.x, part.x),
         y=data.y[part.x],
         edge_index=part.edge_index,
         public_split=_within(data.public_split, part.x, data.num_nodes),

@@ -1,7 +1,5 @@
 """Node features: dense, or CSR where most of them are zero."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch
@@ -32,7 +30,7 @@ def share_stored(x: Tensor) -> float:
 
 
 def chosen_rows(x: Tensor, ids: Tensor) -> Tensor:
-    """Rows `ids` of `x`."""
+    """Rows `ids` of `x`, `[len(ids), F]`, in the layout of `x`."""
     if not is_sparse(x):
         return x[ids]
     return x.to_sparse(layout=torch.sparse_coo).index_select(0, ids).to_sparse_csr()

@@ -86,12 +86,9 @@ def find(name: str, root: Path | str | None = None) -> Path:
     if not missing:
         return folder
     others = f" and {len(missing) - 1} others beside it" if len(missing) > 1 else ""
-    by_loader = len(missing) > 1 and source.url != _OGB_ARCHIVE
-    get = (
-        _download(source, usual, usual / "raw")
-        if by_loader
-        else _download(source, folder, missing[0])
-    )
+    get = _download(source, folder, missing[0])
+    if len(missing) > 1 and source.url != _OGB_ARCHIVE:
+        get = _download(source, usual, usual / "raw")
     raise DataError(
         f"{name}: missing file {missing[0]}{others}. Point --root or GRAND_FAST_DATA at the folder "
         f"above '{source.folder}', or download: {get}"
@@ -179,10 +176,8 @@ def _check_planetoid(folder: Path, files: Sequence[str]) -> None:
         raise TableError(index, _HALF)
     for part, labels in (("x", "y"), ("tx", "ty"), ("allx", "ally")):
         if rows[part] != rows[labels]:
-            raise TableError(
-                folder / "raw",
-                f"{part} has {rows[part]} rows and {labels} {rows[labels]}",
-            )
+            problem = f"{part} has {rows[part]} rows and {labels} {rows[labels]}"
+            raise TableError(folder / "raw", problem)
 
 
 def _check_npz(path: Path) -> None:

@@ -5,8 +5,6 @@ is summed length by length, with what is too small to matter left behind (see `t
 a row costs the same in a small and in a large graph.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.graph import Graph
+from grand_fast.ops.checks import check_choice, check_float
 
 KERNELS = ("ppr", "heat")
 # Entries of the dense part of a block of rows: 64 MiB, and a few times that while it is worked on.
@@ -134,16 +133,9 @@ def _largest(row: Any, value: Any, top_k: int) -> Any:
 
 
 def _check(
-    kernel: str,
-    alpha: float,
-    t: float,
-    top_k: int | None,
-    threshold: float | None,
-    tolerance: float,
+    kernel: str, alpha: float, t: float, top_k: Any, threshold: Any, tolerance: float
 ) -> None:
-    if kernel not in KERNELS:
-        known = ", ".join(KERNELS)
-        raise ValueError(f"diffusion_rewiring: `kernel` must be one of {known}, got {kernel!r}.")
+    check_choice("diffusion_rewiring", "kernel", kernel, known=KERNELS)
     for name, value, low, high in (
         ("alpha", alpha, 0.0, 1.0),
         ("t", t, 0.0, math.inf),
@@ -152,9 +144,7 @@ def _check(
     ):
         if value is None and name == "threshold":
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            got = type(value).__name__
-            raise TypeError(f"diffusion_rewiring: `{name}` must be a float, got {got}.")
+        check_float("diffusion_rewiring", name, value)
         if not low < value < high:
             bound = "in (0, 1)" if high == 1.0 else "finite and above 0"
             bound = "finite and at least 0" if low < 0 else bound

@@ -109,14 +109,14 @@ def _fault(path: Path, dtype: type) -> str | None:
     first = None
     try:
         for line, cells in _rows(path):
-            wrong = [cell.strip() for cell in cells if not _is_number(cell, kind)]
+            wrong = [cell.strip() for cell in cells if not is_number(cell, kind)]
             if wrong:
                 separated = [s for s in (";", "\t", " ") if s in wrong[0]]
                 fault = f"got {repr(wrong[0]) if wrong[0] else 'an empty cell'} in line {line}"
                 if separated:
                     return f"{fault}. Separate by commas, not by {separated[0]!r}"
                 # pandas begins one with an empty cell, above its index
-                has_numbers = any(_is_number(cell, float) for cell in cells) and wrong[0] != ""
+                has_numbers = any(is_number(cell, float) for cell in cells) and wrong[0] != ""
                 is_header = first is None and not has_numbers
                 return f"{fault}. Is it a header? A header is not allowed" if is_header else fault
             first = first or len(cells)
@@ -129,7 +129,8 @@ def _fault(path: Path, dtype: type) -> str | None:
     return None
 
 
-def _is_number(cell: str, kind: type) -> bool:
+def is_number(cell: str, kind: type) -> bool:
+    """Whether `cell` reads as a `kind`: a float, or an int of 64 bits."""
     try:
         value = kind(cell)
     except ValueError:

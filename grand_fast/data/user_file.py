@@ -1,7 +1,5 @@
 """A graph of the user's, from an npz file or from a folder of CSV files."""
 
-from __future__ import annotations
-
 import zipfile
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from grand_fast.data.datasets import NodeData, Split, numbered_classes
 from grand_fast.data.public_files import DataError
-from grand_fast.data.tables import TableError, read_table, read_words
+from grand_fast.data.tables import TableError, is_number, read_table, read_words
 
 _REQUIRED = ("edge_index", "x", "y")
 # Of each part of a split, the names of its array: of ids or a mask, of a mask, of ids
@@ -255,7 +253,7 @@ def _csv_array(name: str, file: Path) -> np.ndarray:
         words = read_words(file)
         if name != "y":
             return _flags(file, words)
-        if any(_is_number(word) for _, word in words if word not in _UNKNOWN):
+        if any(is_number(word, float) for _, word in words if word not in _UNKNOWN):
             raise  # one of another kind among numbers is a slip, or a header
         return np.array([word for _, word in words])
 
@@ -269,11 +267,3 @@ def _flags(file: Path, words: list[tuple[int, str]]) -> np.ndarray:
                 file, f"must hold integers, or True and False, got {word!r} in line {line}{header}"
             )
     return np.array([word.lower() in _YES for _, word in words])
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True

@@ -15,10 +15,6 @@ from grand_fast.graph.graph import Graph
 __all__ = ["Graph", "cached_graph", "fingerprint", "graph_of"]
 
 
-def _flatten(graph: Graph) -> tuple[list[Any], Any]:
-    return [*graph._arrays(), graph.edge_weight], None
-
-
 def _flatten_with_keys(graph: Graph) -> tuple[list[Any], Any]:
     # As keys of a mapping: export confuses attributes of which one name begins with another's.
     names = ("rowptr", "col", "rowptr_t", "col_t", "perm", "perm_t", "edge_weight")
@@ -28,7 +24,7 @@ def _flatten_with_keys(graph: Graph) -> tuple[list[Any], Any]:
 # An argument of an exported program. The public name of this, in torch.export, is slow to import.
 pytree.register_pytree_node(
     Graph,
-    _flatten,
+    lambda graph: ([*graph._arrays(), graph.edge_weight], None),
     lambda children, _: Graph(*children),
     serialized_type_name="grand_fast.Graph",
     flatten_with_keys_fn=_flatten_with_keys,

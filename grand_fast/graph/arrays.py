@@ -1,7 +1,5 @@
 """The arrays of a graph: those of a subgraph, and what was planned for them."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,12 +24,8 @@ def check_mask(mask: Tensor, col: Tensor) -> None:
         expected = f"must have shape [E] = [{col.numel()}]"
         raise ValueError(message("mask", expected, str(list(mask.shape))))
     if mask.device != col.device:
-        remedy = f"Move it with .to('{col.device}')."
-        raise ValueError(
-            message(
-                "mask", f"must be on the graph's device, {col.device}", str(mask.device), remedy
-            )
-        )
+        expected, remedy = f"graph's device, {col.device}", f"Move it with .to('{col.device}')."
+        raise ValueError(message("mask", f"must be on the {expected}", str(mask.device), remedy))
 
 
 def kept_arrays(arrays: Arrays, mask: Tensor) -> Arrays:

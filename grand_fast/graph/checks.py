@@ -1,7 +1,5 @@
 """Checks of the number of nodes, the ids and the weights of a graph."""
 
-from __future__ import annotations
-
 import numpy as np
 import psutil
 import torch
@@ -62,11 +60,9 @@ def check_ids(receiver: Tensor, sender: Tensor, n: int) -> None:
         raise ValueError(message("edge_index", "must hold ids of at least 0", f"id {low}"))
     if high >= n:
         remedy = f"Pass num_nodes={high + 1} or drop these edges."
-        if high >= INT32_MAX:
-            remedy = _RENUMBER
-        raise ValueError(
-            message("edge_index", f"must hold ids below num_nodes={n}", f"id {high}", remedy)
-        )
+        remedy = _RENUMBER if high >= INT32_MAX else remedy
+        expected = f"must hold ids below num_nodes={n}"
+        raise ValueError(message("edge_index", expected, f"id {high}", remedy))
 
 
 def check_weight(weight: Tensor | None, receiver: Tensor, validate: bool) -> None:
@@ -84,14 +80,9 @@ def check_weight(weight: Tensor | None, receiver: Tensor, validate: bool) -> Non
         remedy = "Did you mean edge_weight.flatten()?" if weight.numel() == e else ""
         raise ValueError(message("edge_weight", f"must have shape [E] = [{e}]", str(shape), remedy))
     if weight.device != receiver.device:
-        raise ValueError(
-            message(
-                "edge_weight",
-                f"must be on the device of edge_index, {receiver.device}",
-                str(weight.device),
-                f"Move it with .to('{receiver.device}').",
-            )
-        )
+        expected = f"must be on the device of edge_index, {receiver.device}"
+        remedy = f"Move it with .to('{receiver.device}')."
+        raise ValueError(message("edge_weight", expected, str(weight.device), remedy))
     if validate and not bool(torch.isfinite(weight.detach()).all()):
         bad = int((~torch.isfinite(weight.detach())).nonzero()[0])
         raise ValueError(message("edge_weight", "must be finite", f"{weight[bad]} at edge {bad}"))

@@ -1,7 +1,5 @@
 """What a user gives as a graph → receivers, senders and weights."""
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any, Literal
@@ -57,9 +55,8 @@ def edges_of(
         edge_index = edge_index.as_tensor()
     if edge_index.dtype not in _INDEX_DTYPES:
         remedy = "Convert it with .long()." if edge_index.is_floating_point() else ""
-        raise TypeError(
-            message("edge_index", "must be of an integer dtype", str(edge_index.dtype), remedy)
-        )
+        got = str(edge_index.dtype)
+        raise TypeError(message("edge_index", "must be of an integer dtype", got, remedy))
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         shape = list(edge_index.shape)
         transposed = edge_index.dim() == 2 and shape[1] == 2
@@ -190,10 +187,8 @@ def _check_entries(matrix: Tensor, rows: Tensor, cols: Tensor, n: int) -> None:
 def _square(shape: Any) -> int:
     if len(shape) != 2 or shape[0] != shape[1]:
         remedy = "Number both sides as one set of nodes; bipartite graphs are not supported."
-        got = str([int(s) for s in shape])
-        raise ValueError(
-            message("edge_index", "as a matrix must be square", got, remedy * (len(shape) == 2))
-        )
+        remedy, got = remedy * (len(shape) == 2), str([int(s) for s in shape])
+        raise ValueError(message("edge_index", "as a matrix must be square", got, remedy))
     return int(shape[0])
 
 

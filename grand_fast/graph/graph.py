@@ -49,7 +49,7 @@ class Graph:
 
     @property
     def num_nodes(self) -> int:
-        """`N`."""
+        """`N`, those without edges included."""
         return self.rowptr.numel() - 1
 
     @property
@@ -59,7 +59,7 @@ class Graph:
 
     @property
     def device(self) -> torch.device:
-        """Where all arrays lie."""
+        """The device of all arrays, which operators ask their tensors to be on."""
         return self.col.device
 
     def __repr__(self) -> str:
@@ -129,14 +129,10 @@ class Graph:
         receiver, sender = receiver[perm], sender[perm]
         perm_t = torch.sort(sender * n + receiver, stable=True).indices
         return cls(
-            rowptr=_rowptr(receiver, n, index),
-            col=sender.to(index),
-            rowptr_t=_rowptr(sender, n, index),
-            col_t=receiver[perm_t].to(index),
-            perm=perm.to(index),
-            perm_t=perm_t.to(index),
-            edge_weight=weight,
-        )
+            rowptr=_rowptr(receiver, n, index), col=sender.to(index),
+            rowptr_t=_rowptr(sender, n, index), col_t=receiver[perm_t].to(index),
+            perm=perm.to(index), perm_t=perm_t.to(index), edge_weight=weight,
+        )  # fmt: skip
 
     def csr(self, plan: Plan | None = None, *, transposed: bool = False) -> Csr:
         """The view of `A` (or `Aᵀ`) for a backend's launchers; `plan` runs once, cached."""
@@ -157,8 +153,7 @@ class Graph:
     @property
     def _visiting_order(self) -> Tensor | None:
         if "order" not in self._views:
-            order = visiting_order(self.csr(), self.csr(transposed=True))
-            self._views["order"] = order
+            self._views["order"] = visiting_order(self.csr(), self.csr(transposed=True))
         return self._views["order"]  # type: ignore[no-any-return]
 
     def edge_index(self) -> Tensor:
@@ -175,8 +170,7 @@ class Graph:
     ) -> Tensor:
         """`a_ij = w_ij / Σ_j w_ij`, `[E]`: rows of `A` sum to one; 0 where the sum is 0."""
         _, receiver = self.edge_index()
-        weight = self._float64_weight()
-        degree = self._degree(weight, receiver)
+        weight, degree = self._weight_and_degree(receiver)
         share = degree.reciprocal().masked_fill(degree == 0, 0.0)
         a = (weight * share[receiver]).to(dtype)
         return a if edge_order == "user" else a[self.perm.long()]
@@ -189,32 +183,26 @@ class Graph:
         Those of PyG's `gcn_norm`, which adds self-loops; here they are what `Graph` was given.
         """
         sender, receiver = self.edge_index()
-        weight = self._float64_weight()
-        degree = self._degree(weight, receiver)
+        weight, degree = self._weight_and_degree(receiver)
         root = degree.rsqrt().masked_fill(degree == 0, 0.0)
         a = (root[receiver] * weight * root[sender]).to(dtype)
         return a if edge_order == "user" else a[self.perm.long()]
 
-    def _float64_weight(self) -> Tensor:
-        if self.edge_weight is None:
-            return torch.ones(self.num_edges, dtype=torch.float64, device=self.device)
-        return self.edge_weight.to(torch.float64)
-
-    def _degree(self, weight: Tensor, receiver: Tensor) -> Tensor:
-        """What each node receives, `[N]`."""
-        return weight.new_zeros(self.num_nodes).index_add(0, receiver, weight)
+    def _weight_and_degree(self, receiver: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights `[E]`, and what each node receives `[N]`, in float64."""
+        weight = self.edge_weight
+        if weight is None:
+            weight = torch.ones(self.num_edges, device=self.device)
+        weight = weight.to(torch.float64)
+        return weight, weight.new_zeros(self.num_nodes).index_add(0, receiver, weight)
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on `device`; itself when it is there already."""
         device = torch.empty(0, device=device).device
         if device == self.device:
             return self
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("rowptr", "col", "rowptr_t", "col_t", "perm", "perm_t")
-        }
-        weight = None if self.edge_weight is None else self.edge_weight.to(device)
-        return replace(self, **moved, edge_weight=weight)
+        moved = [None if t is None else t.to(device) for t in (*self._arrays(), self.edge_weight)]
+        return Graph(*moved)  # type: ignore[arg-type]
 
     def with_edge_weight(self, edge_weight: Tensor | None) -> Graph:
         """The same edges with other weights `[E]` in the user's order, or None; nothing is sorted.

@@ -93,7 +93,7 @@ class DiffusionScale(nn.Module):
 
     @property
     def alpha(self) -> Tensor | float:
-        """The diffusivity scale."""
+        """The diffusivity scale: a float if fixed; if learned in (0, 1), scalar or `[channels]`."""
         if self.alpha_logit is not None:
             return torch.sigmoid(self.alpha_logit)
         assert self._fixed_alpha is not None

@@ -27,6 +27,10 @@ def _plain(outcome: Outcome) -> Outcome:
     return replace(outcome, _checksum=unwrapped(outcome._checksum).sum())
 
 
+def _of_last_solve(name: str, text: str) -> Any:
+    return property(lambda module: getattr(module._outcome, name, None), doc=text)
+
+
 @shows(Solve, "solve")
 class AbstractDiffusion(nn.Module):
     """A vector field on a graph and how it is integrated to `T`; subclasses set these attributes.
@@ -41,6 +45,13 @@ class AbstractDiffusion(nn.Module):
     field: AttentionDiffusion | DiffusionScale
     gamma: nn.Parameter | None
     solve: Solve
+
+    # Of the last solve; None before the first. `status` and `failure` read a value from the device.
+    stats: Stats | None = _of_last_solve("stats", "Work: steps and evaluations of f.")
+    status: Status | None = _of_last_solve("status", "How it ended, a `Status`.")
+    t: float | None = _of_last_solve("t", "Time that it reached: `T`, or where it failed.")
+    failure: str | None = _of_last_solve("failure", "Why it failed, when, and what to try.")
+    nfe_backward: int | None = _of_last_solve("nfe_backward", "Evaluations of f in backward.")
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,31 +119,6 @@ class AbstractDiffusion(nn.Module):
         if self.laplacian == "symmetric":
             return graph.symmetric_weights(dtype, edge_order="csr")
         return graph.random_walk_weights(dtype, edge_order="csr")
-
-    @property
-    def stats(self) -> Stats | None:
-        """Work of the last solve; None before the first."""
-        return None if self._outcome is None else self._outcome.stats
-
-    @property
-    def status(self) -> Status | None:
-        """How the last solve ended (reads one value from the device); None before the first."""
-        return None if self._outcome is None else self._outcome.status
-
-    @property
-    def t(self) -> float | None:
-        """Time that the last solve reached: `T`, or where it failed; None before the first."""
-        return None if self._outcome is None else self._outcome.t
-
-    @property
-    def failure(self) -> str | None:
-        """Status, time reached and what to try if the last solve failed; else None."""
-        return None if self._outcome is None else self._outcome.failure
-
-    @property
-    def nfe_backward(self) -> int | None:
-        """Evaluations of f in the backward pass of the last solve; None before the first."""
-        return None if self._outcome is None else self._outcome.nfe_backward
 
     def extra_repr(self) -> str:
         """The solve, for `print(model)`."""

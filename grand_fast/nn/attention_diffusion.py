@@ -214,14 +214,8 @@ class AttentionDiffusion(nn.Module):
         if packed is None:
             return None
         self._check("x", x, graph)
-        return planned(
-            x,
-            *packed,
-            graph,
-            heads=self.options.heads,
-            alpha=self.scale.alpha,
-            **self._weighting(x, graph),
-        )
+        how = self._weighting(x, graph) | {"alpha": self.scale.alpha, "heads": self.options.heads}
+        return planned(x, *packed, graph, **how)
 
     def _packed(self) -> tuple[Tensor, Tensor] | None:
         if isinstance(self.options.score, AbstractScore) and not has_name(self.options.score):
@@ -242,24 +236,18 @@ class AttentionDiffusion(nn.Module):
         first = self.shared if self.is_gat else self.query
         return first.weight if is_plain(first) else None
 
-    def _score(self) -> str | AbstractScore:
-        if self.options.score == ops.ExpKernel.name:
-            return ops.ExpKernel(self.sigma, self.lengthscale)
-        return self.options.score
-
     def _weighting(self, x: Tensor, graph: Graph) -> dict[str, Any]:
         """What makes weights of queries and keys, as operators take it."""
+        weight = graph.edge_weight if self.options.reweight else None
+        score = self.options.score
+        if score == ops.ExpKernel.name:
+            score = ops.ExpKernel(self.sigma, self.lengthscale)
         return {
-            "score": self._score(),
+            "score": score,
             "normalizer": self.options.normalizer,
             "normalize": self.options.normalize,
-            "edge_weight": self._edge_weight(x, graph),
+            "edge_weight": None if weight is None else weight.to(x.dtype),
         }
-
-    def _edge_weight(self, x: Tensor, graph: Graph) -> Tensor | None:
-        if not self.options.reweight or graph.edge_weight is None:
-            return None
-        return graph.edge_weight.to(x.dtype)
 
     def _check(self, name: str, value: Tensor, graph: Graph) -> None:
         check_graph(_NAME, graph)
@@ -290,10 +278,6 @@ class AttentionDiffusion(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and choices, for `print(model)`."""
-        score = (
-            self.options.score if isinstance(self.options.score, str) else self.options.score.name
-        )
-        return (
-            f"heads={self.options.heads}, score={score}, normalizer={self.options.normalizer}, "
-            f"normalize={self.options.normalize}"
-        )
+        heads, score, how = self.options.heads, self.options.score, self.options.normalizer
+        score = score if isinstance(score, str) else score.name
+        return f"heads={heads}, score={score}, normalizer={how}, normalize={self.options.normalize}"

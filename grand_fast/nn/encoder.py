@@ -16,12 +16,7 @@ from grand_fast.graph import fingerprint
 from grand_fast.nn._given import check_state
 from grand_fast.nn._layers import is_plain
 from grand_fast.ops import stage_update
-from grand_fast.ops.backends import (
-    is_batched,
-    outside_transforms,
-    result_like,
-    transforms_active,
-)
+from grand_fast.ops.backends import is_batched, outside_transforms, result_like, transforms_active
 from grand_fast.ops.one_by_one import one_by_one
 
 _INT32_MAX = 2**31 - 1
@@ -220,11 +215,6 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = functional.dropout(x + layer(torch.relu(x)), self.dropout, self.training)
         return x
-
-    def reset_parameters(self) -> None:
-        """Start again from random weights."""
-        for layer in self.layers:
-            layer.reset_parameters()  # type: ignore[operator]
 
 
 def check_sizes(module: str, *, low: int = 0, **sizes: int) -> None:

@@ -1,6 +1,5 @@
 """`GRAND`: encoder → diffusion → decoder."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from grand_fast.nn.encoder import (
     relu_dropout,
     sparse_linear,
 )
+from grand_fast.ops.checks import check_choice
 from grand_fast.solvers import Solve
 from grand_fast.solvers.options import gathered, refuse, takes
 
@@ -111,8 +111,8 @@ class GRAND(AbstractDiffusion):
         self.solve = gathered("GRAND", Solve, solve, options)
         attention = gathered("GRAND", Attention, attention, options)
         refuse("GRAND", options, GRAND)
-        _check_choice("variant", variant, VARIANTS)
-        _check_choice("laplacian", laplacian, LAPLACIANS)
+        check_choice("GRAND", "variant", variant, known=VARIANTS)
+        check_choice("GRAND", "laplacian", laplacian, known=LAPLACIANS)
         if variant == "mixed" and attention.mix_features:
             raise ValueError(
                 "GRAND: `mix_features` must be False with variant 'mixed', got True: the Laplacian "
@@ -138,7 +138,6 @@ class GRAND(AbstractDiffusion):
         encoded = hidden_channels + label_channels
         self.batch_norm = nn.BatchNorm1d(encoded) if batch_norm else None
         channels = encoded + augment
-        self.field: AttentionDiffusion | DiffusionScale
         if variant == "laplacian":
             self.field = DiffusionScale(
                 alpha, source=source, channels=channels if per_channel else None
@@ -192,11 +191,7 @@ class GRAND(AbstractDiffusion):
 
     @torch.no_grad()
     def trajectory(
-        self,
-        x: Tensor,
-        graph_or_edge_index: Graph | Tensor,
-        T: float,
-        labels: Tensor | None = None,
+        self, x: Tensor, graph_or_edge_index: Graph | Tensor, T: float, labels: Tensor | None = None
     ) -> list[tuple[float, Tensor]]:
         """Times and logits at 0 and after each step that counts, to `T`, without gradients.
 
@@ -261,8 +256,3 @@ class GRAND(AbstractDiffusion):
         x = relu_dropout(x, self.dropout, training=self.training)
         logits: Tensor = self.decoder(x)
         return logits
-
-
-def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"GRAND: `{name}` must be one of {', '.join(known)}, got {value!r}.")

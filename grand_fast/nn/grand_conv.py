@@ -11,6 +11,7 @@ from grand_fast.nn._solve import AbstractDiffusion
 from grand_fast.nn.attention import Attention
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.nn.encoder import check_sizes
+from grand_fast.ops.checks import check_choice
 from grand_fast.solvers import Solve
 from grand_fast.solvers.options import gathered, refuse, takes
 
@@ -38,6 +39,7 @@ class GRANDConv(AbstractDiffusion):
     Reference: GRAND (Chamberlain et al. 2021), section 4.
     """
 
+    field: AttentionDiffusion
     gamma = None
 
     def __init__(
@@ -60,9 +62,7 @@ class GRANDConv(AbstractDiffusion):
                 "GRANDConv(channels, heads=…, attention_channels=…)."
             )
         check_sizes("GRANDConv", low=1, channels=channels)
-        if variant not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            raise ValueError(f"GRANDConv: `variant` must be one of {known}, got {variant!r}.")
+        check_choice("GRANDConv", "variant", variant, known=VARIANTS)
         self.in_channels = self.out_channels = channels
         self.variant = variant
         self.solve = gathered("GRANDConv", Solve, solve, options)
@@ -80,10 +80,6 @@ class GRANDConv(AbstractDiffusion):
     def reset_parameters(self) -> None:
         """Start again from random weights."""
         self.field.reset_parameters()
-
-    def _like(self) -> Tensor | None:
-        assert isinstance(self.field, AttentionDiffusion)
-        return self.field.plain_weight()
 
     def forward(
         self, x: Tensor, edge_index: Graph | Tensor, edge_weight: Tensor | None = None
@@ -103,7 +99,7 @@ class GRANDConv(AbstractDiffusion):
         One state has no two types of nodes: for those, `HeteroConv` with a layer for each relation
         within a type.
         """
-        check_state("GRANDConv", x, "[N, channels]", like=self._like())
+        check_state("GRANDConv", x, "[N, channels]", like=self.field.plain_weight())
         graph = graph_of("GRANDConv", edge_index, x.shape[0])
         if edge_weight is not None:
             graph = graph.with_edge_weight(edge_weight)

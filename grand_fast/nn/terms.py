@@ -15,7 +15,15 @@ from grand_fast.ops.csr_diffusion import planned
 from grand_fast.solvers import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
 
 
-class NonlinearDiffusion(AbstractTerm):
+class _Fused(AbstractTerm):
+    """A term whose operator adds what a step has beside `tau · f`."""
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f`, shaped like `x`."""
+        return self.axpy(t, x, Combination([]), 1.0)
+
+
+class NonlinearDiffusion(_Fused):
     """`f = alpha (A(x) x − x) + beta x0`, the attention recomputed from each state (GRAND-nl).
 
     `beta x0` is computed once: its gradient by each evaluation is that by `f`, which takes no pass.
@@ -50,10 +58,6 @@ class NonlinearDiffusion(AbstractTerm):
         term.source = False
         return term, self.source
 
-    def vf(self, t: float, x: Tensor) -> Tensor:
-        """`f`, shaped like `x`."""
-        return self.axpy(t, x, Combination([]), 1.0)
-
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""
         if self._planned is not None:
@@ -82,17 +86,11 @@ class NonlinearDiffusion(AbstractTerm):
         return LinearDiffusion(a, self.graph, alpha=alpha, beta=beta, x0=source)
 
 
-class LinearDiffusion(AbstractLinearTerm):
+class LinearDiffusion(_Fused, AbstractLinearTerm):
     """`f = alpha (A x − x) + beta x0` with constant weights `a [E]` (GRAND-l, Laplacian)."""
 
     def __init__(
-        self,
-        a: Tensor,
-        graph: Graph,
-        *,
-        alpha: Scale,
-        beta: Scale | None,
-        x0: Tensor | None,
+        self, a: Tensor, graph: Graph, *, alpha: Scale, beta: Scale | None, x0: Tensor | None
     ) -> None:
         self.a, self.graph, self.alpha, self.beta, self.source = a, graph, alpha, beta, x0
         self.matrix = partial(_product, graph)
@@ -108,7 +106,7 @@ class LinearDiffusion(AbstractLinearTerm):
         return term
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Weights, scales and source."""
+        """The weights `[E]`, and what of alpha, beta and the source is a tensor."""
         given = (self.a, self.alpha, self.beta, self.source)
         return tuple(t for t in given if isinstance(t, Tensor))
 
@@ -122,10 +120,6 @@ class LinearDiffusion(AbstractLinearTerm):
         term.beta = term.source = None
         return term, constant
 
-    def vf(self, t: float, x: Tensor) -> Tensor:
-        """`f`, shaped like `x`."""
-        return self.axpy(t, x, Combination([]), 1.0)
-
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""
         add, beta, source = base.terms, self.beta, self.source
@@ -135,15 +129,9 @@ class LinearDiffusion(AbstractLinearTerm):
         if y is not None:
             return y
         return ops.csr_diffusion(
-            x,
-            self.a,
-            self.graph,
-            alpha=tau * self.alpha,
-            beta=None if beta is None else tau * beta,
-            x0=source,
-            add=add,
-            edge_order="csr",
-        )
+            x, self.a, self.graph, alpha=tau * self.alpha,
+            beta=None if beta is None else tau * beta, x0=source, add=add, edge_order="csr",
+        )  # fmt: skip
 
 
 def _product(graph: Graph, a: Tensor, y: Tensor, scale: Scale, add: Add) -> Tensor:
@@ -158,7 +146,7 @@ def _product(graph: Graph, a: Tensor, y: Tensor, scale: Scale, add: Add) -> Tens
     return ops.csr_diffusion(y, a, graph, alpha=scale, add=[(scale, y), *add], edge_order="csr")
 
 
-class LinearMixing(AbstractTerm):
+class LinearMixing(_Fused):
     """`f = alpha (W_out mean_h A^h V^h − x) + beta x0` with constant weights `a [E, H]`."""
 
     def __init__(
@@ -171,10 +159,6 @@ class LinearMixing(AbstractTerm):
     def tensors(self) -> tuple[Tensor, ...]:
         """Weights, the layer's parameters, and the source."""
         return (*self.a, *self.field.parameters(), *([] if self.x0 is None else [self.x0]))
-
-    def vf(self, t: float, x: Tensor) -> Tensor:
-        """`f`, shaped like `x`."""
-        return self.axpy(t, x, Combination([]), 1.0)
 
     def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
         """`base + tau · f`."""

@@ -11,14 +11,6 @@ from grand_fast.ops.spmm import spmm
 from grand_fast.ops.stage_update import stage_update
 
 __all__ = [
-    "GAT",
-    "ExpKernel",
-    "attention_diffusion",
-    "csr_diffusion",
-    "edge_attention",
-    "edge_softmax",
-    "error_ratio",
-    "projected_attention_diffusion",
-    "spmm",
-    "stage_update",
-]
+    "GAT", "ExpKernel", "attention_diffusion", "csr_diffusion", "edge_attention", "edge_softmax",
+    "error_ratio", "projected_attention_diffusion", "spmm", "stage_update",
+]  # fmt: skip

@@ -6,6 +6,7 @@ arrays included; the kernels, forward and backward, are the same.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from grand_fast.ops.one_by_one import one_by_one
 Gradients = Sequence[Tensor | None]
 
 
+@dataclass(eq=False)
 class Operator:
     """An operator on the tensors `inputs`, and on `beta, x0, *others` if it `has_source`.
 
@@ -33,30 +35,28 @@ class Operator:
         forward: `(call, *tensors)` → the result, and tensors to save beside the inputs.
         backward: `(call, grad, needs, inputs, saved, *, first)` → a gradient for each of the
             inputs, at least where `needs` asks for it. `first` is false once a backward has run.
-        reference: `(call, *tensors)` → the result in differentiable operations of torch.
         fake: `(call, *tensors)` → empty tensors like the result and what is saved.
+        reference: `(call, *tensors)` → the result in differentiable operations of torch; by default
+            `forward` on the backend of that name.
 
     All tensors arrive with contiguous rows (`inner_contiguous`).
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        inputs: Sequence[str],
-        options: Sequence[str],
-        has_source: bool = False,
-        saves: int,
-        forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]],
-        backward: Callable[..., Gradients],
-        reference: Callable[..., Tensor],
-        fake: Callable[..., tuple[Tensor, ...]],
-    ) -> None:
-        self.name, self.options, self.saves = name, tuple(options), saves
-        self.forward, self.backward = forward, backward
-        self.reference, self.fake = reference, fake
-        self.count, self.has_source = len(inputs), has_source
-        self._register(inputs)
+    name: str
+    inputs: Sequence[str]
+    options: Sequence[str]
+    saves: int
+    forward: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+    backward: Callable[..., Gradients]
+    fake: Callable[..., tuple[Tensor, ...]]
+    has_source: bool = False
+    reference: Callable[..., Tensor] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.count = len(self.inputs)
+        if self.reference is None:
+            self.reference = self._forward_of_reference
+        self._register()
 
     def __call__(self, call: Call, *tensors: Tensor | None) -> Tensor:
         """The result, differentiable by each of the tensors, any number of times."""
@@ -72,6 +72,9 @@ class Operator:
         if not torch.is_grad_enabled():
             return self.forward(call, *tensors)[0]
         return _OperatorFunction.apply(self, call, *tensors)  # type: ignore[no-any-return]
+
+    def _forward_of_reference(self, call: Call, *tensors: Tensor | None) -> Tensor:
+        return self.forward(call.by_reference(), *tensors)[0]
 
     def differentiate(
         self, call: Call, grad: Tensor, needs: Sequence[bool], inputs: Sequence[Tensor | None]
@@ -142,8 +145,8 @@ class Operator:
         first = next(t for t in tensors if t is not None)
         return call._replace(backend=choose(self.name, call.backend, first))
 
-    def _register(self, inputs: Sequence[str]) -> None:
-        tensors = [f"Tensor{'?' * i.endswith('?')} {i.removesuffix('?')}" for i in inputs]
+    def _register(self) -> None:
+        tensors = [f"Tensor{'?' * i.endswith('?')} {i.removesuffix('?')}" for i in self.inputs]
         source = ["Tensor? beta", "Tensor? x0", "Tensor[] others"] * self.has_source
         rest = ["Tensor[] graph", "str backend", *(PLAIN[name] for name in self.options)]
         results = ", ".join(["Tensor"] * (1 + self.saves))

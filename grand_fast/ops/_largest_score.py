@@ -20,14 +20,9 @@ _CHUNK = 1 << 20  # edges whose scores are computed at a time, should that many 
 
 
 def score_top(
-    q: Tensor,
-    k: Tensor,
-    edge_weight: Tensor | None,
-    *,
-    weighting: Weighting,
-    graph: Graph,
+    q: Tensor, k: Tensor, edge_weight: Tensor | None, *, weighting: Weighting, graph: Graph,
     name: str,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """max s over edges and heads, a scalar in float32 or wider; 0 in a graph without edges.
 
     Differentiable by `q`, `k` and `edge_weight` (slot order): the gradient goes to the edge and
@@ -146,7 +141,7 @@ def _array(t: Tensor) -> Any:
 
 
 def _function(weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
-    """φ(u) and φ'(u)."""
+    """φ(u) and φ'(u), like `u`: the score is φ of the scaled dot product."""
     if weighting.function == "exp":
         phi = torch.exp(u)
         return phi, phi
@@ -175,15 +170,9 @@ def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
 
 
 _operator = Operator(
-    "score_top",
-    inputs=("q", "k", "edge_weight?"),
-    options=("weighting",),
-    saves=1,
-    forward=find_top,
-    backward=_backward,
-    reference=reference_top,
-    fake=_fake,
-)
+    "score_top", inputs=("q", "k", "edge_weight?"), options=("weighting",), saves=1,
+    forward=find_top, backward=_backward, reference=reference_top, fake=_fake,
+)  # fmt: skip
 
 
 def _scores(graph: Graph, given: Any, weighting: Any, slots: Tensor) -> Tensor:
@@ -191,13 +180,9 @@ def _scores(graph: Graph, given: Any, weighting: Any, slots: Tensor) -> Tensor:
     q, k, edge_weight = given
     receiver, sender = _ends(graph, slots)
     return edge_scores(
-        q,
-        k,
-        weighting=weighting,
-        edge_weight=None if edge_weight is None else edge_weight[slots],
-        receiver=receiver,
-        sender=sender,
-    )
+        q, k, weighting=weighting, edge_weight=None if edge_weight is None else edge_weight[slots],
+        receiver=receiver, sender=sender,
+    )  # fmt: skip
 
 
 def _ends(graph: Graph, slots: Tensor) -> tuple[Tensor, Tensor]:

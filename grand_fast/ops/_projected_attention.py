@@ -9,17 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._autograd import Gradients
 from grand_fast.ops._largest_score import add_top_gradients, find_top, reference_top
 from grand_fast.ops._score_columns import prepared, score_gradients, side_by_side
-from grand_fast.ops.attention_diffusion import _reference as _attention_reference
-from grand_fast.ops.backends import projection
+from grand_fast.ops.attention_diffusion import _backward as attention_backward
+from grand_fast.ops.attention_diffusion import _forward as attention_forward
+from grand_fast.ops.backends import free_memory, projection
 from grand_fast.ops.calls import Call, recompute_limit
 from grand_fast.ops.checks import inner_contiguous
 from grand_fast.ops.scores import SCORES, AbstractScore, ExpKernel, ScaledDot
@@ -34,18 +33,10 @@ _SHARE_KEPT = 1 / 32
 
 
 def forward(
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    alpha: Tensor,
-    edge_weight: Tensor | None,
-    sigma: Tensor | None,
-    lengthscale: Tensor | None,
-    beta: Tensor | None,
-    x0: Tensor | None,
+    call: Call, x: Tensor, weight: Tensor, bias: Tensor, alpha: Tensor, edge_weight: Tensor | None,
+    sigma: Tensor | None, lengthscale: Tensor | None, beta: Tensor | None, x0: Tensor | None,
     *others: Tensor,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     on, is_absorbed = call.on(OPERATOR), _is_absorbed(x, weight, edge_weight, call)
     if is_absorbed:
         qk = x.new_empty(0, weight.shape[0])
@@ -57,19 +48,10 @@ def forward(
             q, k = prepared(_score(call, sigma, lengthscale).about(k), q, k, call.backend)
     top, *of_rows = _top(call, q, k, edge_weight) if _has_top(call) else (None,)
     f, norm = on.kernels.attention_diffusion_fwd(
-        x,
-        q,
-        k,
-        weighting=None if is_absorbed else call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        alpha=call.scaled(alpha),
-        beta=beta,
-        x0=x0,
-        add=call.add(x, others),
-        csr=on.csr,
+        x, q, k, weighting=None if is_absorbed else call.weighting, edge_weight=edge_weight,
+        top=top, alpha=call.scaled(alpha), beta=beta, x0=x0, add=call.add(x, others), csr=on.csr,
         csr_t=on.csr_t,
-    )
+    )  # fmt: skip
     if not call.saves:
         return f, ()
     # As many tensors are saved either way: torch.utils.checkpoint runs this twice and compares.
@@ -101,45 +83,29 @@ def backward(
         needs_dqk = True
         shift = norm[:, :1] + ((q @ bias.chunk(2)[1]) / math.sqrt(k.shape[2]))[:, None]
         norm = torch.cat([shift, norm[:, 1:]], 1)
-    grads: AttentionGradients = on.kernels.attention_diffusion_bwd(
-        df,
-        x,
-        q,
-        k=k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        norm=norm,
-        alpha=call.scaled(alpha),
-        x_scale=call.x_scale,
-        csr=on.csr,
-        csr_t=on.csr_t,
-        needs_dqk=needs_dqk or needs_dedge_weight,
-        needs_dalpha=needs_dalpha,
-        needs_dedge_weight=needs_dedge_weight,
+    needs = (needs_dx, needs_dqk, needs_dqk, needs_dalpha, needs_dedge_weight, False)
+    dx, dq, dk, dalpha, dedge_weight, dtop = attention_backward(
+        call, df, needs, (x, q, k, alpha, edge_weight, top), (norm,), first=first, on=on,
         may_overwrite_k=top is None and call.score == ScaledDot.name,  # else it is needed after
-    )
-    if grads.dtop is not None:
+    )  # fmt: skip
+    if dtop is not None:
         (top_of_row,) = of_rows
         assert top_of_row is not None
-        of_edges = (grads.dq, grads.dk, grads.dedge_weight)
-        add_top_gradients(call, grads.dtop, (q, k, edge_weight), top_of_row, of_edges)
-    dweight = dbias = None
-    dsigma = dlengthscale = None
-    if grads.dq is not None and grads.dk is not None:
-        of_made = (grads.dq, grads.dk)
+        of_edges = (dq, dk, dedge_weight)
+        add_top_gradients(call, dtop, (q, k, edge_weight), top_of_row, of_edges)
+    dweight = dbias = dsigma = dlengthscale = None
+    if dq is not None and dk is not None:
+        of_made = (dq, dk)
         *dqk, dsigma, dlengthscale = score_gradients(score, given, made, of_made, call.backend)
         joined = side_by_side(*dqk)
         dqk = [inner_contiguous(dy.flatten(1)) for dy in dqk] if joined is None else [joined]
-        if needs_dx and grads.dx is not None:
+        if needs_dx and dx is not None:
             for dy, part in zip(dqk, weight.chunk(len(dqk)), strict=True):
-                _add_input_gradient(grads.dx, dy, part, call.backend)
+                _add_input_gradient(dx, dy, part, call.backend)
         if needs_dweight or needs_dbias:
             shares = [_parameter_gradients(dy, x, call.backend) for dy in dqk]
             dweight, dbias = map(torch.cat, zip(*shares, strict=True))
-    dalpha = None if grads.dalpha is None else call.scaled(grads.dalpha)
-    of_field = (grads.dx, dweight, dbias, dalpha, grads.dedge_weight)
-    return *of_field, dsigma, dlengthscale
+    return dx, dweight, dbias, dalpha, dedge_weight, dsigma, dlengthscale
 
 
 def reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any) -> Tensor:
@@ -148,7 +114,8 @@ def reference(call: Call, x: Tensor, weight: Tensor, bias: Tensor, *further: Any
     qk = functional.linear(x, weight, bias)
     q, k = _score(call, sigma, lengthscale).prepare(*_split(qk, call.heads))
     top = reference_top(call, q, k, edge_weight) if _has_top(call) else None
-    return _attention_reference(call, x, q, k, alpha, edge_weight, top, *added)
+    call = call.by_reference()
+    return attention_forward(call, x, q, k, alpha, edge_weight, top, *added)[0]
 
 
 def fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
@@ -203,11 +170,7 @@ def _is_kept(qk: Tensor, x: Tensor) -> bool:
         return size <= limit * x.numel() * x.element_size()
     if size <= _ALWAYS_KEPT:
         return True
-    if qk.is_cuda:
-        free = torch.cuda.mem_get_info(qk.device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return size < _SHARE_KEPT * free
+    return size < _SHARE_KEPT * free_memory(qk.device)
 
 
 def packed_projection(weight: Tensor, bias: Tensor, name: str) -> Callable[[Tensor], Tensor]:

@@ -16,7 +16,7 @@ SERIAL = (1 << 15) - 1  # elements: up to so many, torch stays on the calling th
 
 
 def prepared(score: AbstractScore, q: Tensor, k: Tensor, backend: str) -> Pair:
-    """`score.prepare`, with contiguous rows."""
+    """What `score.prepare` makes of q and k, `[N, H, d]` each, with contiguous rows."""
     if backend == "cpu" and score.name == Cosine.name:
         qk = side_by_side(q, k)
         if qk is not None:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
-from grand_fast.kernels.weighting import AttentionGradients, Weighting
+from grand_fast.kernels.weighting import AttentionGradients
 from grand_fast.ops._autograd import Gradients, Operator
 from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops.backends import Backend, choose
-from grand_fast.ops.calls import Call
+from grand_fast.ops.calls import Call, Resolved
 from grand_fast.ops.checks import (
     channel_vector,
     check_add,
@@ -79,62 +79,17 @@ def attention_diffusion(
     beta, x0 = check_source(_OP, beta, x0, x)
     x_scale, scales, others = check_add(_OP, add, x)
     name = choose(_OP, backend, x)
-    q, k = score_object.prepare(q, k)
-    w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
-    return prepared_diffusion(
-        x,
-        q,
-        k,
-        graph,
-        weighting=weighting,
-        edge_weight=w,
-        top=top,
-        alpha=alpha,
-        beta=beta,
-        x0=x0,
-        add=(x_scale, scales, others),
-        name=name,
-    )
-
-
-def prepared_diffusion(
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    graph: Graph,
-    *,
-    weighting: Weighting,
-    edge_weight: Tensor | None,
-    top: Tensor | None,
-    alpha: Tensor,
-    beta: Tensor | None = None,
-    x0: Tensor | None = None,
-    add: tuple[float, tuple[float, ...], list[Tensor]],
-    name: str,
-) -> Tensor:
-    """`attention_diffusion` from what the score made of q and k, all arguments checked.
-
-    `edge_weight` in slot order; `alpha`, `beta` `[d]`; `add` as `check_add` returns it.
-    """
-    x_scale, scales, others = add
     call = Call(graph, name, weighting, x_scale=x_scale, scales=scales)
-    q, k = inner_contiguous(q), inner_contiguous(k)
-    tensors = (inner_contiguous(x), q, k, alpha, edge_weight, top, beta, x0, *others)
-    return _operator(call, *tensors)
+    q, k = (inner_contiguous(t) for t in score_object.prepare(q, k))
+    w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
+    return _operator(call, inner_contiguous(x), q, k, alpha, w, top, beta, x0, *others)
 
 
 @autocast_inputs
 def mixed_values(
-    values: Sequence[Tensor],
-    q: Tensor,
-    k: Tensor,
-    graph: Graph,
-    *,
-    score: str | AbstractScore,
-    normalizer: str,
-    normalize: str,
-    edge_weight: Tensor | None,
-) -> Tensor:
+    values: Sequence[Tensor], q: Tensor, k: Tensor, graph: Graph, *, score: str | AbstractScore,
+    normalizer: str, normalize: str, edge_weight: Tensor | None,
+) -> Tensor:  # fmt: skip
     """`mean_h A^h v^h` `[N, d_v]` of `H` tensors `v^h` `[N, d_v]`; the rest as `edge_attention`.
 
     A call of the diffusion kernels for each head, with `v^h` as its state and added again:
@@ -145,83 +100,45 @@ def mixed_values(
     q, k = score_object.prepare(q, k)
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
     share = 1 / len(values)
-    before: tuple[tuple[float, ...], list[Tensor]] = ((), [])
+    alpha = channel_vector(_OP, "alpha", share, values[0])
+    before: list[Tensor] = []
+    call = Call(graph, name, weighting, x_scale=share)
     for v, q_h, k_h in zip(values, q.unbind(1), k.unbind(1), strict=True):
-        mixed = prepared_diffusion(
-            v,
-            q_h.unsqueeze(1),
-            k_h.unsqueeze(1),
-            graph,
-            weighting=weighting,
-            edge_weight=w,
-            top=top,
-            alpha=channel_vector(_OP, "alpha", share, v),
-            add=(share, *before),
-            name=name,
-        )
-        before = ((1.0,), [mixed])
+        given = (inner_contiguous(t) for t in (v, q_h.unsqueeze(1), k_h.unsqueeze(1)))
+        mixed = _operator(call, *given, alpha, w, top, None, None, *before)
+        call, before = call._replace(scales=(1.0,)), [mixed]
     return mixed
 
 
 def _forward(
-    call: Call,
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    alpha: Tensor,
-    edge_weight: Tensor | None,
-    top: Tensor | None,
-    beta: Tensor | None,
-    x0: Tensor | None,
-    *others: Tensor,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    call: Call, x: Tensor, q: Tensor, k: Tensor, alpha: Tensor, edge_weight: Tensor | None,
+    top: Tensor | None, beta: Tensor | None, x0: Tensor | None, *others: Tensor,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     on = call.on(_OP)
     f, norm = on.kernels.attention_diffusion_fwd(
-        x,
-        q,
-        k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        alpha=call.scaled(alpha),
-        beta=beta,
-        x0=x0,
-        add=call.add(x, others),
-        csr=on.csr,
+        x, q, k, weighting=call.weighting, edge_weight=edge_weight, top=top,
+        alpha=call.scaled(alpha), beta=beta, x0=x0, add=call.add(x, others), csr=on.csr,
         csr_t=on.csr_t,
-    )
+    )  # fmt: skip
     return f, (norm,)
 
 
 def _backward(
-    call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool
-) -> Gradients:
+    call: Call, df: Tensor, needs: Any, inputs: Any, saved: Any, *, first: bool,
+    on: Resolved | None = None, may_overwrite_k: bool = False,
+) -> Gradients:  # fmt: skip
     x, q, k, alpha, edge_weight, top = inputs
     needs_dx, needs_dq, needs_dk, needs_dalpha, needs_dedge_weight, needs_dtop = needs
-    on = call.on(_OP)
+    on = on or call.on(_OP)
     grads: AttentionGradients = on.kernels.attention_diffusion_bwd(
-        df,
-        x,
-        q,
-        k=k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        norm=saved[0],
-        alpha=call.scaled(alpha),
-        x_scale=call.x_scale,
-        csr=on.csr,
-        csr_t=on.csr_t,
+        df, x, q, k=k, weighting=call.weighting, edge_weight=edge_weight, top=top, norm=saved[0],
+        alpha=call.scaled(alpha), x_scale=call.x_scale, csr=on.csr, csr_t=on.csr_t,
         needs_dqk=needs_dq or needs_dk or needs_dedge_weight or needs_dtop,
-        needs_dalpha=needs_dalpha,
-        needs_dedge_weight=needs_dedge_weight,
-    )
+        needs_dalpha=needs_dalpha, needs_dedge_weight=needs_dedge_weight,
+        may_overwrite_k=may_overwrite_k,
+    )  # fmt: skip
     dalpha = None if grads.dalpha is None else call.scaled(grads.dalpha)
     return grads.dx, grads.dq, grads.dk, dalpha, grads.dedge_weight, grads.dtop
-
-
-def _reference(call: Call, *tensors: Any) -> Tensor:
-    return _forward(call.by_reference(), *tensors)[0]
 
 
 def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
@@ -230,13 +147,7 @@ def _fake(call: Call, x: Tensor, q: Tensor, *further: Tensor | None) -> tuple[Te
 
 
 _operator = Operator(
-    _OP,
-    inputs=("x", "q", "k", "alpha", "edge_weight?", "top?"),
-    options=("weighting", "x_scale", "scales"),
-    has_source=True,
-    saves=1,
-    forward=_forward,
-    backward=_backward,
-    reference=_reference,
-    fake=_fake,
-)
+    _OP, inputs=("x", "q", "k", "alpha", "edge_weight?", "top?"),
+    options=("weighting", "x_scale", "scales"), has_source=True, saves=1, forward=_forward,
+    backward=_backward, fake=_fake,
+)  # fmt: skip

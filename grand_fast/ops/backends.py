@@ -16,9 +16,12 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from grand_fast.kernels.cpu.memory import container_limit
 
 Backend = Literal["auto", "gpu", "cpu", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "gpu", "cpu", "reference")
@@ -92,6 +95,14 @@ def check_untraced(op: str) -> None:
             f"{op}: must be called outside torch.jit.trace, which cannot follow kernels. Use "
             "torch.compile, or torch.export.export with a Graph as the argument."
         )
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free: of a GPU with what torch holds of it unused, else of the machine."""
+    if device.type != "cuda":
+        return float(min(psutil.virtual_memory().available, container_limit()))
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + held)
 
 
 def transforms_active() -> bool:

@@ -1,7 +1,5 @@
 """What an operator is given beside tensors: by each call, or once for the calls of a solve."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +50,7 @@ class Resolved:
 
     @cached_property
     def csr_t(self) -> Csr:
-        """The view of `Aᵀ`."""
+        """The view of `Aᵀ`, made when a backward, or a forward by sender, first asks for it."""
         return self._graph.csr(self._plan, transposed=True)
 
 
@@ -84,7 +82,7 @@ class Call(NamedTuple):
         """`alpha` as launchers take it."""
         return alpha if self.scale == 1.0 else self.scale * alpha
 
-    def by_reference(self) -> Call:
+    def by_reference(self) -> "Call":
         """The same on the reference."""
         return self._replace(backend="reference", resolved=None)
 
@@ -108,8 +106,8 @@ class Call(NamedTuple):
         return flat
 
     @staticmethod
-    def from_flat(flat: Sequence[Any], options: Sequence[str]) -> Call:
-        """`flat` undone."""
+    def from_flat(flat: Sequence[Any], options: Sequence[str]) -> "Call":
+        """The call of which `flat` gave the arguments; its graph has no edge weights."""
         arrays, backend, *plain = flat
         fields: dict[str, Any] = {}
         for name in options:
@@ -123,14 +121,9 @@ class Call(NamedTuple):
 
 
 def source_gradients(
-    df: Tensor,
-    beta: Tensor | None,
-    x0: Tensor | None,
-    needs_dbeta: bool,
-    needs_dx0: bool,
-    *,
+    df: Tensor, beta: Tensor | None, x0: Tensor | None, needs_dbeta: bool, needs_dx0: bool, *,
     by_kernel: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """`dbeta = Σ_i df_i · x0_i` `[d]` in float32 or wider, and `dx0 = beta · df`, as needed.
 
     By the CPU's kernel a table of the products is spared; it is not differentiable.

@@ -20,7 +20,7 @@ def message(op: str, argument: str, expected: str, got: str, remedy: str = "") -
 
 
 def check_graph(op: str, graph: Any) -> None:
-    """`graph` is a `Graph`."""
+    """`graph` is a `Graph`; else a TypeError that says how to build one."""
     if not isinstance(graph, Graph):
         remedy = "Build one with Graph.from_edge_index(edge_index, num_nodes)."
         raise TypeError(message(op, "graph", "must be a Graph", type(graph).__name__, remedy))
@@ -78,6 +78,12 @@ def check_choice(op: str, name: str, value: Any, *, known: tuple[str, ...]) -> N
     """`value` is one of `known`."""
     if value not in known:
         raise ValueError(message(op, name, f"must be one of {', '.join(known)}", repr(value)))
+
+
+def check_float(op: str, name: str, value: Any, remedy: str = "") -> None:
+    """`value` is a number of Python: an int or a float, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(message(op, name, "must be a float", type(value).__name__, remedy))
 
 
 def channel_vector(op: str, name: str, value: Any, x: Tensor) -> Tensor:

@@ -78,13 +78,9 @@ def planned(x: Tensor, a: Tensor, graph: Graph, *, alpha: float | Tensor) -> Pla
 
 
 def _checked(
-    x: Tensor,
-    a: Tensor,
-    graph: Graph,
-    alpha: float | Tensor,
-    edge_order: EdgeOrder,
+    x: Tensor, a: Tensor, graph: Graph, alpha: float | Tensor, edge_order: EdgeOrder,
     backend: Backend,
-) -> tuple[str, Tensor, Tensor]:
+) -> tuple[str, Tensor, Tensor]:  # fmt: skip
     """What does not depend on the state: the backend, the weights in slot order, and alpha."""
     check_graph(_OP, graph)
     check_tensor(_OP, "x", x, letters="[N, d]", sizes=(graph.num_nodes, None), graph=graph)
@@ -99,24 +95,13 @@ def _checked(
 
 
 def _forward(
-    call: Call,
-    x: Tensor,
-    a: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    x0: Tensor | None,
+    call: Call, x: Tensor, a: Tensor, alpha: Tensor, beta: Tensor | None, x0: Tensor | None,
     *others: Tensor,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     on = call.on(_OP)
     f = on.kernels.csr_diffusion_fwd(
-        x,
-        a,
-        alpha=call.scaled(alpha),
-        beta=beta,
-        x0=x0,
-        add=call.add(x, others),
-        csr=on.csr,
-    )
+        x, a, alpha=call.scaled(alpha), beta=beta, x0=x0, add=call.add(x, others), csr=on.csr,
+    )  # fmt: skip
     return f, ()
 
 
@@ -127,22 +112,10 @@ def _backward(
     needs_dx, needs_da, needs_dalpha = needs
     on = call.on(_OP)
     dx, da, dalpha = on.kernels.csr_diffusion_bwd(
-        df,
-        x,
-        a,
-        alpha=call.scaled(alpha),
-        x_scale=call.x_scale,
-        csr=on.csr,
-        csr_t=on.csr_t,
-        needs_dx=needs_dx,
-        needs_da=needs_da,
-        needs_dalpha=needs_dalpha,
-    )
+        df, x, a, alpha=call.scaled(alpha), x_scale=call.x_scale, csr=on.csr, csr_t=on.csr_t,
+        needs_dx=needs_dx, needs_da=needs_da, needs_dalpha=needs_dalpha,
+    )  # fmt: skip
     return dx, da, None if dalpha is None else call.scaled(dalpha)
-
-
-def _reference(call: Call, *tensors: Any) -> Tensor:
-    return _forward(call.by_reference(), *tensors)[0]
 
 
 def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
@@ -150,13 +123,6 @@ def _fake(call: Call, x: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
 
 
 _operator = Operator(
-    _OP,
-    inputs=("x", "a", "alpha"),
-    options=("x_scale", "scales"),
-    has_source=True,
-    saves=0,
-    forward=_forward,
-    backward=_backward,
-    reference=_reference,
-    fake=_fake,
-)
+    _OP, inputs=("x", "a", "alpha"), options=("x_scale", "scales"), has_source=True, saves=0,
+    forward=_forward, backward=_backward, fake=_fake,
+)  # fmt: skip

@@ -14,12 +14,7 @@ from grand_fast.ops._input_types import autocast_inputs, promoted_edges
 from grand_fast.ops._largest_score import score_top
 from grand_fast.ops.backends import Backend, choose, transforms_active
 from grand_fast.ops.calls import Call
-from grand_fast.ops.checks import (
-    check_choice,
-    check_graph,
-    check_tensor,
-    inner_contiguous,
-)
+from grand_fast.ops.checks import check_choice, check_graph, check_tensor, inner_contiguous
 from grand_fast.ops.scores import AbstractScore, check_attention
 
 _OP = "edge_attention"
@@ -103,14 +98,9 @@ def check_edge_weight(op: str, edge_weight: Any, graph: Graph, like: Tensor) -> 
 
 
 def edge_inputs(
-    q: Tensor,
-    k: Tensor,
-    edge_weight: Tensor | None,
-    *,
-    weighting: Weighting,
-    graph: Graph,
+    q: Tensor, k: Tensor, edge_weight: Tensor | None, *, weighting: Weighting, graph: Graph,
     name: str,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """What weights depend on beside q and k: `edge_weight` in slot order, and the largest score."""
     w = None if edge_weight is None else to_slots(edge_weight, graph)
     if weighting.normalizer == "softmax":
@@ -120,24 +110,18 @@ def edge_inputs(
 
 def to_slots(a: Tensor, graph: Graph) -> Tensor:
     """`a [E, …]` in the user's order → slot order."""
-    if transforms_active():
-        return _reordered(a, graph.perm, False)
-    slots: Tensor = _Reorder.apply(a, graph.perm, False)
-    return slots
+    return _reordered(a, graph.perm, False)
 
 
 def to_user(a: Tensor, graph: Graph) -> Tensor:
     """`a [E, …]` in slot order → the user's order."""
-    if transforms_active():
-        return _reordered(a, graph.perm, True)
-    user: Tensor = _Reorder.apply(a, graph.perm, True)
-    return user
+    return _reordered(a, graph.perm, True)
 
 
 def _reordered(a: Tensor, perm: Tensor, scatter: bool) -> Tensor:
-    if not scatter:
-        return a.index_select(0, perm)
-    return a.new_zeros(a.shape).index_copy(0, perm.long(), a)
+    if transforms_active():
+        return _Reorder.forward(None, a, perm, scatter)
+    return _Reorder.apply(a, perm, scatter)  # type: ignore[no-any-return]
 
 
 class _Reorder(Function):
@@ -145,13 +129,15 @@ class _Reorder(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, perm: Tensor, scatter: bool) -> Tensor:
-        ctx.perm, ctx.scatter = perm, scatter
-        return _reordered(a, perm, scatter)
+        if ctx is not None:
+            ctx.perm, ctx.scatter = perm, scatter
+        if not scatter:
+            return a.index_select(0, perm)
+        return a.new_zeros(a.shape).index_copy(0, perm.long(), a)
 
     @staticmethod
     def backward(ctx: Any, da: Tensor) -> tuple[Tensor, None, None]:
-        reorder = _reordered if transforms_active() else _Reorder.apply
-        return reorder(da, ctx.perm, not ctx.scatter), None, None
+        return _reordered(da, ctx.perm, not ctx.scatter), None, None
 
 
 def _forward(
@@ -159,15 +145,9 @@ def _forward(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     on = call.on(_OP)
     a, norm = on.kernels.edge_attention_fwd(
-        q,
-        k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        mean_heads=call.mean_heads,
-        csr=on.csr,
-        csr_t=on.csr_t,
-    )
+        q, k, weighting=call.weighting, edge_weight=edge_weight, top=top,
+        mean_heads=call.mean_heads, csr=on.csr, csr_t=on.csr_t,
+    )  # fmt: skip
     return a, (norm,)
 
 
@@ -177,22 +157,10 @@ def _backward(
     q, k, edge_weight, top = inputs
     on = call.on(_OP)
     grads: AttentionGradients = on.kernels.edge_attention_bwd(
-        da,
-        q,
-        k,
-        weighting=call.weighting,
-        edge_weight=edge_weight,
-        top=top,
-        norm=saved[0],
-        csr=on.csr,
-        csr_t=on.csr_t,
-        needs_dedge_weight=needs[2],
-    )
+        da, q, k, weighting=call.weighting, edge_weight=edge_weight, top=top, norm=saved[0],
+        csr=on.csr, csr_t=on.csr_t, needs_dedge_weight=needs[2],
+    )  # fmt: skip
     return grads.dq, grads.dk, grads.dedge_weight, grads.dtop
-
-
-def _reference(call: Call, *inputs: Any) -> Tensor:
-    return _forward(call.by_reference(), *inputs)[0]
 
 
 def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
@@ -203,12 +171,6 @@ def _fake(call: Call, q: Tensor, *further: Tensor | None) -> tuple[Tensor, ...]:
 
 
 _operator = Operator(
-    _OP,
-    inputs=("q", "k", "edge_weight?", "top?"),
-    options=("weighting", "mean_heads"),
-    saves=1,
-    forward=_forward,
-    backward=_backward,
-    reference=_reference,
-    fake=_fake,
-)
+    _OP, inputs=("q", "k", "edge_weight?", "top?"), options=("weighting", "mean_heads"), saves=1,
+    forward=_forward, backward=_backward, fake=_fake,
+)  # fmt: skip

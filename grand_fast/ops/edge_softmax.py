@@ -101,22 +101,12 @@ def _groups(call: Call, on: Resolved) -> dict[str, Any]:
     return {"weighting": weighting, "csr": on.csr, "csr_t": csr_t}
 
 
-def _reference(call: Call, *inputs: Any) -> Tensor:
-    return _forward(call.by_reference(), *inputs)[0]
-
-
 def _fake(call: Call, s: Tensor, top: Tensor | None) -> tuple[Tensor, ...]:
     wide = torch.promote_types(s.dtype, torch.float32)
     return s.new_empty(s.shape), s.new_empty([call.graph.num_nodes, 2, s.shape[1]], dtype=wide)
 
 
 _operator = Operator(
-    _OP,
-    inputs=("s", "top?"),
-    options=("weighting",),
-    saves=1,
-    forward=_forward,
-    backward=_backward,
-    reference=_reference,
-    fake=_fake,
-)
+    _OP, inputs=("s", "top?"), options=("weighting",), saves=1, forward=_forward,
+    backward=_backward, fake=_fake,
+)  # fmt: skip

@@ -55,11 +55,7 @@ def error_ratio(
     if torch.compiler.is_compiling() or transforms_active():
         name = "reference"
     ratio: Tensor = launchers(_OP, name).error_ratio_fwd(
-        [t.detach().contiguous() for t in tensors],
-        scales,
-        x.detach().contiguous(),
-        y.detach().contiguous(),
-        rtol=rtol,
-        atol=atol,
-    )
+        [t.detach().contiguous() for t in tensors], scales, x.detach().contiguous(),
+        y.detach().contiguous(), rtol=rtol, atol=atol,
+    )  # fmt: skip
     return ratio

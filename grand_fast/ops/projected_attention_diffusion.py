@@ -7,16 +7,9 @@ from torch import Tensor
 
 from grand_fast.graph import Graph
 from grand_fast.kernels.csr import Add
+from grand_fast.ops import _projected_attention as projected
 from grand_fast.ops._autograd import Operator
 from grand_fast.ops._input_types import autocast_inputs, promoted_edges
-from grand_fast.ops._projected_attention import (
-    OPERATOR,
-    backward,
-    fake,
-    forward,
-    packed_projection,
-    reference,
-)
 from grand_fast.ops.backends import Backend, choose
 from grand_fast.ops.calls import Call, Planned, Resolved, apart_from_scale
 from grand_fast.ops.checks import (
@@ -75,18 +68,9 @@ def projected_attention_diffusion(
     Reference: GRAND (Chamberlain et al. 2021), equations 2, 10 and 13.
     """
     call, parameters = _checked(
-        x,
-        weight,
-        bias,
-        graph,
-        heads=heads,
-        alpha=alpha,
-        score=score,
-        normalizer=normalizer,
-        normalize=normalize,
-        edge_weight=edge_weight,
-        backend=backend,
-    )
+        x, weight, bias, graph, heads=heads, alpha=alpha, score=score, normalizer=normalizer,
+        normalize=normalize, edge_weight=edge_weight, backend=backend,
+    )  # fmt: skip
     beta, x0 = check_source(_OP, beta, x0, x)
     x_scale, scales, others = check_add(_OP, add, x)
     call = call._replace(x_scale=x_scale, scales=scales)
@@ -94,18 +78,14 @@ def projected_attention_diffusion(
 
 
 def planned(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    graph: Graph,
-    **options: Any,
-) -> Planned:
+    x: Tensor, weight: Tensor, bias: Tensor, graph: Graph, **options: Any,
+) -> Planned:  # fmt: skip
     """The operator for many states like `x`, with the same `weight`, `bias`, `graph` and `options`:
     `heads`, `alpha`, `score`, `normalizer`, `normalize` and `edge_weight`, all given."""
     alpha, factor = apart_from_scale(options.pop("alpha"))
     call, parameters = _checked(x, weight, bias, graph, alpha=alpha, **options)
-    project = packed_projection(weight, bias, call.backend)
-    call = call._replace(resolved=Resolved(OPERATOR, call.backend, graph, project))
+    project = projected.packed_projection(weight, bias, call.backend)
+    call = call._replace(resolved=Resolved(projected.OPERATOR, call.backend, graph, project))
     return Planned(_operator, call, parameters, x, factor)
 
 
@@ -154,8 +134,8 @@ _operator = Operator(
     options=("weighting", "heads", "score", "x_scale", "scales"),
     has_source=True,
     saves=1,  # norm; a compiled program projects again in backward rather than hold q and k
-    forward=forward,
-    backward=backward,
-    reference=reference,
-    fake=fake,
+    forward=projected.forward,
+    backward=projected.backward,
+    reference=projected.reference,
+    fake=projected.fake,
 )

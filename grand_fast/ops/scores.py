@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grand_fast.kernels.weighting import Weighting
-from grand_fast.ops.checks import check_choice, message
+from grand_fast.ops.checks import check_choice, check_float, message
 
 NORMALIZERS = ("softmax", "squareplus")
 DIRECTIONS = ("receiver", "sender")
@@ -78,15 +78,15 @@ class ScaledDot(AbstractScore):
     name = "scaled_dot"
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """As they are."""
+        """q and k as they are."""
         return q, k
 
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
-        """As they are."""
+        """Those by q and k, as they are."""
         return *of_made, None, None
 
     def weighting(self, d_k: int) -> Weighting:
-        """The identity."""
+        """`s = u`, the dot product over `√d_k`."""
         return Weighting(scale=1 / sqrt(d_k))
 
 
@@ -108,7 +108,7 @@ class Cosine(AbstractScore):
         return *of_made, None, None
 
     def weighting(self, d_k: int) -> Weighting:
-        """The identity."""
+        """`s = u`, the dot product of vectors of length 1."""
         return Weighting(scale=1.0)
 
 
@@ -204,7 +204,7 @@ class ExpKernel(AbstractScore):
         return dq, dk, dsigma, dlength
 
     def weighting(self, d_k: int) -> Weighting:
-        """eᵘ."""
+        """`s = eᵘ`, of the dot product alone: scale 1."""
         return Weighting(scale=1.0, function="exp")
 
 
@@ -221,13 +221,10 @@ class GAT(AbstractScore):
     more_columns = 1
 
     def __init__(self, negative_slope: float = 0.2) -> None:
-        if isinstance(negative_slope, bool) or not isinstance(negative_slope, int | float):
-            got = type(negative_slope).__name__
-            raise TypeError(message("GAT", "negative_slope", "must be a float", got))
+        check_float("GAT", "negative_slope", negative_slope)
         if not isfinite(negative_slope):
-            raise ValueError(
-                message("GAT", "negative_slope", "must be finite", f"{negative_slope}")
-            )
+            got = str(negative_slope)
+            raise ValueError(message("GAT", "negative_slope", "must be finite", got))
         self.negative_slope = float(negative_slope)
 
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,11 +233,11 @@ class GAT(AbstractScore):
         return torch.cat([q, one], 2), torch.cat([one, k], 2)
 
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
-        """Of one column each."""
+        """Of the one column of each that is not constant."""
         return of_made[0][:, :, :1], of_made[1][:, :, 1:], None, None
 
     def weighting(self, d_k: int) -> Weighting:
-        """LeakyReLU."""
+        """`s = LeakyReLU(u)`, of the dot product alone: scale 1."""
         return Weighting(scale=1.0, function="leaky_relu", slope=self.negative_slope)
 
 

@@ -100,21 +100,10 @@ def _backward(
     return grads
 
 
-def _reference(call: Call, *tensors: Any) -> Tensor:
-    return _forward(call.by_reference(), *tensors)[0]
-
-
 def _fake(call: Call, x: Tensor, a: Tensor) -> tuple[Tensor, ...]:
     return (x.new_empty([x.shape[0], a.shape[1], x.shape[2]]),)
 
 
 _operator = Operator(
-    _OP,
-    inputs=("x", "a"),
-    options=(),
-    saves=0,
-    forward=_forward,
-    backward=_backward,
-    reference=_reference,
-    fake=_fake,
+    _OP, inputs=("x", "a"), options=(), saves=0, forward=_forward, backward=_backward, fake=_fake
 )

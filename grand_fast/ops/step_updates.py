@@ -41,7 +41,7 @@ class _Ledger:
             self.dys[row] = dy.contiguous()
 
     def gradient(self, column: int, backend: str) -> Tensor | None:
-        """`Σ_r c_rs dy_r`."""
+        """`Σ_r c_rs dy_r` over the rows `r` that have a gradient; None where none has."""
         found = [(c, self.dys[r]) for r, c in self.columns[column] if r in self.dys]
         if not found:
             return None

@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+from grand_fast.ops.checks import check_float
 
 
 class OptionError(Exception):
@@ -28,8 +31,7 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
 
 def check_number(name: str, value: float, *, positive: bool) -> None:
     """`value` is a finite float, above 0 or at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"integrate: `{name}` must be a float, got {type(value).__name__}.")
+    check_float("integrate", name, value)
     try:
         is_finite = math.isfinite(value)
     except OverflowError:
@@ -41,13 +43,24 @@ def check_number(name: str, value: float, *, positive: bool) -> None:
 
 def check_count(name: str, value: int | None) -> None:
     """`value` is None or an int of at least 1."""
-    if value is None:
-        return
+    if value is not None:
+        check_int("integrate", name, value, low=1, kind="an int or None")
+
+
+def check_int(
+    op: str, name: str, value: Any, *, low: int | None = None, kind: str = "an int"
+) -> None:
+    """`value` is an int, of at least `low`; `kind` is what the message says it must be."""
     if isinstance(value, bool) or not isinstance(value, int):
-        got = type(value).__name__
-        raise TypeError(f"integrate: `{name}` must be an int or None, got {got}.")
-    if value < 1:
-        raise ValueError(f"integrate: `{name}` must be at least 1, got {value}.")
+        raise TypeError(f"{op}: `{name}` must be {kind}, got {type(value).__name__}.")
+    if low is not None and value < low:
+        raise ValueError(f"{op}: `{name}` must be at least {low}, got {value}.")
+
+
+def check_share(op: str, name: str, value: Any) -> None:
+    """`value` is a float between 0 and 1, neither of them."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError(f"{op}: `{name}` must be between 0 and 1, got {value!r}.")
 
 
 def check_times(times: Sequence[float] | None, T: float) -> list[float]:

@@ -40,16 +40,16 @@ class WideTerm(AbstractTerm):
         return (term, x) if dtype == x.dtype else (cls(term, x.dtype), x.to(dtype))
 
     def vf(self, t: float, x: Tensor) -> Tensor:
-        """`f(t, x)`."""
+        """`f(t, x)` of the state in the term's type, widened."""
         y = x.to(self.dtype)
         return check_field(self.term.vf(t, y), y).to(x.dtype)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Those of the term."""
+        """Those that the inner term depends on, in their own types."""
         return self.term.tensors()
 
     def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
-        """Those of the term."""
+        """The inner term without its constant, and that constant widened."""
         term, constant = self.term.split_constant()
         if constant is not None:
             constant = constant.to(wide(self.dtype))

@@ -19,16 +19,17 @@ from grand_fast.solvers.gradients.checkpoint import ADJOINTS, checkpoint_differe
 from grand_fast.solvers.gradients.checkpoint_adaptive import CheckpointedPair
 from grand_fast.solvers.gradients.continuous import continuous
 from grand_fast.solvers.gradients.memory_limit import checkpoint_within
+from grand_fast.solvers.gradients.room import Room
 from grand_fast.solvers.half_precision import WideTerm, is_widened
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS, solver_of
 from grand_fast.solvers.options import gathered, refuse, takes
-from grand_fast.solvers.problem import Problem
 from grand_fast.solvers.regularizers import regularized, separated
 from grand_fast.solvers.solution import Solution, Status
 from grand_fast.solvers.solve import Adjoint, Solve
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, CountedTerm, FunctionTerm
+from grand_fast.solvers.time_loop import Problem
 
 _ENDS = ("clamp", "interp")
 
@@ -66,7 +67,7 @@ def integrate(
         Numerical failure is a status, not an error.
 
     `torch.compile` and `torch.export` make one program of a solve by the explicit methods with
-    fixed steps, with `"direct"` or `"checkpoint"`; others choose what to do by values they read.
+    fixed steps, with `"direct"` or checkpoints; others choose what to do by values they read.
     `torch.func` and forward mode take methods for any f, `vmap` those with fixed steps; a solve
     within a transform keeps what every stage saves, as `"direct"` does.
     Differentiable by `x0` and by whatever the term holds.
@@ -119,13 +120,12 @@ def integrate(
     if adjoint != "continuous":
         solver = solver.of(counted)
     problem = Problem(
-        counted,
-        state,
-        sorted({0.0, T, *wanted}),
-        solver=solver,
-        ends=end == "clamp",
-        **solve.steps(),
-    )
+        counted, state, sorted({0.0, T, *wanted}), solver=solver, ends=end == "clamp",
+        step_size=solve.step_size, first_step=solve.first_step, max_steps=solve.max_steps,
+        max_nfe=solve.max_nfe,
+    )  # fmt: skip
+    room = Room.of(state) if adjoint == "auto" and torch.is_grad_enabled() else None
+    adjoint = "checkpoint" if adjoint == "auto" else adjoint
     if observe is not None:
         call = observe
         result = problem.observed(lambda t, x: call(t, x.to(x0.dtype)))
@@ -135,15 +135,19 @@ def integrate(
         result = continuous(problem, solve.continuous(), x0.dtype)
     elif solve.memory_limit is not None:
         result = checkpoint_within(problem, solve.memory_limit)
+        room = None
     elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
-        result = problem.solve(checkpoint_differentiating)
+        result, room = problem.solve(checkpoint_differentiating), None
     elif adjoint == "checkpoint" and type(solver) is EmbeddedRungeKutta and solver.pair.is_fsal:
-        result = replace(problem, solver=CheckpointedPair(solver)).solve(
+        result = replace(problem, solver=CheckpointedPair(solver, room)).solve(
             lambda step, x, carry: step(x, carry)
         )
     else:
-        result = problem.solve(ADJOINTS[adjoint])
+        result = problem.solve(room.differentiate if room else ADJOINTS[adjoint])
     result = result.to(x0.dtype)
+    if torch.is_grad_enabled():
+        used = "direct" if room and room.lasts else adjoint
+        result = result._replace(stats=replace(result.stats, adjoint=used))
     penalties: dict[str, Tensor] = {}
     if beside is not None:
         result, penalties = separated(result, beside)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from grand_fast.solvers.checks import UnsupportedOptionError, check_choice
 from grand_fast.solvers.owned import owned
-from grand_fast.solvers.problem import Result
 from grand_fast.solvers.solution import Status
 from grand_fast.solvers.solve import Regularizer
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, check_field
+from grand_fast.solvers.time_loop import Result
 
 REGULARIZERS = get_args(Regularizer)
 
@@ -55,7 +55,7 @@ class RegularizedTerm(AbstractTerm):
         return x.view(self.shape), dict(zip(self.names, penalties, strict=True))
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Those of the term."""
+        """Those that the inner term depends on."""
         return self.term.tensors()
 
     def vf(self, t: float, x: Tensor) -> Tensor:

@@ -34,11 +34,17 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Stats:
-    """Work of one solve: evaluations of f in the forward pass, accepted and rejected steps."""
+    """Work of one solve: evaluations of f in the forward pass, accepted and rejected steps.
+
+    adjoint: how it will be differentiated: `"direct"` if every step keeps what it saves,
+        `"checkpoint"` if one does not, `"continuous"`; None without gradients. Stats of equal work
+        are equal.
+    """
 
     nfe: int
     accepted: int
     rejected: int
+    adjoint: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm
 from grand_fast.solvers.tolerances import Convention, tolerances
 
-Adjoint = Literal["direct", "checkpoint", "continuous"]
+Adjoint = Literal["auto", "direct", "checkpoint", "continuous"]
 Regularizer = Literal["kinetic", "directional", "jacobian", "divergence"]
 _option = partial(option, group="solver")
 # Methods whose steps go the same way whatever the values of the state
+_CHECKPOINTS = ("auto", "checkpoint")
 _TRACEABLE = ("euler", "midpoint", "rk4", "rk4_classic", "explicit_adams")
 
 
@@ -70,17 +71,20 @@ class Solve:
             `"uniformisation"` leave out is their own `tol`, of the solver object.
         tol_scale, tol_convention: instead of both; `"released"`: atol = tol_scale · 1e-7, rtol =
             tol_scale · 1e-9, as GRAND's released code; `"paper"`: 1e-12 and 1e-6, as its text.
-        adjoint: `"checkpoint"` keeps the state of each step, with Adams methods and
-            `"adaptive_heun"` its slope too, and runs the step again in backward, `"direct"` keeps
-            what every stage saves. Their gradients agree to rounding; neither differentiates the
-            length of a step.
+        adjoint: `"direct"` keeps what every stage saves, `"checkpoint"` the state of each step,
+            with Adams methods and `"adaptive_heun"` its slope too, and runs the step again in
+            backward. `"auto"` is direct while what the steps keep fits comfortably, in 64 MiB or a
+            quarter of the memory that is free, and keeps checkpoints after that; `.stats.adjoint`
+            tells. It is `"checkpoint"` in compiled programs, with second derivatives, and within
+            hooks for saved tensors. Gradients agree to rounding; none differentiates the length of
+            a step.
             `"continuous"`: the paper's adjoint equations, integrated backwards from the state of
             each step; their gradient is as good as their tolerance, and that of the continuous
             problem.
         tol_scale_adjoint, adjoint_method: tolerances and method of `"continuous"`; by default those
             of the forward solve.
         adjoint_options: instead, of `"continuous"`: own method, tolerances, seminorm.
-        memory_limit: bytes that `"checkpoint"` may keep for backward at any time: it then keeps
+        memory_limit: bytes that checkpoints may take for backward at any time: it then keeps
             only some states and runs steps more often (binomial checkpointing), each once more in
             the forward pass, which `.stats` does not count.
         first_step: of an adaptive method; by default chosen from two evaluations of `f`.
@@ -105,14 +109,14 @@ class Solve:
         None, "instead of both: atol = 1e-7 X, rtol = 1e-9 X", above=0
     )
     tol_convention: Convention = "released"
-    adjoint: Adjoint = _option("checkpoint", "gradient of the solve")
+    adjoint: Adjoint = _option("auto", "gradient of the solve")
     tol_scale_adjoint: float | None = _option(
         None, "tolerance scale of adjoint continuous", above=0, needs=("adjoint", "continuous")
     )
     adjoint_method: Method | AbstractSolver | None = None
     adjoint_options: ContinuousOptions | None = None
     memory_limit: int | None = _option(
-        None, "bytes that adjoint checkpoint may keep", low=1, needs=("adjoint", "checkpoint")
+        None, "bytes that checkpoints may take", low=1, needs=("adjoint", *_CHECKPOINTS)
     )
     first_step: float | None = None
     max_steps: int | None = None
@@ -126,7 +130,7 @@ class Solve:
             TypeError, ValueError: names it, what was expected and what came.
         """
         check_choice("adjoint", self.adjoint, get_args(Adjoint))
-        if self.memory_limit is not None and self.adjoint != "checkpoint":
+        if self.memory_limit is not None and self.adjoint not in _CHECKPOINTS:
             raise OptionValueError(
                 f"integrate: `memory_limit` must come with adjoint 'checkpoint', got "
                 f"{self.adjoint!r}."
@@ -139,15 +143,11 @@ class Solve:
         if self.adjoint_method is not None and not isinstance(self.adjoint_method, AbstractSolver):
             check_choice("adjoint_method", self.adjoint_method, tuple(METHODS))
         check_number("T", self.T, positive=False)
-        for name, value in (("step_size", self.step_size), ("first_step", self.first_step)):
-            if value is not None:
-                check_number(name, value, positive=True)
-        for name, count in (
-            ("memory_limit", self.memory_limit),
-            ("max_steps", self.max_steps),
-            ("max_nfe", self.max_nfe),
-        ):
-            check_count(name, count)
+        for name in ("step_size", "first_step"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), positive=True)
+        for name in ("memory_limit", "max_steps", "max_nfe"):
+            check_count(name, getattr(self, name))
         if not isinstance(self.method, AbstractSolver):
             check_choice("method", self.method, tuple(METHODS))
 
@@ -156,17 +156,12 @@ class Solve:
         return tolerances(dtype, self.rtol, self.atol, self.tol_scale, self.tol_convention)
 
     def continuous(self) -> ContinuousOptions:
-        """How adjoint `"continuous"` integrates."""
+        """The options of adjoint `"continuous"`: its own, or from `adjoint_method` and so on."""
         return self.adjoint_options or ContinuousOptions(
             method=self.adjoint_method,
             tol_scale=self.tol_scale_adjoint,
             tol_convention=self.tol_convention,
         )
-
-    def steps(self) -> dict[str, Any]:
-        """What bounds the steps, as `Problem` takes it."""
-        names = ("step_size", "first_step", "max_steps", "max_nfe")
-        return {name: getattr(self, name) for name in names}
 
     def check_traceable(self) -> None:
         """A compiler can make one program of the solve.
@@ -177,7 +172,7 @@ class Solve:
         if isinstance(self.method, str) and self.method not in _TRACEABLE:
             name, known, got = "method", ", ".join(_TRACEABLE), str(self.method)
         elif self.adjoint == "continuous":
-            name, known, got = "adjoint", "direct, checkpoint", str(self.adjoint)
+            name, known, got = "adjoint", "auto, direct, checkpoint", str(self.adjoint)
         elif self.memory_limit is not None:
             name, known, got = "memory_limit", "None", str(self.memory_limit)
         else:

@@ -27,7 +27,7 @@ class Grid(Protocol):
     """The ends of the steps, the start first; not less than the last wanted time in the end."""
 
     def __getitem__(self, i: int, /) -> float:
-        """End number `i`."""
+        """End number `i` of the steps, the start being number 0."""
 
 
 class EvenGrid:
@@ -93,7 +93,7 @@ class FixedSteps(AbstractStepControl):
         self._point, self._next = 0, self.t
 
     def propose(self, stop: float) -> float | None:
-        """To the next point."""
+        """To the next point of the grid, cut to `stop` and to the longest step where asked."""
         if self._is_spent():
             return None
         self._next = self._grid[self._point + 1]
@@ -107,7 +107,7 @@ class FixedSteps(AbstractStepControl):
         return self._next - self.t
 
     def judge(self, tau: float, ratio: float) -> bool:
-        """Always."""
+        """Every step counts: there is no error to judge by."""
         self.accepted += 1
         self.t = self._next
         self._point += self.t == self._grid[self._point + 1]

@@ -166,11 +166,11 @@ class AbstractLinearTerm(AbstractTerm):
         return self.matrix(self.a, y, scale, add)
 
     def freeze(self, t: float, x: Tensor) -> "AbstractLinearTerm":
-        """Itself."""
+        """Itself: its matrix is constant."""
         return self
 
     def linear(self) -> "AbstractLinearTerm":
-        """Itself."""
+        """Itself: its matrix is constant."""
         return self
 
 
@@ -210,11 +210,11 @@ class CountedTerm(AbstractTerm):
 
     @property
     def nfe(self) -> int:
-        """Evaluations so far."""
+        """Evaluations so far, those in backward too."""
         return self.counter.nfe
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Those of the term."""
+        """Those that the inner term depends on."""
         return self.term.tensors()
 
     def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grand_fast.solvers.checks import OptionValueError
+from grand_fast.solvers.checks import OptionValueError, check_choice, check_number
 
 Convention = Literal["released", "paper"]
 # tol_scale times these: (rtol, atol)
@@ -29,27 +29,17 @@ _log = logging.getLogger("grand_fast")
 
 
 def tolerances(
-    dtype: torch.dtype,
-    rtol: Any,
-    atol: Any,
-    tol_scale: Any,
-    convention: str,
+    dtype: torch.dtype, rtol: Any, atol: Any, tol_scale: Any, convention: str
 ) -> tuple[float, float]:
     """`rtol` and `atol` as given, by `tol_scale`, or by default.
 
     Raises:
         TypeError, ValueError: not floats, negative, both 0, or given twice.
     """
-    if convention not in _CONVENTIONS:
-        known = ", ".join(_CONVENTIONS)
-        raise ValueError(f"integrate: `tol_convention` must be one of {known}, got {convention!r}.")
+    check_choice("tol_convention", convention, tuple(_CONVENTIONS))
     for name, value in (("rtol", rtol), ("atol", atol), ("tol_scale", tol_scale)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"integrate: `{name}` must be a float, got {type(value).__name__}.")
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"integrate: `{name}` must be finite and at least 0, got {value}.")
+        if value is not None:
+            check_number(name, value, positive=False)
     if tol_scale is not None:
         if rtol is not None or atol is not None:
             raise OptionValueError(

@@ -3,8 +3,6 @@
 Both are safetensors and JSON, in which nothing can execute when it is loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from grand_fast.nn import GRAND
@@ -86,8 +86,6 @@ def save_checkpoint(folder: Path | str, weights: dict[str, Tensor], config: dict
     Returns:
         The path of the weights.
     """
-    from safetensors.torch import save
-
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +96,6 @@ def save_checkpoint(folder: Path | str, weights: dict[str, Tensor], config: dict
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of the checkpoint in `folder`; None where a whole one is not there."""
-    from safetensors import safe_open
-
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="pt"):  # checks the length
             config = json.loads((folder / CONFIG_FILE).read_text())
@@ -114,8 +110,6 @@ def load_checkpoint(folder: Path | str) -> GRAND:
     Raises:
         FileNotFoundError: the folder holds no checkpoint. ValueError: its files do not fit.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -137,8 +131,6 @@ def save_state(path: Path, state: Any) -> None:
     One safetensors file: the tensors, and in its header an outline in JSON that says where each of
     them belongs. Numbers come back bit for bit. Not by torch.save: earlier states stay readable.
     """
-    from safetensors.torch import save
-
     tensors: dict[str, Tensor] = {}
     outline = json.dumps(_outline(state, tensors))
     write_whole(path, save(tensors, metadata={_OUTLINE: outline}))
@@ -150,8 +142,6 @@ def load_state(path: Path) -> Any:
     Raises:
         ValueError: the file is damaged.
     """
-    from safetensors import safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             # Copies, because what is read may be a view of the file, which will be replaced

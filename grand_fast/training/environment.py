@@ -1,7 +1,5 @@
 """What a run runs with: versions of packages, the machine, and its peak of memory."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import os

@@ -1,7 +1,5 @@
 """The folder of a run: what it is, which seeds are finished, and where a stopped one goes on."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -10,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from grand_fast.training.checkpoint import (
     CONFIG_FILE,
@@ -22,11 +22,6 @@ from grand_fast.training.checkpoint import (
 from grand_fast.training.history import METRICS_FILE, TENSORBOARD_FOLDER, Epoch
 from grand_fast.training.option_types import BadOptionError
 from grand_fast.training.trainer import Fit
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 CURVES_FILE = "curves.png"
 LOCK_FILE = ".lock"
@@ -56,7 +51,8 @@ class RunFolder:
     def __init__(self, path: Path, configuration: Configuration, *, restart: bool = False) -> None:
         self.path, self.configuration, self._restart = path, configuration, restart
         self.has_begun = not restart and _holds_run(path)
-        self._lock: TextIO | None = None
+        # The system drops it with the process, however that ends
+        self._lock = FileLock(path / LOCK_FILE, blocking=False)
         self._refuse_another()
 
     def begin(self) -> None:
@@ -80,25 +76,20 @@ class RunFolder:
         Raises:
             BadOptionError: another process is at work there.
         """
-        if fcntl is None or self._lock is not None or not self.path.is_dir():
+        if self._lock.is_locked or not self.path.is_dir():
             return
-        # flock itself, a few lines: the system drops it with the process, however that ends
         with writing(self.path / LOCK_FILE):
-            self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115  # closed by `close`
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise BadOptionError(
-                f"{{--out}} must be a folder where no other process trains, got {self.path}. "
-                f"Wait for it, or choose another."
-            ) from None
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise BadOptionError(
+                    f"{{--out}} must be a folder where no other process trains, got {self.path}. "
+                    f"Wait for it, or choose another."
+                ) from None
 
     def close(self) -> None:
-        """Let other processes in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Let other processes in; does nothing where none was kept out."""
+        self._lock.release()
 
     def state(self, seed: int) -> Path:
         """The file from which an unfinished seed goes on."""

@@ -101,7 +101,7 @@ class Metrics:
                     self._board.add_scalar(field.name, getattr(epoch, field.name), index)
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Write what is left and close the files; nothing more will come."""
         if self._file is not None:
             with writing(self._folder / METRICS_FILE):
                 self._file.close()

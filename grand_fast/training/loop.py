@@ -1,13 +1,11 @@
 """Training: the loop over epochs, which a killed process may take up again."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from tqdm import tqdm
 
 from grand_fast.data.datasets import NodeData, Split, accuracy
 from grand_fast.graph import Graph
@@ -80,8 +78,6 @@ def fit(
     Raises:
         BadOptionError: options that do not fit the model, or a state that does not.
     """
-    from tqdm import tqdm
-
     if select not in CRITERIA:
         raise BadOptionError(f"fit: `select` must be one of {', '.join(CRITERIA)}, got {select!r}.")
     if entropy < 0 or entropy_warmup < 0:
@@ -89,19 +85,18 @@ def fit(
             f"fit: `entropy` and `entropy_warmup` must be at least 0, got {entropy} and "
             f"{entropy_warmup}."
         )
+    for name in penalties or {}:
+        if name not in model.solve.regularizers:
+            raise BadOptionError(
+                f"fit: `penalties` must be among the model's regularizers "
+                f"{tuple(model.solve.regularizers)}, got {name!r}. Build it with "
+                f"regularizers=({name!r},)."
+            )
     trainer = Trainer(
-        model,
-        data,
-        graph,
-        _on(split, data.x.device),
-        make_optimizer(optimizer, model.parameters(), lr=lr, weight_decay=weight_decay),
-        early_stop,
-        _checked_penalties(model, penalties or {}),
-        entropy,
-        entropy_warmup,
-        use_labels,
-        select,
-    )
+        model, data, graph, Split(*(ids.to(data.x.device) for ids in split.parts.values())),
+        make_optimizer(optimizer, model.parameters(), lr=lr, weight_decay=weight_decay), early_stop,
+        penalties or {}, entropy, entropy_warmup, use_labels, select,
+    )  # fmt: skip
     result = Fit()
     if state is not None and resume and state.exists():
         result = trainer.resume(state)
@@ -138,21 +133,6 @@ def fit(
         model.load_state_dict(result.weights)
     model.eval()
     return result
-
-
-def _on(split: Split, device: torch.device) -> Split:
-    return Split(*(ids.to(device) for ids in (split.train, split.val, split.test)))
-
-
-def _checked_penalties(model: GRAND, penalties: Mapping[str, float]) -> Mapping[str, float]:
-    for name in penalties:
-        if name not in model.solve.regularizers:
-            raise BadOptionError(
-                f"fit: `penalties` must be among the model's regularizers "
-                f"{tuple(model.solve.regularizers)}, got {name!r}. Build it with "
-                f"regularizers=({name!r},)."
-            )
-    return penalties
 
 
 def _show(bar: Any, label: str, result: Fit) -> None:

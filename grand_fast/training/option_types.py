@@ -4,8 +4,6 @@ On argparse: jsonargparse reads nested dataclasses too, but names flags after th
 (`--solve.step_size`) and tells an error in many lines.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import math
@@ -56,7 +54,7 @@ def one_of(known: Sequence[str]) -> Callable[[str], str]:
 
 
 def flag(text: str) -> bool:
-    """`true` or `false`."""
+    """A bool, from `true` or `false` in any case."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")

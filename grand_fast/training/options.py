@@ -1,7 +1,5 @@
 """The options of `grand-fast train` on the command line: flags, what they need, and the help."""
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 from collections.abc import Collection, Mapping
@@ -61,13 +59,8 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def flag_of(name: str) -> str:
-    """`step_size` → `--step-size`."""
+    """The flag of an option: `step_size` → `--step-size`."""
     return "--" + name.replace("_", "-")
-
-
-def given_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of `Preset` that the command line gave."""
-    return {name: value for name, value in vars(options).items() if name in OPTIONS}
 
 
 def choose(

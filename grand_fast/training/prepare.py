@@ -1,7 +1,5 @@
 """The data of an experiment as its options ask: component, rewiring, normalisation, splits."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,14 +50,10 @@ def prepared(
                     f"Leave edge_weight out of the file."
                 )
             edge_index, edge_weight = diffusion_rewiring(
-                data.edge_index,
-                data.num_nodes,
-                kernel=preset.rewiring,
-                alpha=preset.rewiring_alpha,
-                t=preset.rewiring_t,
-                top_k=preset.rewiring_top_k,
+                data.edge_index, data.num_nodes, kernel=preset.rewiring,
+                alpha=preset.rewiring_alpha, t=preset.rewiring_t, top_k=preset.rewiring_top_k,
                 threshold=preset.rewiring_threshold,
-            )
+            )  # fmt: skip
             data = replace(data, edge_index=edge_index, edge_weight=edge_weight)
     except BadOptionError:
         raise
@@ -111,9 +105,11 @@ def splits_of(data: NodeData, preset: Preset, seeds: int) -> list[Split]:
 
 def describe(data: NodeData, split: Split, preset: Preset) -> str:
     """One line about the graph and a split."""
+    share = share_stored(data.x)
+    stored = "" if share == 1 else f" ({100 * share:.2g} % of them nonzero, kept sparse)"
     return (
         f"{data.name}: {data.num_nodes:,} nodes, {data.edge_index.shape[1]:,} directed edges, "
-        f"{data.x.shape[1]:,} features{_nonzeros(data)}, {data.num_classes} classes"
+        f"{data.x.shape[1]:,} features{stored}, {data.num_classes} classes"
         f"{f', rewired by {preset.rewiring}' if preset.rewiring else ''}; {preset.split} split, "
         f"{split.train.numel()} / {split.val.numel()} / {split.test.numel()} nodes for "
         f"training / validation / test"
@@ -133,8 +129,3 @@ def remarks(data: NodeData, preset: Preset) -> list[str]:
     if data.unread:
         lines.append(f"not used: {', '.join(data.unread)} of {data.name}")
     return lines
-
-
-def _nonzeros(data: NodeData) -> str:
-    share = share_stored(data.x)
-    return "" if share == 1 else f" ({100 * share:.2g} % of them nonzero, kept sparse)"

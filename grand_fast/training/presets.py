@@ -4,8 +4,6 @@ Those of the solve and of the attention are declared with them; each says how it
 does, so that `grand-fast train --help` prints what stands there.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -156,7 +154,7 @@ def preset(values: Mapping[str, Any]) -> Preset:
 
 
 def model_config(data: NodeData, preset: Preset) -> dict[str, Any]:
-    """The arguments of `GRAND`."""
+    """The arguments of `GRAND` for a graph with these features and classes."""
     return {
         "in_channels": data.x.shape[1],
         "hidden_channels": preset.hidden,
@@ -168,5 +166,5 @@ def model_config(data: NodeData, preset: Preset) -> dict[str, Any]:
 
 
 def training_config(preset: Preset) -> dict[str, Any]:
-    """The options of `fit`."""
+    """The options of `fit`, with the penalties that have a weight."""
     return preset.keywords_of(fit) | {"penalties": preset.penalties}

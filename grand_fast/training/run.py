@@ -1,7 +1,5 @@
 """`grand-fast train`: some seeds of one model on one data set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +16,7 @@ from grand_fast.solvers.checks import OptionError
 from grand_fast.training.checkpoint import save_checkpoint
 from grand_fast.training.environment import torch_memory_errors, versions
 from grand_fast.training.experiment import Experiment, Results, describe_model, figures
-from grand_fast.training.folder import CURVES_FILE, RunFolder
+from grand_fast.training.folder import CURVES_FILE, RunFolder, draw_training_curves
 from grand_fast.training.history import METRICS_FILE, Epoch, Metrics
 from grand_fast.training.loop import fit
 from grand_fast.training.option_types import BadOptionError
@@ -147,29 +145,16 @@ def _lost(
 
 
 def _fit(
-    model: GRAND,
-    data: NodeData,
-    graph: Graph,
-    split: Split,
-    seed: int,
-    experiment: Experiment,
-    folder: RunFolder,
-    note: Callable[[int, Epoch], None],
-) -> Fit:
+    model: GRAND, data: NodeData, graph: Graph, split: Split, seed: int, experiment: Experiment,
+    folder: RunFolder, note: Callable[[int, Epoch], None],
+) -> Fit:  # fmt: skip
     preset = experiment.preset
     try:
         with backend(experiment.backend):
             return fit(
-                model,
-                data,
-                graph,
-                split,
-                **training_config(preset),
-                label=f"seed {seed}",
-                state=folder.state(seed),
-                resume=folder.has_begun,
-                on_epoch=note,
-            )
+                model, data, graph, split, **training_config(preset), label=f"seed {seed}",
+                state=folder.state(seed), resume=folder.has_begun, on_epoch=note,
+            )  # fmt: skip
     except OptionError as error:
         raise BadOptionError(str(error)) from error
 
@@ -205,8 +190,6 @@ def _save(
 
 
 def _draw(run: Fit, seed: int, experiment: Experiment) -> None:
-    from grand_fast.training.folder import draw_training_curves
-
     title = f"GRAND-{experiment.preset.variant} on {experiment.dataset}, seed {seed}"
     draw_training_curves(run, experiment.out / CURVES_FILE, title=title)
 

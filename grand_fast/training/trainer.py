@@ -1,7 +1,5 @@
 """One epoch of training after another, and the state between two of them."""
 
-from __future__ import annotations
-
 import inspect
 import statistics
 import time

@@ -1,9 +1,11 @@
 """The benchmarks: statistics, graphs, agreement of every peer, and the command line."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ from bench.core.check import agreeing, check, expected, named
 from bench.core.configurations import CONFIGURATIONS, Configuration
 from bench.core.fresh import run as run_fresh
 from bench.core.harness import MIN_ROUNDS, Timing, interleave
+from bench.core.options import SUITES
 from bench.core.problem import (
     OURS,
     Competitor,
@@ -42,6 +45,7 @@ from bench.ops.passes import csr_passes, hub_graphs
 from bench.peers.unfused import has_compiler
 from bench.tuned import problem as tuned
 from bench.tuned import suite
+from grand_fast.kernels.cpu.rows import slabs
 from grand_fast.kernels.csr_diffusion import cpu
 from grand_fast.testing import assert_close
 from tests.bench import _fresh_tasks
@@ -97,7 +101,7 @@ def test_multiply_adds_are_all_made(accumulators: int) -> None:
     """With a factor of 1 each adds 1, and the numbers stay exact in float32."""
     factor, total = torch.ones(16), torch.zeros(3, 16)
     kernel = machine._multiply_add_kernel(accumulators)
-    kernel(machine._tasks(3), pieces=False, factor=factor, total=total, steps=10)
+    kernel(slabs(3, 1), pieces=False, factor=factor, total=total, steps=10)
     assert (total == 10 * accumulators + sum(range(accumulators))).all()
     assert machine.MULTIPLY_ADD_FLOPS % (machine.MULTIPLY_ADD_TASKS * accumulators * 2 * 16) == 0
 
@@ -299,6 +303,28 @@ def test_peak_memory_in_a_fresh_process() -> None:
 
 def test_short_names_of_sizes() -> None:
     assert [scaling.short(e) for e in (99_999, 60_000_000)] == ["1e5", "6e7"]
+
+
+@pytest.mark.parametrize("allocator", ["keep", "system"])
+def test_peers_run_with_an_allocator_that_keeps_memory(
+    allocator: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = run_fresh(_fresh_tasks.fresh_pages, keep=allocator == "keep")
+    assert (found["fresh"] < 0.1 * found["all"]) is (allocator == "keep")
+    calls: list[bool] = []
+    monkeypatch.setattr(machine, "keep_memory", lambda: not calls.append(True))
+    monkeypatch.setitem(SUITES, "overhead", (_fresh_tasks.__name__, "nothing"))
+    file = tmp_path / "found.json"
+    options = ["overhead", "--json", str(file), "--allocator", allocator]
+    monkeypatch.setattr(sys, "argv", ["bench", *options])
+    for name in ("bench", "__main__"):  # a caller's process is left as it is
+        calls.clear()
+        with pytest.raises(SystemExit) if name == "__main__" else nullcontext():
+            runpy.run_module("bench.__main__", run_name=name)["main"]()
+        kept = name == "__main__" and allocator == "keep"
+        assert bool(calls) is kept
+        header = json.loads(file.read_text())["header"]
+        assert header["allocator"] == ("keep" if kept else "system")
 
 
 def test_it_is_a_program() -> None:

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from bench.__main__ import main
+from bench.ops import overhead
 from bench.ops.overhead import _solve, _traced
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    """The last is as warm as the last of 200."""
+    monkeypatch.setattr(overhead, "STEPS", 10)
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])

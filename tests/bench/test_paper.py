@@ -179,7 +179,7 @@ def test_a_failed_solve_is_a_result(tmp_path):
 
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_peers_learn(name, tmp_path):
-    preset = replace(peers.peer_preset(name, SMALL), epochs=30)
+    preset = replace(peers.peer_preset(name, SMALL), epochs=15)
     job = Job("digits", name, 0, preset, layers=2)
     run = train(job, tmp_path)
     assert run["test_accuracy"] > 0.5

@@ -22,28 +22,30 @@ def options() -> list[argparse.Action]:
     return [a for a in found if a.option_strings and a.option_strings[0] not in NAMES]
 
 
-ATTEMPTS = [(action, text) for action in options() for text in TEXTS]
+OPTIONS = options()
 
 
-@pytest.mark.parametrize(
-    ("action", "text"),
-    ATTEMPTS,
-    ids=[f"{action.option_strings[0]}={text[:8]}" for action, text in ATTEMPTS],
-)
-def test_options(action, text, capsys):
+@pytest.fixture(scope="module")
+def parser():
+    return cli._parser()
+
+
+@pytest.mark.parametrize("action", OPTIONS, ids=lambda action: action.option_strings[0])
+def test_options(action, parser, capsys):
     option = action.option_strings[0]
-    try:
-        parsed = cli._parser().parse_args(["train", f"{option}={text}"])
-    except SystemExit as stop:
-        out, err = capsys.readouterr()
-        assert stop.code == 2 and not out
-        assert err.count("\n") == 1 and option in err, err
-        return
-    value = getattr(parsed, action.dest)
-    if isinstance(value, bool | str) or value is None:
-        assert str(value).lower() == text.lower()
-    else:
-        assert math.isfinite(value) and value == type(value)(text)
+    for text in TEXTS:
+        try:
+            parsed = parser.parse_args(["train", f"{option}={text}"])
+        except SystemExit as stop:
+            out, err = capsys.readouterr()
+            assert stop.code == 2 and not out, text
+            assert err.count("\n") == 1 and option in err, err
+            continue
+        value = getattr(parsed, action.dest)
+        if isinstance(value, bool | str) or value is None:
+            assert str(value).lower() == text.lower()
+        else:
+            assert math.isfinite(value) and value == type(value)(text), text
 
 
 def good() -> dict[str, np.ndarray]:
@@ -126,5 +128,6 @@ def test_npz_files(name, bad, tmp_path):
 
 
 def test_how_many_were_tried():
-    print(f"{len(ATTEMPTS)} options and {len(FILES)} files with one thing wrong")
-    assert len(ATTEMPTS) > 200 and len(FILES) > 100
+    attempts = len(OPTIONS) * len(TEXTS)
+    print(f"{attempts} options and {len(FILES)} files with one thing wrong")
+    assert attempts > 200 and len(FILES) > 100

@@ -30,11 +30,11 @@ def cut_views(graph):
 
 
 def make_inputs(shape, dtype, graph):
-    """Tables of a shape (d, H, d_att)."""
+    """Tables of a shape (d, H, d_att); q and k side by side, as one projection gives them."""
     d, h, d_att = shape
     n = graph.num_nodes
     x, x0, df = (torch.randn(n, d).to(dtype) for _ in range(3))
-    q, k = (torch.randn(n, h, d_att // h).to(dtype) for _ in range(2))
+    q, k = torch.randn(n, 2, h, d_att // h).to(dtype).unbind(1)
     return {"x": x, "q": q, "k": k, "x0": x0, "df": df}
 
 

@@ -29,7 +29,7 @@ from grand_fast.kernels.edge_softmax import gpu as edge_softmax
 from grand_fast.kernels.edge_softmax.reference import edge_softmax_fwd
 from grand_fast.kernels.error_ratio import gpu as error_ratio
 from grand_fast.kernels.error_ratio import reference as error_ratio_reference
-from grand_fast.kernels.gpu import pieces
+from grand_fast.kernels.gpu import diffusion, pieces
 from grand_fast.kernels.spmm import gpu as spmm
 from grand_fast.kernels.spmm.reference import spmm_fwd
 from grand_fast.kernels.stage_update import gpu as stage_update
@@ -185,8 +185,14 @@ def test_edge_softmax(heads, normalizer, normalize, dtype):
     _check(got, {"a": a, "norm": norm} | dict(zip(("ds", "dtop"), grads, strict=False)))
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+each_type = pytest.mark.parametrize(
+    ("dtype", "arch"),
+    [(torch.float32, "sm_80"), (torch.bfloat16, "sm_90"), (torch.float16, "sm_80")],
+    ids=str,
+)
+
+
+@each_type
 def test_stage_update(dtype, arch):
     """Whole programs, and one that is not; all loads of the first are wide."""
     scales = (1.0, -0.5, 2.0, 0.1)
@@ -205,8 +211,7 @@ def test_stage_update(dtype, arch):
     assert all(launch.shuffles == launch.barriers == 0 for launch in launches)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+@each_type
 def test_error_ratio(dtype, arch):
     """Two programs, of which the second has blocks that lie partly and wholly outside."""
     scales, tolerances = (0.5, -1.0, 0.25), {"rtol": 1e-2, "atol": 1e-3}
@@ -246,6 +251,29 @@ def test_gradients_by_alpha():
     f, _ = attention_diffusion_reference.attention_diffusion_fwd(**constants, **leaves, **nothing)
     dx, dalpha = grad(f, list(leaves.values()), df.double())
     _check({"dx": by_attention.dx, "dalpha": by_attention.dalpha}, {"dx": dx, "dalpha": dalpha})
+
+
+def test_dalpha_of_many_rows():
+    """More rows than one program sums up, and more than it loads at a time."""
+    n, d = 2 * diffusion._ROWS + 3, 33
+    nodes = torch.arange(n)
+    graph = Graph.from_edge_index(torch.stack([nodes, (nodes + 1) % n]), n)
+    csr, csr_t = (
+        view._replace(work=pieces.cut(view.rowptr))
+        for view in (graph.csr(), graph.csr(transposed=True))
+    )
+    x, df, a, alpha = torch.randn(n, d), torch.randn(n, d), torch.rand(n), torch.rand(d)
+    with emulated("sm_80"):
+        dx, _, dalpha = csr_diffusion.csr_diffusion_bwd(
+            df, x, a, alpha=alpha, csr=csr, csr_t=csr_t,
+            needs_dx=True, needs_da=False, needs_dalpha=True,
+        )  # fmt: skip
+    leaves = _leaves(x=x, alpha=alpha)
+    f = csr_diffusion_reference.csr_diffusion_fwd(
+        a=a.double(), **leaves, beta=None, x0=None, csr=graph.csr()
+    )
+    want = grad(f, list(leaves.values()), df.double())
+    _check({"dx": dx, "dalpha": dalpha}, dict(zip(("dx", "dalpha"), want, strict=True)))
 
 
 @pytest.mark.parametrize("d", (64, 6))

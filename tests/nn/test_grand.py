@@ -170,7 +170,7 @@ def test_status_of_a_solve_that_stops_early():
 
 def test_evaluations_of_backward_are_counted_without_keeping_the_states():
     graph, x = random_graph("random"), torch.randn(40, 4)
-    model = GRAND(4, 8, 3, T=2.0)
+    model = GRAND(4, 8, 3, T=2.0, adjoint="checkpoint")
     before = {id(o) for o in gc.get_objects() if type(o).__name__ == "NonlinearDiffusion"}
     logits = model(x, graph)
     assert model.nfe_backward == 0

@@ -250,7 +250,7 @@ def test_added_tensors(kind):
 
 @pytest.mark.slow
 def test_arxiv(arxiv):
-    compare(run(arxiv), problem(arxiv.num_nodes, 24, 2, 8), backend="cpu", dtype=torch.float32)
+    compare(run(arxiv), problem(arxiv.num_nodes, 8, 2, 4), backend="cpu", dtype=torch.float32)
 
 
 # The function of that name hides the module in its package.

@@ -111,7 +111,7 @@ def test_added_tensors(kind):
 
 @pytest.mark.slow
 def test_arxiv(arxiv):
-    compare(run(arxiv), problem(arxiv, 24), backend="cpu", dtype=torch.float32)
+    compare(run(arxiv), problem(arxiv, 8), backend="cpu", dtype=torch.float32)
 
 
 def test_bad_input():

@@ -80,7 +80,7 @@ def test_gradcheck(backend):
 
 @pytest.mark.slow
 def test_arxiv(arxiv):
-    inputs = {"q": normal(arxiv.num_nodes, 2, 8, seed=1), "k": normal(arxiv.num_nodes, 2, 8)}
+    inputs = {"q": normal(arxiv.num_nodes, 2, 4, seed=1), "k": normal(arxiv.num_nodes, 2, 4)}
     compare(run(arxiv), inputs, backend="cpu", dtype=torch.float32)
 
 

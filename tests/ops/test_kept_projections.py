@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from grand_fast.ops import projected_attention_diffusion
+from grand_fast.ops.backends import free_memory
 from grand_fast.ops.calls import recompute
 from grand_fast.testing import random_graph
 
@@ -42,13 +43,12 @@ def test_the_rule(free, dtype):
     assert not kept(of_bytes(64 * MIB, dtype), x)
 
 
-def test_the_rule_of_the_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (32 * 64 * MIB, 10**12))
-    for size, is_kept in ((64 * MIB - 8, True), (64 * MIB, False)):
-        qk = SimpleNamespace(
-            numel=lambda size=size: size, element_size=lambda: 1, is_cuda=True, device="cuda"
-        )
-        assert OWN["_is_kept"](qk, of_bytes(MIB)) is is_kept
+def test_free_memory_of_a_gpu_counts_what_torch_holds_of_it(monkeypatch):
+    gpu = torch.device("cuda")
+    for name, value in (("mem_get_info", (1000, 10**12)), ("memory_reserved", 500),
+                        ("memory_allocated", 200)):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(gpu) == 1300
 
 
 def test_a_recompute_block_keeps_a_share_of_the_state(free):

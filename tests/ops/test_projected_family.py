@@ -10,6 +10,7 @@ from grand_fast.kernels.cpu.dense import column_dots
 from grand_fast.ops import _largest_score, _score_columns, projected_attention_diffusion
 from grand_fast.ops.scores import SCORES
 from grand_fast.testing import assert_close, random_graph
+from tests._pairwise import pairwise
 
 from ._problems import compare, normal
 
@@ -45,22 +46,25 @@ def call_of(graph, name, normalizer, normalize):
     return call
 
 
-@pytest.fixture(params=[True, False], ids=["kept", "recomputed"])
-def kept(request, monkeypatch):
+def keep(kept, monkeypatch):
     """Whether q and k are kept for backward."""
-    monkeypatch.setitem(
-        vars(sys.modules["grand_fast.ops.projected_attention_diffusion"]),
-        "_is_kept",
-        lambda *given: request.param,
-    )
+    module = sys.modules["grand_fast.ops.projected_attention_diffusion"]
+    monkeypatch.setitem(vars(module), "_is_kept", lambda *given: kept)
 
 
-@pytest.mark.usefixtures("kept")
-@pytest.mark.parametrize("kind", ["hub", "empty_rows", "no_edges"])
-@pytest.mark.parametrize("normalize", ["receiver", "sender"])
-@pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
-@pytest.mark.parametrize("name", SCORES)
-def test_against_the_reference(name, normalizer, normalize, kind):
+KEPT = {"kept": True, "recomputed": False}
+
+
+@pairwise(
+    3,
+    name=list(SCORES),
+    normalizer=["softmax", "squareplus"],
+    normalize=["receiver", "sender"],
+    kind=["hub", "empty_rows", "no_edges"],
+    kept=KEPT,
+)
+def test_against_the_reference(name, normalizer, normalize, kind, kept, monkeypatch):
+    keep(kept, monkeypatch)
     graph = random_graph(kind)
     call = call_of(graph, name, normalizer, normalize)
     # The gradients by σ and of the largest score are sums over all edges that cancel
@@ -80,11 +84,10 @@ def test_scores_of_some_rows_at_a_time(name, elements, monkeypatch):
     compare(call, given, backend="cpu", dtype=torch.float64, tolerance=1e-11)
 
 
-@pytest.mark.usefixtures("kept")
-@pytest.mark.parametrize("normalizer", ["softmax", "squareplus"])
-@pytest.mark.parametrize("name", SCORES)
-def test_backward_twice(name, normalizer):
+@pairwise(name=list(SCORES), normalizer=["softmax", "squareplus"], kept=KEPT)
+def test_backward_twice(name, normalizer, kept, monkeypatch):
     """What the first backward writes over, the second does not need."""
+    keep(kept, monkeypatch)
     graph = random_graph("hub")
     leaves = {key: t.requires_grad_() for key, t in inputs(graph, name).items()}
     f = call_of(graph, name, normalizer, "receiver")(**leaves)

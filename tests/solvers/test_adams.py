@@ -9,7 +9,7 @@ import torchdiffeq
 
 import grand_fast as gf
 from grand_fast.solvers import AbstractTerm, ExplicitAdams, ImplicitAdams
-from grand_fast.solvers.methods.adams_history import bashforth, moulton
+from grand_fast.solvers.methods.adams import bashforth, moulton
 from grand_fast.testing import assert_close
 
 F64 = torch.float64

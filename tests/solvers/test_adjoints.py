@@ -52,7 +52,9 @@ def gradients(f, x0, T=3.2, times=None, **options):
 def test_checkpointed_gradients_equal_direct(method, times, limit):
     f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
     _, want = gradients(f, x0, times=times, method=method, adjoint="direct")
-    solution, got = gradients(f, x0, times=times, method=method, memory_limit=limit)
+    solution, got = gradients(
+        f, x0, times=times, method=method, adjoint="checkpoint", memory_limit=limit
+    )
     for name, g, w in zip(("x0", "weight", "bias"), got, want, strict=True):
         assert_close(name, g, w, tolerance=1e-12)
     assert solution.nfe_backward > 0
@@ -352,7 +354,8 @@ def test_steps_that_run_again_keep_no_more_than_they_must(limit):
         return f(t, x)
 
     x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
-    gf.integrate(told, x0, 6.4, method="rk4", step_size=0.1, memory_limit=limit).x.sum().backward()
+    options = {"method": "rk4", "step_size": 0.1, "adjoint": "checkpoint", "memory_limit": limit}
+    gf.integrate(told, x0, 6.4, **options).x.sum().backward()
     backward = seen[-64 * 4 :]
     assert len(seen) > len(backward) and all(backward) and recompute_limit() == math.inf
 

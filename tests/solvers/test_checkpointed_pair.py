@@ -31,7 +31,9 @@ class Watched:
 def test_a_step_of_dopri5_leaves_its_state_and_backward_holds_stage_values_alone():
     x0 = torch.randn(30, 4, dtype=torch.float64, requires_grad=True)
     field = Watched()
-    solution = gf.integrate(field, x0, 3.0, method="dopri5", rtol=1e-3, atol=1e-3)
+    solution = gf.integrate(
+        field, x0, 3.0, method="dopri5", rtol=1e-3, atol=1e-3, adjoint="checkpoint"
+    )
     steps = solution.stats.accepted
     assert steps >= 3
     y = solution.x
@@ -87,7 +89,8 @@ def test_a_term_that_changes_is_named(method):
         return torch.sin(x) if len(calls) <= 30 else -x
 
     x0 = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    solution = gf.integrate(f, x0, 0.5, method=method, rtol=0.1, atol=0.1)
+    options = {"method": method, "rtol": 0.1, "atol": 0.1, "adjoint": "checkpoint"}
+    solution = gf.integrate(f, x0, 0.5, **options)
     calls += [0.0] * 30
     with pytest.raises(RuntimeError, match="must do the same.*saved"):
         solution.x.sum().backward()

@@ -168,11 +168,9 @@ def test_tolerances_below_reach_are_raised_with_a_warning(method, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
-def test_grand_in_float32_at_tolerances_of_float64(method, seed, caplog):
+def test_grand_in_float32_at_tolerances_of_float64(method, caplog):
     """What ends in `underflow in dt` elsewhere."""
-    torch.manual_seed(seed)
     graph = random_graph("hub")
     model = gf.nn.GRAND(5, 8, 3, T=8.0, heads=2, method=method, rtol=1e-12, source=True)
     with torch.no_grad():  # as sharp as training makes it

@@ -7,6 +7,7 @@ import torchdiffeq
 import grand_fast as gf
 from grand_fast.solvers import AbstractTerm
 from grand_fast.testing import assert_close
+from tests._pairwise import pairwise
 
 F64 = torch.float64
 
@@ -59,9 +60,7 @@ CALLS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*did not")  # corrections that do not settle
-@pytest.mark.parametrize("falls", [False, True])
-@pytest.mark.parametrize("net", [Net, PairNet])
-@pytest.mark.parametrize("call", CALLS)
+@pairwise(call=list(CALLS), net={"Net": Net, "PairNet": PairNet}, falls=[False, True])
 def test_agrees_with_torchdiffeq(call, net, falls):
     x = torch.randn(5, 4, dtype=F64, generator=torch.Generator().manual_seed(0)) / 3
     t = torch.tensor([0.0, 0.4, 1.0], dtype=F64)

@@ -14,6 +14,7 @@ from grand_fast.solvers import ADAPTIVE, METHODS, SemiImplicitEuler
 from grand_fast.solvers.methods.runge_kutta import ButcherTableau
 from grand_fast.solvers.methods.tableaux import CLASSIC, EULER, MIDPOINT, THREE_EIGHTHS
 from grand_fast.testing import assert_close
+from tests._pairwise import pairwise
 from tests.solvers._terms import (
     linear_problem,
     linear_term,
@@ -107,9 +108,7 @@ def test_integrate_takes_these_steps(method, kind):
     assert 0 < error <= errors(method, kind, 16)[0]
 
 
-@pytest.mark.parametrize("end", ["clamp", "interp"])
-@pytest.mark.parametrize("kind", ["linear", "nonlinear"])
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pairwise(method=list(ADAPTIVE), kind=["linear", "nonlinear"], end=["clamp", "interp"])
 def test_error_follows_the_tolerance(method, kind, end):
     """At output times too, whichever way they are reached."""
     term, x0, exact = problem(kind)

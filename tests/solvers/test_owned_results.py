@@ -11,6 +11,7 @@ import grand_fast as gf
 from grand_fast.solvers import METHODS, AbstractLinearTerm, AbstractTerm, ContinuousOptions
 from grand_fast.solvers import term as terms
 from grand_fast.testing import assert_close, random_graph
+from tests._pairwise import pairwise
 
 F64 = torch.float64
 GENERAL = [name for name, make in METHODS.items() if not make(1e-6, 1e-6).wants_matrix]
@@ -112,9 +113,11 @@ GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("make", [graphed, written_in_place])
-@pytest.mark.parametrize("method", ["rk4", *HOLDING])
+@pairwise(
+    gradient=list(GRADIENTS),
+    method=["rk4", *HOLDING],
+    make={"graphed": graphed, "written_in_place": written_in_place},
+)
 def test_gradients(method, make, gradient):
     found = []
     for f in (make(), fresh):
@@ -127,9 +130,11 @@ def test_gradients(method, make, gradient):
         assert_close("state or gradient", got, want, tolerance=1e-13)
 
 
-@pytest.mark.parametrize("solve", [gf.odeint, gf.odeint_adjoint])
-@pytest.mark.parametrize("times", [[0.0, 0.33, 1.0], [1.0, 0.4, 0.0]], ids=["rising", "falling"])
-@pytest.mark.parametrize("method", OF_ODEINT)
+@pairwise(
+    method=OF_ODEINT,
+    times={"rising": [0.0, 0.33, 1.0], "falling": [1.0, 0.4, 0.0]},
+    solve={"odeint": gf.odeint, "odeint_adjoint": gf.odeint_adjoint},
+)
 def test_odeint(method, times, solve):
     t = torch.tensor(times, dtype=F64)
     is_adaptive = METHODS[method](1.0, 1.0).is_adaptive
@@ -177,9 +182,11 @@ GROWTH = {  # a function of the initial state: f, and x(1)
 }
 
 
-@pytest.mark.parametrize("adjoint", ["direct", "checkpoint", "continuous"])
-@pytest.mark.parametrize("kind", GROWTH)
-@pytest.mark.parametrize("method", ["rk4", *HOLDING])
+@pairwise(
+    method=["rk4", *HOLDING],
+    kind=list(GROWTH),
+    adjoint=["direct", "checkpoint", "continuous"],
+)
 def test_functions_that_return_what_is_there(method, kind, adjoint):
     x0 = start().requires_grad_()
     f, want = GROWTH[kind](x0)
@@ -307,9 +314,11 @@ def copies(monkeypatch, solve):
     return counts
 
 
-@pytest.mark.parametrize("adjoint", [None, "direct", "checkpoint"])
-@pytest.mark.parametrize("kind", NEW)
-@pytest.mark.parametrize("method", ["dopri5", "adaptive_heun", "implicit_adams"])
+@pairwise(
+    kind=list(NEW),
+    method=["dopri5", "adaptive_heun", "implicit_adams"],
+    adjoint=[None, "direct", "checkpoint"],
+)
 def test_what_is_made_anew_is_not_copied(method, kind, adjoint, monkeypatch):
     options = options_of(method) | ({} if adjoint is None else {"adjoint": adjoint})
     backward = False

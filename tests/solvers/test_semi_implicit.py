@@ -10,6 +10,8 @@ import grand_fast as gf
 from grand_fast.nn.terms import LinearDiffusion, NonlinearDiffusion
 from grand_fast.solvers import SemiImplicitEuler
 from grand_fast.testing import assert_close, random_graph
+from tests._pairwise import pairwise
+from tests.conftest import BACKENDS
 from tests.solvers._terms import (
     ADJOINTS,
     dense,
@@ -40,9 +42,12 @@ def exact_step(a, x, tau, alpha, beta=0.0, source=0.0):
     return torch.stack(columns, dim=1)
 
 
-@pytest.mark.parametrize("solver", SOLVED)
-@pytest.mark.parametrize("kind", ["loops", "empty_rows", "hub", "repeated", "no_edges", "single"])
-@pytest.mark.parametrize("tau", [0.1, 3.0, 50.0])
+@pairwise(
+    kind=["loops", "empty_rows", "hub", "repeated", "no_edges", "single"],
+    tau=[0.1, 3.0, 50.0],
+    solver=SOLVED,
+    backend=BACKENDS,
+)
 def test_solves_equation_8(solver, kind, tau, backend):
     graph, leaves = linear_problem(kind, n=1 if kind == "single" else 12)
     with gf.backend(backend):
@@ -54,9 +59,11 @@ def test_solves_equation_8(solver, kind, tau, backend):
     assert_close("x", got, want, tolerance=1e-11)
 
 
-@pytest.mark.parametrize("solver", SOLVED)
-@pytest.mark.parametrize("alpha", [0.0, 0.8, CHANNELS], ids=["zero", "float", "channels"])
-@pytest.mark.parametrize("beta", [None, 0.3, CHANNELS], ids=["none", "float", "channels"])
+@pairwise(
+    alpha={"zero": 0.0, "float": 0.8, "channels": CHANNELS},
+    beta={"none": None, "float": 0.3, "channels": CHANNELS},
+    solver=SOLVED,
+)
 def test_scales_may_be_floats_or_channels(solver, alpha, beta):
     graph, leaves = linear_problem()
     source = None if beta is None else leaves["source"]
@@ -87,11 +94,9 @@ def test_iterates_are_the_recurrence(iterations, learned):
     assert_close("x", solution.x, x, tolerance=1e-13)
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS)
-@pytest.mark.parametrize("solver", TIGHT)
-@pytest.mark.parametrize("alpha", ["scalar", "channels"])
+@pairwise(solver=list(TIGHT), adjoint=ADJOINTS, alpha=["scalar", "channels"])
 def test_gradients_of_a_linear_term(adjoint, solver, alpha):
-    graph, leaves = linear_problem(n=6, d=3)
+    graph, leaves = linear_problem(n=5, d=3)
     if alpha == "channels":
         leaves["alpha"], leaves["beta"] = CHANNELS, CHANNELS.flip(0)
 
@@ -109,7 +114,7 @@ def test_gradients_of_a_linear_term(adjoint, solver, alpha):
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize("solver", TIGHT)
 def test_gradients_of_attention(adjoint, solver):
-    field, graph = nonlinear_problem()
+    field, graph = nonlinear_problem(n=4, d=2)
     names = [name for name, _ in field.named_parameters()]
     x0 = torch.randn(graph.num_nodes, field.channels, dtype=torch.float64)
 
@@ -191,7 +196,7 @@ def test_order_of_convergence():
     both = torch.cat([torch.cat([field, eye], 1), torch.zeros(len(x0), 2 * len(x0))], 0)
     want = (torch.linalg.matrix_exp(both * T) @ torch.cat([x0, leaves["source"]]))[: len(x0)]
     errors = []
-    for n in (16, 32, 64, 128):
+    for n in (16, 32, 64):
         method = SemiImplicitEuler(tol=1e-12)
         x = gf.integrate(term, x0, T, step_size=T / n, method=method).x
         errors.append(float((x - want).norm()))
@@ -205,7 +210,7 @@ def test_order_of_convergence_with_attention():
     term, T = NonlinearDiffusion(field, graph, x0), 2.0
     want = gf.integrate(term, x0, T, method="dopri5", rtol=1e-12, atol=1e-12).x
     errors = []
-    for n in (16, 32, 64, 128):
+    for n in (16, 32, 64):
         method = SemiImplicitEuler(tol=1e-12)
         x = gf.integrate(term, x0, T, step_size=T / n, method=method).x
         errors.append(float((x - want).detach().norm()))

@@ -22,7 +22,7 @@ from grand_fast.training.run import run_seeds
 from grand_fast.training.trainer import Fit
 from tests._small_run import SMALL, experiment, results_of, silent, two_rings, values
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 def test_finished_seeds_are_not_trained_again(tmp_path, monkeypatch):

@@ -19,10 +19,10 @@ from grand_fast.training.checkpoint import (
     write_file,
     write_whole,
 )
+from grand_fast.training.experiment import write_summary
 from grand_fast.training.folder import draw_training_curves
 from grand_fast.training.history import METRICS_FILE, Epoch, Metrics
 from grand_fast.training.run import run_seeds
-from grand_fast.training.summary import write_summary
 from grand_fast.training.trainer import Fit
 from tests._command_line import QUICK, fails, own_folder  # noqa: F401  # a fixture
 from tests._small_run import experiment, results_of, silent
@@ -144,7 +144,7 @@ def test_a_device_stays_one():
     assert Path(os.devnull).is_char_device()
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "pictures")
 @pytest.mark.parametrize("size", [0, 1_000, 5_000, 50_000])
 def test_a_run_goes_on_once_there_is_room(tmp_path, whole, size):
     out = tmp_path / "run"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from grand_fast import cli
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
 from grand_fast.training import checkpoint, loop
@@ -29,7 +30,7 @@ MODEL = {
 
 
 @pytest.fixture(autouse=True)
-def small_and_eager(one_thread, monkeypatch):
+def small_and_eager(one_thread, no_pictures, monkeypatch):
     """Every epoch is saved."""
     monkeypatch.setattr(loop, "STATE_SHARE", math.inf)
 
@@ -48,15 +49,16 @@ def test_fit_goes_on_to_the_same_weights(optimizer, tmp_path):
     def fit(seed, **more):
         torch.manual_seed(seed)
         return loop.fit(
-            GRAND(**MODEL, regularizers=(penalty,)), data, graph, data.public_split, epochs=6,
+            GRAND(**MODEL, regularizers=(penalty,)), data, graph, data.public_split, epochs=5,
             lr=0.05, optimizer=optimizer,
             use_labels=True, early_stop=1.5, penalties={penalty: 0.1}, entropy=0.5,
-            entropy_warmup=5, **more,
+            entropy_warmup=4, **more,
         )  # fmt: skip
 
     whole = fit(0)
     state = tmp_path / "state"
-    for seed, last in ((0, 1), (1, 2), (2, 4)):  # other weights and random numbers each time
+    twice = optimizer == "adam"
+    for seed, last in ((0, 1), (1, 3))[: 1 + twice]:  # other weights and random numbers each time
 
         def kill(index, epoch, last=last):
             if index == last:
@@ -68,7 +70,7 @@ def test_fit_goes_on_to_the_same_weights(optimizer, tmp_path):
         assert len(load_state(state)["history"]) == last
     told = []
     resumed = fit(3, state=state, on_epoch=lambda index, epoch: told.append(index))
-    assert told == list(range(6))
+    assert told == list(range(5))
     assert resumed.weights.keys() == whole.weights.keys()
     assert all(torch.equal(w, whole.weights[name]) for name, w in resumed.weights.items())
     assert values(resumed) == values(whole)
@@ -108,7 +110,6 @@ def test_patience_counts_across_a_stop(tmp_path):
 
 def test_a_run_killed_at_any_write_goes_on_to_the_same_results(tmp_path, monkeypatch):
     """Before each file is written, half-way, before it gets its name, and after."""
-    monkeypatch.setattr("grand_fast.training.folder.draw_training_curves", lambda *a, **more: None)
     run_seeds(experiment(tmp_path / "whole"), silent)
     want = results_of(tmp_path / "whole")
     real, written, deadly = checkpoint.write_whole, 0, 0
@@ -156,26 +157,24 @@ from grand_fast import cli
 from grand_fast.training import loop
 torch.set_num_threads(1)
 loop.STATE_SHARE = float("inf")
-sys.exit(cli.main(["train", "--data", "rings.npz", "--seeds", "2", "--epochs", "50", "--hidden",
-                   "8", "--heads", "2", "--attention-channels", "8", "--T", "4", "--dropout",
-                   "0.3", "--batch-norm", "--use-labels", "--out", sys.argv[1]]))
+sys.exit(cli.main(sys.argv[1:]))
 """
+ARGUMENTS = ["train", "--data", "rings.npz", "--seeds", "2", "--epochs", "30", "--hidden", "8",
+             "--heads", "2", "--attention-channels", "8", "--T", "4", "--dropout", "0.3",
+             "--batch-norm", "--use-labels", "--out"]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_sigkill_at_random_moments(tmp_path):
+def test_sigkill_at_random_moments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     own = two_rings()
     split = own.public_split
-    np.savez(tmp_path / "rings.npz", edge_index=own.edge_index, x=own.x, y=own.y,
+    np.savez("rings.npz", edge_index=own.edge_index, x=own.x, y=own.y,
              train=split.train, val=split.val, test=split.test)  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
-    def start(out):
-        return subprocess.Popen([sys.executable, "-c", COMMAND, out], cwd=tmp_path,
-                                stdout=subprocess.DEVNULL, env=environment)  # fmt: skip
-
-    assert start("whole").wait(timeout=120) == 0
+    assert cli.main([*ARGUMENTS, "whole"]) == 0
     seeds = tmp_path / "killed" / SEEDS_FOLDER
     moments = random.Random(0)
 
@@ -185,14 +184,15 @@ def test_sigkill_at_random_moments(tmp_path):
         except FileNotFoundError:  # a file got its name, or went, just now
             return None
 
-    for _ in range(3):
+    for _ in range(2):
         before = progress()
-        process = start("killed")
+        process = subprocess.Popen([sys.executable, "-c", COMMAND, *ARGUMENTS, "killed"],
+                                   stdout=subprocess.DEVNULL, env=environment)  # fmt: skip
         while progress() == before:
             assert process.poll() is None
             time.sleep(0.001)
         time.sleep(0.2 * moments.random())
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
-    assert start("killed").wait(timeout=120) == 0
+    assert cli.main([*ARGUMENTS, "killed"]) == 0
     assert results_of(tmp_path / "killed") == results_of(tmp_path / "whole")

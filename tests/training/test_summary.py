@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from grand_fast import cli
-from grand_fast.training.experiment import Experiment, Results
+from grand_fast.training.experiment import Experiment, Results, summary
 from grand_fast.training.history import Epoch
-from grand_fast.training.summary import summary
 from grand_fast.training.trainer import Fit
 from tests._command_line import QUICK, own_folder  # noqa: F401  # a fixture
 from tests._small_run import SMALL

@@ -49,10 +49,7 @@ def _recomputing_outside(function: Callable[..., Any], *given: Any) -> Any:
         return function(*given)
 
 
-ADJOINTS: dict[str, Differentiate] = {
-    "direct": _direct,
-    "checkpoint": run_again,
-}
+ADJOINTS: dict[str, Differentiate] = {"direct": _direct, "checkpoint": run_again}
 
 
 def autocast_of(x: Tensor) -> torch.autocast:
@@ -66,69 +63,49 @@ def autocast_of(x: Tensor) -> torch.autocast:
     )
 
 
-class _Saved:
-    """What autograd saves of a step: kept while the step runs, later had by running it again."""
-
-    def __init__(self, step: Take, x: Tensor, carry: Carry) -> None:
-        self.step, self.state = step, tuple(_detached(t) for t in (x, *carry))
-        self.kept: list[Tensor] | None = []
-        self.count = 0
-        self.random = torch.get_rng_state(), *get_device_states(x)
-        self.autocast = autocast_of(x)
-
-    def pack(self, t: Tensor) -> int:
-        """Its number among the saved."""
-        assert self.kept is not None
-        self.kept.append(t.detach())
-        return len(self.kept) - 1
-
-    def drop(self) -> None:
-        """The step has run."""
-        assert self.kept is not None
-        self.count, self.kept = len(self.kept), None
-
-    def unpack(self, i: int) -> Tensor:
-        """The tensor of that number, kept until autograd lets go of the step."""
-        if self.kept is None:
-            self.kept = self._again()
-        return self.kept[i]
-
-    def _again(self) -> list[Tensor]:
-        found: list[Tensor] = []
-
-        def pack(t: Tensor) -> Tensor:
-            found.append(t.detach())
-            return t.detach()
-
-        cpu, devices, states = self.random
-        x, *carry = self.state
-        with (
-            outside_transforms(), torch.random.fork_rng(devices), torch.enable_grad(),
-            self.autocast,
-        ):  # fmt: skip
-            torch.set_rng_state(cpu)
-            set_device_states(devices, states)
-            with saved_tensors_hooks(pack, lambda t: t):
-                self.step(x, tuple(carry))
-        if len(found) != self.count:
-            raise RuntimeError(
-                "integrate: `term` must do the same whenever it is called with the same state, "
-                f"and saved {len(found)} tensors instead of {self.count}."
-            )
-        return found
-
-
-def _detached(t: Tensor) -> Tensor:
-    return t.detach().requires_grad_(t.requires_grad)
-
-
 def checkpoint_differentiating(step: Take, x: Tensor, carry: Carry) -> Any:
     """As "checkpoint", for a step that computes gradients within itself.
 
-    For each of which torch's own checkpoint would run the step again, during the forward pass.
+    For each of which torch's own checkpoint would run the step again, during the forward pass. What
+    autograd saves is kept while the step runs, and had by running it again in backward, once.
     """
-    saved = _Saved(step, x, carry)
-    with saved_tensors_hooks(saved.pack, saved.unpack):
+    state = tuple(t.detach().requires_grad_(t.requires_grad) for t in (x, *carry))
+    cpu, (devices, states), autocast = torch.get_rng_state(), get_device_states(x), autocast_of(x)
+    kept: list[Tensor] = []
+
+    def pack(t: Tensor) -> int:
+        kept.append(t.detach())
+        return len(kept) - 1
+
+    def unpack(i: int) -> Tensor:
+        if not kept:
+            kept.extend(again())
+        return kept[i]
+
+    def again() -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def pack_again(t: Tensor) -> Tensor:
+            found.append(t.detach())
+            return t.detach()
+
+        x, *carry = state
+        with (
+            outside_transforms(), torch.random.fork_rng(devices), torch.enable_grad(), autocast,
+        ):  # fmt: skip
+            torch.set_rng_state(cpu)
+            set_device_states(devices, states)
+            with saved_tensors_hooks(pack_again, lambda t: t):
+                step(x, tuple(carry))
+        if len(found) != count:
+            raise RuntimeError(
+                "integrate: `term` must do the same whenever it is called with the same state, "
+                f"and saved {len(found)} tensors instead of {count}."
+            )
+        return found
+
+    with saved_tensors_hooks(pack, unpack):
         taken = step(x, carry)
-    saved.drop()
+    count = len(kept)
+    kept.clear()
     return taken

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from grand_fast.ops.backends import outside_transforms
 from grand_fast.ops.calls import recompute
 from grand_fast.solvers.gradients.checkpoint import autocast_of
+from grand_fast.solvers.gradients.room import Room
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.solver import Carry, Step
 from grand_fast.solvers.term import AbstractTerm
@@ -104,25 +105,35 @@ class _Region:
 
 
 class CheckpointedPair(EmbeddedRungeKutta):
-    """The steps of one solve by a pair whose last slope is the next step's first."""
+    """The steps of one solve by a pair whose last slope is the next step's first.
 
-    def __init__(self, solver: EmbeddedRungeKutta) -> None:
+    While `room` is left they keep what they save.
+    """
+
+    def __init__(self, solver: EmbeddedRungeKutta, room: Room | None = None) -> None:
         super().__init__(
             solver.pair, rtol=solver.rtol, atol=solver.atol, norm=solver.norm, parts=solver.parts
         )
         self.rest, self.constant = solver.rest, solver.constant
         self._plain = solver  # for the regions, which would keep the slopes that are held here
         self._here = self._ahead = (torch.empty(0), _Region(torch.empty(0)))
+        self._room = room
 
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """The slope at the start."""
+        if self._room and self._room.is_left():
+            return self._plain.start(term, t, x)
         self._ahead = self._enter(term, t, x)
         return (self._ahead[0],)
 
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
         """As without checkpoints; a step that did not count is forgotten by the next attempt."""
+        if self._room and self._room.is_left():
+            return self._room.take(self._plain.step, term, t, x, tau, carry)
         if carry[0] is self._ahead[0]:
             self._here = self._ahead
+        elif carry[0] is not self._here[0]:  # the last slope of a step that kept what it saved
+            self._here = carry[0], _begun(x, carry[0])
         first = partial(_stages, self._plain, term, t, tau)
         again = partial(_stages_again, self._plain, term, t, tau)
         y, slopes = self._here[1].run(1, first, again, x, carry[0])
@@ -132,6 +143,13 @@ class CheckpointedPair(EmbeddedRungeKutta):
     def _enter(self, term: AbstractTerm, t: float, x: Tensor) -> tuple[Tensor, _Region]:
         region, term = _Region(x), self.rest or term
         return region.run(0, partial(term.vf, t), partial(_slope, term, t), x), region
+
+
+def _begun(x: Tensor, slope: Tensor) -> _Region:
+    """A region whose first slope is known."""
+    region, known = _Region(x), slope.detach().requires_grad_(slope.requires_grad)
+    region.run(0, lambda x: slope, lambda x, before: known, x)
+    return region
 
 
 def _slope(term: AbstractTerm, t: float, x: Tensor, before: list[Tensor]) -> Tensor:

@@ -23,11 +23,11 @@ from grand_fast.solvers.gradients.checkpoint import ADJOINTS, autocast_of
 from grand_fast.solvers.half_precision import WideTerm, is_widened
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS, solver_of
-from grand_fast.solvers.problem import Problem, Result
 from grand_fast.solvers.solution import SolveError, Status
 from grand_fast.solvers.solve import ContinuousOptions
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, CountedTerm
+from grand_fast.solvers.time_loop import Problem, Result
 from grand_fast.solvers.tolerances import is_narrow, tolerances
 
 
@@ -119,9 +119,8 @@ def continuous(problem: Problem, options: ContinuousOptions, dtype: torch.dtype)
     kept: list[Result] = []
 
     def solve(x0: Tensor) -> tuple[list[float], list[Tensor], list[int]]:
-        result, times, states = problem.record(x0)
+        result, at = problem.record(x0)
         kept.append(result)
-        at = dict(zip(times, states, strict=True))
         # An output time that an adaptive step passed is kept as well.
         at |= dict(zip(problem.stops, result.found, strict=False))
         known = sorted(at)

@@ -9,7 +9,7 @@ Reference: Griewank, Walther, Algorithm 799: revolve (2000).
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import comb
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ from torch import Tensor
 from grand_fast.ops.calls import recompute
 from grand_fast.solvers.checks import OptionValueError
 from grand_fast.solvers.gradients.checkpoint import Take, run_again
-from grand_fast.solvers.problem import Problem, Result
 from grand_fast.solvers.solution import Stats, Status
 from grand_fast.solvers.solver import Carry
-from grand_fast.solvers.time_loop import Callbacks
+from grand_fast.solvers.time_loop import Callbacks, Problem, Result
 
 # Measured with GRAND-nl, whose operator projects queries and keys again: 10 to 12, of which some is
 # memory that is kept for the next result.
@@ -121,70 +120,56 @@ def states_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int
     return states // max(1, longer)
 
 
-class _DryRun(NamedTuple):
-    """What a solve without a graph tells, its states let go.
-
-    ends: of the steps that count, the first of them the initial time.
-    size: bytes of the largest state between steps, which a method with a history makes grow.
-    work: bytes that the backward of a step takes.
-    """
-
-    stats: Stats
-    status: Status
-    reached: list[float]
-    ends: list[float]
-    size: int
-    work: int
-
-
 def checkpoint_within(problem: Problem, limit: int) -> Result:
     """The solve with at most `limit` bytes kept for backward.
 
     A dry run without a graph comes first. Every output time must end a step.
     """
-    dry_run = _dry_run(problem)
-    index = {t: i for i, t in enumerate(dry_run.ends)}
-    if not set(dry_run.reached) <= index.keys():
+    stats, status, reached, ends, size, work = _dry_run(problem)
+    index = {t: i for i, t in enumerate(ends)}
+    if not set(reached) <= index.keys():
         raise ValueError(
             "integrate: `memory_limit` must come with `times` at the ends of steps, got others. "
             "Use end='clamp', or times that are multiples of step_size."
         )
     # After a failure the last state that counts is no output, and differentiable all the same.
-    parts = list(pairwise(sorted({*dry_run.reached, dry_run.ends[-1]})))
+    parts = list(pairwise(sorted({*reached, ends[-1]})))
     lengths = [index[end] - index[begin] for begin, end in parts]
-    states = states_within(limit, dry_run.work, dry_run.size, lengths) if parts else 0
+    states = states_within(limit, work, size, lengths) if parts else 0
     x = problem.x0
-    at = {dry_run.reached[0]: x}
-    carry = problem.solver.start(problem.term, dry_run.reached[0], x)
-    advance = [_advance(problem, t, end - t) for t, end in pairwise(dry_run.ends)]
+    at = {reached[0]: x}
+    carry = problem.solver.start(problem.term, reached[0], x)
+    advance = [_advance(problem, t, end - t) for t, end in pairwise(ends)]
     for begin, end in parts:
         x, carry = run(advance[index[begin] : index[end]], (x, carry), states)
         at[end] = x
-    return Result(
-        [at[t] for t in dry_run.reached], x, dry_run.ends[-1], dry_run.stats, dry_run.status
-    )
+    return Result([at[t] for t in reached], x, ends[-1], stats, status)
 
 
-def _dry_run(problem: Problem) -> _DryRun:
+def _dry_run(problem: Problem) -> tuple[Stats, Status, list[float], list[float], int, int]:
+    """What a solve without a graph tells, its states let go.
+
+    Its work and status; the output times reached; the ends of the steps that count, the first of
+    them the initial time; bytes of the largest state between steps, which a method with a history
+    makes grow; and bytes that the backward of a step takes.
+    """
     ends: list[float] = []
     steps: list[tuple[Take, State]] = []  # the first, and that from the largest state if another
-
-    def keep(t: float, x: Tensor, tau: float) -> None:
-        ends.append(t)
 
     def take(step: Take, x: Tensor, carry: Carry) -> Any:
         if not steps or state_bytes((x, carry)) > state_bytes(steps[-1][1]):
             steps[1:] = [(step, (x, carry))]
         return step(x, carry)
 
+    callbacks = Callbacks(accept=lambda t, x, tau: ends.append(t))
     with torch.no_grad():
-        result = problem.solve(take, callbacks=Callbacks(accept=keep))
+        result = problem.solve(take, callbacks=callbacks)
     size = max((state_bytes(state) for _, state in steps), default=0)
     # While a step is differentiated its result, its gradients in and out, the state that runs on
     # to it, and what the operators work with are there as well.
     work = max((kept_bytes(*step) for step in steps), default=0) + _WORK_STATES * size
     reached = problem.stops[: len(result.found)]
-    return _DryRun(result.stats, result.status, reached, [*ends, result.t], size, work)
+    return result.stats, result.status, reached, [*ends, result.t], size, work
 
 
 def _advance(problem: Problem, t: float, tau: float) -> Advance:

@@ -17,7 +17,6 @@ from grand_fast.solvers.term import Add, Scale
 
 Product = Callable[[Tensor, Scale, Add], Tensor]  # (y, scale, add) → scale · A y + Σ c z
 LinearSolver = Literal["auto", "fixed_point", "bicgstab"]
-LINEAR_SOLVERS: tuple[LinearSolver, ...] = ("auto", "fixed_point", "bicgstab")
 # Up to this stiffness the fixed point takes no more products than BiCGSTAB, and no dot products.
 _FIXED_POINT_UP_TO = 2.0
 _log = logging.getLogger("grand_fast")
@@ -43,7 +42,7 @@ class LinearSystem:
 
     @cached_property
     def stiffness(self) -> float:
-        """The largest `s`."""
+        """The largest `s` of all channels; of a tensor it is read from the device, once."""
         return float(self.s.max()) if isinstance(self.s, Tensor) else self.s
 
     def iterate(self, y: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class ExplicitRungeKutta(AbstractSolver):
         self._stages = tableau.in_stage_values()
 
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
-        """One `axpy` a stage."""
+        """One evaluation of `f` a stage, by the term's `axpy`; nothing is carried on."""
         return Step(self._climb(term, t, tau, [x]))
 
     def step_from(

@@ -1,7 +1,7 @@
 """Semi-implicit Euler, the paper's equation 8: stable for every step, of order 1."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -9,14 +9,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from grand_fast.ops.backends import is_batched
+from grand_fast.ops.checks import check_choice
 from grand_fast.ops.one_by_one import one_by_one
-from grand_fast.solvers.methods.linear_systems import (
-    LINEAR_SOLVERS,
-    LinearSolver,
-    LinearSystem,
-    Product,
-    solve,
-)
+from grand_fast.solvers.checks import check_share
+from grand_fast.solvers.methods.linear_systems import LinearSolver, LinearSystem, Product, solve
 from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
 from grand_fast.solvers.term import (
     AbstractLinearTerm,
@@ -49,10 +45,7 @@ class SemiImplicitEuler(AbstractSolver):
     wants_matrix = True
 
     def __init__(
-        self,
-        iterations: int | None = None,
-        tol: float = 1e-6,
-        linear_solver: LinearSolver = "auto",
+        self, iterations: int | None = None, tol: float = 1e-6, linear_solver: LinearSolver = "auto"
     ) -> None:
         if iterations is not None and (
             isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1
@@ -60,13 +53,9 @@ class SemiImplicitEuler(AbstractSolver):
             raise ValueError(
                 f"SemiImplicitEuler: `iterations` must be an int of at least 1, got {iterations!r}."
             )
-        if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < 1:
-            raise ValueError(f"SemiImplicitEuler: `tol` must be between 0 and 1, got {tol!r}.")
-        if linear_solver not in LINEAR_SOLVERS:
-            known = ", ".join(LINEAR_SOLVERS)
-            raise ValueError(
-                f"SemiImplicitEuler: `linear_solver` must be one of {known}, got {linear_solver!r}."
-            )
+        check_share("SemiImplicitEuler", "tol", tol)
+        known = get_args(LinearSolver)
+        check_choice("SemiImplicitEuler", "linear_solver", linear_solver, known=known)
         if iterations is not None and linear_solver == "bicgstab":
             raise ValueError(
                 "SemiImplicitEuler: `iterations` must come with the fixed point, got 'bicgstab'. "
@@ -84,7 +73,10 @@ class SemiImplicitEuler(AbstractSolver):
                 y = system.iterate(y)
             return Step(y)
         with torch.no_grad():
-            s = _checked(_as_number(tau * frozen.alpha))
+            s = tau * frozen.alpha
+            if isinstance(s, Tensor) and s.numel() == 1:
+                s = float(s)  # products then add in the same pass
+            s = _checked(s)
         if not isinstance(s, Tensor) and not math.isfinite(s):
             return Step(x * s)  # which is not finite either
         with torch.no_grad():
@@ -109,11 +101,6 @@ def _system(frozen: AbstractLinearTerm, x: Tensor, tau: float, s: Scale) -> Line
     if isinstance(s, Tensor):
         return LinearSystem(frozen.product, s, (1.0, (x / (1 + s)).to(x.dtype)))
     return LinearSystem(frozen.product, s, (1 / (1 + s), x))
-
-
-def _as_number(s: Scale) -> Scale:
-    """A tensor of one element as a float: products then add in the same pass. Reads it."""
-    return float(s) if isinstance(s, Tensor) and s.numel() == 1 else s
 
 
 def _checked(s: Scale) -> Scale:

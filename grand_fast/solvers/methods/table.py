@@ -6,19 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grand_fast.solvers.methods import tableaux
 from grand_fast.solvers.methods.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedPair, EmbeddedRungeKutta
 from grand_fast.solvers.methods.runge_kutta import ButcherTableau, ExplicitRungeKutta
 from grand_fast.solvers.methods.semi_implicit_euler import SemiImplicitEuler
-from grand_fast.solvers.methods.tableaux import (
-    BOGACKI_SHAMPINE,
-    CLASSIC,
-    DORMAND_PRINCE,
-    EULER,
-    HEUN,
-    MIDPOINT,
-    THREE_EIGHTHS,
-)
 from grand_fast.solvers.methods.uniformisation import Uniformisation
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.tolerances import attainable, attainable_by_slopes, is_narrow
@@ -41,13 +33,13 @@ def _pair(pair: EmbeddedPair) -> Make:
 
 
 METHODS: dict[str, Make] = {
-    "euler": _fixed(EULER),
-    "midpoint": _fixed(MIDPOINT),
-    "rk4": _fixed(THREE_EIGHTHS),
-    "rk4_classic": _fixed(CLASSIC),
-    "dopri5": _pair(DORMAND_PRINCE),
-    "bosh3": _pair(BOGACKI_SHAMPINE),
-    "adaptive_heun": _pair(HEUN),
+    "euler": _fixed(tableaux.EULER),
+    "midpoint": _fixed(tableaux.MIDPOINT),
+    "rk4": _fixed(tableaux.THREE_EIGHTHS),
+    "rk4_classic": _fixed(tableaux.CLASSIC),
+    "dopri5": _pair(tableaux.DORMAND_PRINCE),
+    "bosh3": _pair(tableaux.BOGACKI_SHAMPINE),
+    "adaptive_heun": _pair(tableaux.HEUN),
     "explicit_adams": lambda rtol, atol: ExplicitAdams(),
     "implicit_adams": lambda rtol, atol: ImplicitAdams(rtol=rtol, atol=atol),
     "semi_implicit_euler": lambda rtol, atol: SemiImplicitEuler(),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from grand_fast.solvers.checks import check_share
 from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
 from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm, Scale
 
@@ -42,10 +43,8 @@ class Uniformisation(AbstractSolver):
     is_exact = True
 
     def __init__(self, tol: float | None = None) -> None:
-        if tol is not None and (
-            isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < 1
-        ):
-            raise ValueError(f"Uniformisation: `tol` must be between 0 and 1, got {tol!r}.")
+        if tol is not None:
+            check_share("Uniformisation", "tol", tol)
         self.tol = tol
 
     def longest_step(self, term: AbstractTerm) -> float:
@@ -63,11 +62,8 @@ class Uniformisation(AbstractSolver):
             q, torch.finfo(x.dtype).eps if self.tol is None else self.tol
         )
         is_short = q < math.sqrt(torch.finfo(x.dtype).eps)
-        by_alpha = (
-            torch.is_grad_enabled()
-            and isinstance(linear.alpha, Tensor)
-            and linear.alpha.requires_grad
-        )
+        is_variable = isinstance(linear.alpha, Tensor) and linear.alpha.requires_grad
+        by_alpha = is_variable and torch.is_grad_enabled()
         factor, source = _source(linear, x, through_alpha=by_alpha and not is_short)
 
         def added(k: int) -> list[tuple[float, Tensor]]:

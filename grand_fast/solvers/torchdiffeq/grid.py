@@ -47,7 +47,7 @@ def grid_of(problem: Problem, step_size: Any, constructor: Any) -> "ListedGrid |
 
 
 class ListedGrid:
-    """Given points."""
+    """Points that are given one by one: the times themselves, or those of a constructor."""
 
     def __init__(self, points: Tensor) -> None:
         self._points: list[float] = points.tolist()

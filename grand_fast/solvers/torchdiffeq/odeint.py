@@ -10,7 +10,7 @@ from torch import Tensor
 from grand_fast.solvers.half_precision import are_too_many
 from grand_fast.solvers.tolerances import attainable_by_slopes, default_tolerances, is_narrow
 from grand_fast.solvers.torchdiffeq import package
-from grand_fast.solvers.torchdiffeq.problem import State, pose, split
+from grand_fast.solvers.torchdiffeq.problem import State, Tolerance, pose, split
 from grand_fast.solvers.torchdiffeq.solves import (
     IMPLICIT,
     PAIRS,
@@ -25,8 +25,8 @@ def odeint(
     y0: State,
     t: Tensor,
     *,
-    rtol: float | Tensor | tuple[float, ...] | None = None,
-    atol: float | Tensor | tuple[float, ...] | None = None,
+    rtol: Tolerance | None = None,
+    atol: Tolerance | None = None,
     method: str | None = None,
     options: Mapping[str, object] | None = None,
     event_fn: Callable[..., Tensor] | None = None,
@@ -74,8 +74,8 @@ def odeint_as(
     y0: State,
     t: Tensor,
     *,
-    rtol: float | Tensor | tuple[float, ...] | None,
-    atol: float | Tensor | tuple[float, ...] | None,
+    rtol: Tolerance | None,
+    atol: Tolerance | None,
     method: str | None,
     options: Mapping[str, object] | None,
     event_fn: Callable[..., Tensor] | None = None,
@@ -127,10 +127,8 @@ def _steps(t: Tensor, options: Mapping[str, Any]) -> float:
 
 
 def with_defaults(
-    rtol: float | Tensor | tuple[float, ...] | None,
-    atol: float | Tensor | tuple[float, ...] | None,
-    y0: State,
-) -> tuple[float | Tensor | tuple[float, ...], float | Tensor | tuple[float, ...]]:
+    rtol: Tolerance | None, atol: Tolerance | None, y0: State
+) -> tuple[Tolerance, Tolerance]:
     """torchdiffeq's tolerances for None, or those of half types where the state has one."""
     defaults = default_tolerances(torch.float64)
     parts = y0 if isinstance(y0, tuple) else (y0,)

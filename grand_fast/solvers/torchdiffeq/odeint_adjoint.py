@@ -23,6 +23,7 @@ from grand_fast.solvers.torchdiffeq.problem import (
     Func,
     State,
     TensorField,
+    Tolerance,
     flat_norm,
     joined,
     mixed_norm,
@@ -30,7 +31,6 @@ from grand_fast.solvers.torchdiffeq.problem import (
 )
 
 _NAME = "odeint_adjoint"
-Tolerance = float | Tensor | tuple[float, ...]
 
 
 def odeint_adjoint(

@@ -16,6 +16,7 @@ from grand_fast.solvers.time_loop import Callback, Callbacks
 
 State = Tensor | tuple[Tensor, ...]
 Func = Callable[..., Any]
+Tolerance = float | Tensor | tuple[float, ...]
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 

@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS
+from grand_fast.solvers.methods import tableaux
 from grand_fast.solvers.methods.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
 from grand_fast.solvers.methods.table import METHODS
-from grand_fast.solvers.methods.tableaux import (
-    BOGACKI_SHAMPINE_OF_TORCHDIFFEQ,
-    DORMAND_PRINCE,
-    HEUN,
-)
 from grand_fast.solvers.solution import Status
 from grand_fast.solvers.solver import AbstractSolver, combine
 from grand_fast.solvers.step_control import AbstractStepControl, AdaptiveSteps, FixedSteps, rms_norm
@@ -25,9 +21,9 @@ from grand_fast.solvers.torchdiffeq.grid import grid_of
 from grand_fast.solvers.torchdiffeq.problem import CALLBACKS, Problem
 
 PAIRS = {
-    "dopri5": DORMAND_PRINCE,
-    "bosh3": BOGACKI_SHAMPINE_OF_TORCHDIFFEQ,
-    "adaptive_heun": HEUN,
+    "dopri5": tableaux.DORMAND_PRINCE,
+    "bosh3": tableaux.BOGACKI_SHAMPINE_OF_TORCHDIFFEQ,
+    "adaptive_heun": tableaux.HEUN,
 }
 RUNGE_KUTTA = ("euler", "midpoint", "rk4")
 IMPLICIT = ("implicit_adams", "fixed_adams")
@@ -68,16 +64,11 @@ def solve_by_error(
             norm=norm or rms_norm,
         )  # fmt: skip
     control = _StepsPerOutput(
-        times[0],
-        float(first),
-        order=solver.order,
-        ends=False,
+        times[0], float(first), order=solver.order, ends=False,
         min_step=float(options.get("min_step", 0.0)),
-        max_step=float(options.get("max_step", math.inf)),
-        safety=float(options.get("safety", 0.9)),
-        grow=float(options.get("ifactor", 10.0)),
-        shrink=float(options.get("dfactor", 0.2)),
-    )
+        max_step=float(options.get("max_step", math.inf)), safety=float(options.get("safety", 0.9)),
+        grow=float(options.get("ifactor", 10.0)), shrink=float(options.get("dfactor", 0.2)),
+    )  # fmt: skip
     control.per_output = int(options.get("max_num_steps", control.per_output))
     callbacks = problem.callbacks(method, CALLBACKS, torch.float64)
     found, _ = run_steps(
@@ -139,12 +130,8 @@ def solve_on_a_grid(
 
 
 def _solver(
-    operator: str,
-    method: str,
-    options: dict[str, Any],
-    rtol: float | Tensor,
-    atol: float | Tensor,
-) -> AbstractSolver:
+    operator: str, method: str, options: dict[str, Any], rtol: float | Tensor, atol: float | Tensor,
+) -> AbstractSolver:  # fmt: skip
     if method in RUNGE_KUTTA:
         return METHODS[method](0.0, 0.0)
     order = int(options.get("max_order", 12))

@@ -5,8 +5,6 @@ hand, with validation and test accuracy in view; from them come the tables of `b
 `released/` holds what the paper's released code tuned for some of them, unchanged.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import tomllib
