@@ -43,3 +43,15 @@ def edge_rows(csr: Csr) -> Tensor:
     n = csr.rowptr.numel() - 1
     rows = torch.arange(n, device=csr.rowptr.device)
     return torch.repeat_interleave(rows, csr.rowptr.diff(), output_size=csr.col.numel())
+
+
+def in_view(table: Tensor, csr: Csr) -> Tensor:
+    """`table [E, …]`, in slots of `A` → in those of the view, where a row's edges lie together."""
+    return table if csr.slot is None else table.index_select(0, csr.slot)
+
+
+def in_slots(table: Tensor, csr: Csr) -> Tensor:
+    """`in_view` undone."""
+    if csr.slot is None:
+        return table
+    return torch.empty_like(table).index_copy_(0, csr.slot.to(table.device, torch.int64), table)

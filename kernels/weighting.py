@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from grand_fast.kernels.csr import Csr
+
 
 @dataclass(frozen=True)
 class Weighting:
@@ -38,6 +40,13 @@ class Weighting:
     slope: float = 0.0
     normalizer: Literal["softmax", "squareplus"] = "softmax"
     normalize: Literal["receiver", "sender"] = "receiver"
+
+    def groups(self, csr: Csr, csr_t: Csr | None) -> Csr:
+        """The view whose rows are the groups."""
+        if self.normalize == "receiver":
+            return csr
+        assert csr_t is not None
+        return csr_t
 
 
 def scaled_dot(d_k: int) -> Weighting:

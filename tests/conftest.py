@@ -16,6 +16,8 @@ install_import_hook(
         "grand_fast.kernels.attention_diffusion.reference",
         "grand_fast.kernels.csr_diffusion.reference",
         "grand_fast.kernels.edge_attention.reference",
+        "grand_fast.kernels.edge_softmax.reference",
+        "grand_fast.kernels.spmm.reference",
         "grand_fast.kernels.stage_update.reference",
     ],
     "beartype.beartype",

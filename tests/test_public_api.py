@@ -9,9 +9,10 @@ import grand_fast as gf
 
 SURFACE = {
     gf: {"Graph", "Solution", "Solve", "Stats", "Status", "__version__", "backend", "compat",
-         "diffusion_rewiring", "integrate", "nn", "odeint", "odeint_adjoint", "ops"},
+         "diffusion_rewiring", "graph_of", "integrate", "nn", "odeint", "odeint_adjoint", "ops"},
     gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "csr_diffusion", "edge_attention",
-             "error_ratio", "projected_attention_diffusion", "stage_update"},
+             "edge_softmax", "error_ratio", "projected_attention_diffusion", "spmm",
+             "stage_update"},
     gf.compat: {"Patch", "Report", "patch", "stand_ins"},
     gf.nn: {"GRAND", "Attention", "AttentionDiffusion", "GRANDConv"},
 }  # fmt: skip
@@ -36,8 +37,9 @@ def documented(function):
 FUNCTIONS = [
     gf.ops.attention_diffusion, gf.ops.csr_diffusion, gf.ops.edge_attention,
     gf.ops.projected_attention_diffusion, gf.ops.stage_update, gf.ops.error_ratio, gf.integrate,
-    gf.odeint, gf.odeint_adjoint, gf.Graph.from_edge_index, gf.Graph.keep_edges, gf.Graph.reorder,
-    gf.diffusion_rewiring, gf.compat.patch,
+    gf.ops.spmm, gf.ops.edge_softmax, gf.odeint, gf.odeint_adjoint, gf.Graph.from_edge_index,
+    gf.Graph.keep_edges, gf.Graph.reorder, gf.diffusion_rewiring, gf.graph_of,
+    gf.compat.patch,
 ]  # fmt: skip
 OTHERS = [
     gf.backend, gf.ops.ExpKernel, gf.ops.GAT, gf.nn.GRAND, gf.nn.GRAND.trajectory, gf.nn.GRANDConv,

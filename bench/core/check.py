@@ -38,6 +38,7 @@ def expected(problem: Problem) -> dict[str, Tensor]:
     if not problem.gathers:
         out = problem.reference(problem.graph.csr(), core)
         return named(problem, out.detach(), torch.autograd.grad(out, inputs, d_out))
+    subtracts = problem.is_field and not problem.edge_output
     out = torch.zeros_like(d_out)
     sums = [torch.zeros_like(t) for t in core]
     for csr, nodes, edges in _row_blocks(problem.graph):
@@ -45,13 +46,13 @@ def expected(problem: Problem) -> dict[str, Tensor]:
         block = [t.detach()[w].requires_grad_() for t, w in zip(core, where, strict=True)]
         part = problem.reference(csr, block)
         rows = edges if problem.edge_output else nodes
-        if not problem.edge_output:
+        if subtracts:
             part = part + block[0]  # leaves A x: −x is due once for all blocks
         out[rows] += part.detach()
         grads = torch.autograd.grad(part, block, d_out[rows])
         for total, grad, w in zip(sums, grads, where, strict=True):
             total[w] += grad
-    if not problem.edge_output:
+    if subtracts:
         out -= core[0].detach()
         sums[0] -= d_out
     return named(problem, out, torch.autograd.grad(core, inputs, sums))

@@ -17,6 +17,8 @@ GATHERED = {
     "attention_diffusion": ("x", "k"),
     "csr_diffusion": ("x",),
     "edge_attention": ("k",),
+    "edge_softmax": (),
+    "spmm": ("x",),
     "stage_update": (),
 }
 

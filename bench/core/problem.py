@@ -84,9 +84,9 @@ class Problem(Differentiated):
     """What every competitor gets, and what its result must be.
 
     `core` maps the inputs to those of `reference` (projections): first those with a row per node,
-    then those with an entry per edge. The output of a diffusion operator has a row per node and is
-    `A x − x`; with `edge_output` it has one per edge. Without `gathers` the graph gives no more
-    than the size.
+    then those with an entry per edge. The output has a row per node and is `A x − x`, or without
+    `is_field` `A x`; with `edge_output` it has one per edge. Without `gathers` the graph gives no
+    more than the size.
     """
 
     op: str
@@ -95,6 +95,7 @@ class Problem(Differentiated):
     cost: Cost
     core: Callable[..., tuple[Tensor, ...]]
     reference: Callable[[Csr, Sequence[Tensor]], Tensor]
+    is_field: bool = True
     edge_output: bool = False
     gathers: bool = True
 

@@ -39,6 +39,8 @@ from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
+    bench_spmm,
     bench_stage_update,
 )
 from bench.peers.dgl import PEERS as DGL_PEERS
@@ -49,6 +51,8 @@ MODULES: tuple[ModuleType, ...] = (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
+    bench_spmm,
     bench_stage_update,
 )
 # What a peer is called where it runs by another library than on a CPU.

@@ -65,6 +65,9 @@ OPERATORS = (
     Operator("projected_attention_diffusion", _PROJECTED, _projected, takes_heads=True),
     Operator("projected_attention_diffusion, one head", _PROJECTED, partial(_projected, heads=1)),
     Operator("error_ratio", {name: "nd" for name in ("x", "y", "f0", "f1", "f2")}, _error_ratio),
+    Operator("edge_softmax", {"scores": "eh"}, ops.edge_softmax),
+    Operator("spmm", {"x": "nhk", "values": "eh"}, ops.spmm),
+    Operator("spmm, shared x", {"x": "nd", "values": "eh"}, ops.spmm),
 )
 
 

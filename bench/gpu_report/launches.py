@@ -18,8 +18,10 @@ from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.edge_attention import gpu as edge_attention
+from grand_fast.kernels.edge_softmax import gpu as edge_softmax
 from grand_fast.kernels.error_ratio import gpu as error_ratio
 from grand_fast.kernels.gpu import pieces
+from grand_fast.kernels.spmm import gpu as spmm
 from grand_fast.kernels.stage_update import gpu as stage_update
 from grand_fast.kernels.weighting import Weighting
 
@@ -82,6 +84,7 @@ def inputs(
 def calls(g: Inputs) -> dict[str, Callable[[], Any]]:
     """The launchers of each operator's forward and backward, without a source, by pass."""
     stage = [g.x] * len(_STAGE)
+    softmax: dict[str, Any] = {"weighting": Weighting(1.0), **g.views}
     every = {
         "attention_diffusion forward": lambda: attention_diffusion.attention_diffusion_fwd(
             g.x, g.q, g.k, **g.plain
@@ -105,6 +108,14 @@ def calls(g: Inputs) -> dict[str, Callable[[], Any]]:
         ),
         "edge_attention backward": lambda: edge_attention.edge_attention_bwd(
             g.da, g.q, g.k, norm=g.norm, **g.views
+        ),
+        "edge_softmax forward": lambda: edge_softmax.edge_softmax_fwd(g.da, **softmax),
+        "edge_softmax backward": lambda: edge_softmax.edge_softmax_bwd(
+            g.da, g.da, norm=g.norm, **softmax
+        ),
+        "spmm forward": lambda: spmm.spmm_fwd(g.q, g.da, csr=g.csr),
+        "spmm backward": lambda: spmm.spmm_bwd(
+            g.q, g.k, g.da, **g.views, needs_dx=True, needs_da=True
         ),
         "stage_update forward": lambda: stage_update.stage_update_fwd(stage, _STAGE),
         "stage_update backward": lambda: stage_update.stage_update_bwd(g.x, _STAGE),
@@ -142,6 +153,9 @@ def every_launch(
         )
         edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=True, csr=g.csr)
         edge_attention.edge_attention_bwd(g.a, g.q, g.k, norm=g.norm, **g.views)
+        spmm.spmm_fwd(g.x[:, None], g.da, csr=g.csr)
+        dy = g.x.new_empty(graph.num_nodes, shape.heads, shape.channels)
+        spmm.spmm_bwd(dy, g.x[:, None], g.da, **g.views, needs_dx=True, needs_da=True)
         attention_diffusion.attention_diffusion_fwd(g.x, g.q, g.k, **source)
         for needs_dqk, needs_dalpha in ((False, False), (False, True), (True, True)):
             attention_diffusion.attention_diffusion_bwd(
@@ -179,6 +193,9 @@ def family(
             attention_diffusion.attention_diffusion_bwd(
                 g.x, g.x, q, k=k, alpha=g.alpha, **back, needs_dqk=True, needs_dalpha=False
             )
+            given = {name: of[name] for name in ("weighting", "top", "csr", "csr_t")}
+            edge_softmax.edge_softmax_fwd(g.da, **given)
+            edge_softmax.edge_softmax_bwd(g.da, g.da, norm=g.norm, **given)
             for mean_heads in (False, True):
                 edge_attention.edge_attention_fwd(q, k, **of, mean_heads=mean_heads)
             edge_attention.edge_attention_bwd(g.da, q, k, **back)

@@ -42,6 +42,8 @@ GATHERED: Mapping[str, Sequence[tuple[str, ...]]] = {
     "_attention_bwd_dk_kernel": (("q", "df", "norm"),),
     "_csr_diffusion_fwd_kernel": (("x",),),
     "_csr_diffusion_bwd_da_kernel": (("x",),),
+    "_spmm_fwd_kernel": (("x",),),
+    "_spmm_bwd_da_kernel": (("x",),),
     "_edge_attention_fwd_norm_kernel": (("k",),),
     "_edge_attention_fwd_kernel": (("k",), ("k",)),
 }

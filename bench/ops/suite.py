@@ -15,6 +15,8 @@ from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
+    bench_spmm,
     bench_stage_update,
     memory,
     passes,
@@ -69,7 +71,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
     if options.all:
         scaling.require_memory(options)
     problems = [(bench_attention_diffusion, shape) for shape in shapes]
-    problems += [(m, shapes[0]) for m in (bench_csr_diffusion, bench_edge_attention)]
+    others = (bench_csr_diffusion, bench_edge_attention, bench_edge_softmax, bench_spmm)
+    problems += [(module, shapes[0]) for module in others]
     problems.append((bench_stage_update, shapes[0]))
     rounds = options.rounds or (3 if options.quick else 9)
     weighed = shapes if options.all else shapes[: 0 if options.quick else 1]

@@ -12,7 +12,9 @@ from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
     bench_error_ratio,
+    bench_spmm,
     bench_stage_update,
 )
 from grand_fast import Graph
@@ -22,6 +24,8 @@ MODULES = {
     "csr_diffusion": bench_csr_diffusion,
     "edge_attention": bench_edge_attention,
     "error_ratio": bench_error_ratio,
+    "edge_softmax": bench_edge_softmax,
+    "spmm": bench_spmm,
     "stage_update": bench_stage_update,
 }
 CASES = [

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from grand_fast.graph.cached import cached_graph, fingerprint
+from grand_fast.graph.cached import cached_graph, fingerprint, graph_of
 from grand_fast.graph.graph import Graph
 
-__all__ = ["Graph", "cached_graph", "fingerprint"]
+__all__ = ["Graph", "cached_graph", "fingerprint", "graph_of"]
 
 
 def _flatten_with_keys(graph: Graph) -> tuple[list[Any], Any]:

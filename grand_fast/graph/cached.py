@@ -2,29 +2,54 @@
 
 from functools import lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.graph.checks import check_weight
-from grand_fast.graph.edge_index import stored
+from grand_fast.graph.edge_index import Flow, stored
 from grand_fast.graph.graph import Graph
 
-_KEPT = 4  # graphs of one tensor, of as many numbers of nodes
+_KEPT = 4  # views of one tensor, and graphs of one view: for numbers of nodes, and directions
 
 _COLUMNS = 1 << 12  # random numbers that a pass over the ids reads again and again: 32 KiB
 
 
 class _Known(NamedTuple):
     edges: tuple[int, ...]  # how many ids, and their fingerprint
-    graphs: dict[int, Graph]  # without weights, by the number of nodes; used last comes last
+    graphs: dict[tuple[int, Flow], Graph]  # without weights; used last comes last
 
 
-def cached_graph(given: Any, num_nodes: int) -> Graph:
-    """A `Graph` itself; of any other form of edges, source to target, their graph.
+def graph_of(edge_index: Any, num_nodes: int, *, flow: Flow = "source_to_target") -> Graph:
+    """The graph of an edge index, built once and then kept as long as its memory lives.
+
+    For code that is handed an edge index in each call, and cannot hold a `Graph` itself. Never
+    stale: a fingerprint of the edges is taken in each call, and whatever changed them is seen, also
+    what no version counter counts: writes through `.data`, through an array of NumPy, in inference
+    mode. That is a pass over the ids, 1 % of building the graph; on a GPU the host waits for it.
+
+    Args:
+        edge_index: integer tensor `[2, E]`, or anything else that `Graph.from_edge_index` takes. It
+            is known by its memory and its place there, so that a view may be made anew in each
+            call: `edges[:, :k]`, `pairs.t()`, `edges.detach()`. A `Graph` is returned as it is.
+        num_nodes: `N`.
+        flow: as in PyG and `Graph.from_edge_index`: who sends, row 0 or row 1.
+
+    Returns:
+        The graph that `Graph.from_edge_index` makes of these edges; of a matrix with its values.
+
+    Raises:
+        TypeError, ValueError: as `Graph.from_edge_index`.
+    """
+    return cached_graph(edge_index, num_nodes, flow)
+
+
+def cached_graph(given: Any, num_nodes: int, flow: Flow = "source_to_target") -> Graph:
+    """A `Graph` itself; of any other form of edges their graph.
 
     That of a tensor is kept while the tensor lives and holds the same edges in the same order,
     which a fingerprint of them tells on each call: version counters miss what is written through
@@ -35,25 +60,40 @@ def cached_graph(given: Any, num_nodes: int) -> Graph:
     if isinstance(given, Graph):
         return given
     if not isinstance(given, Tensor) or given.is_meta:
-        return Graph.from_edge_index(given, num_nodes)
+        return Graph.from_edge_index(given, num_nodes, flow=flow)
     ids, weight = stored(given)
-    known: _Known | None = _graphs.get(given)  # type: ignore[no-untyped-call]
+    views, place = _views_of(given)
+    known = views.pop(place, None)
     # A CUDA graph under capture can read nothing, and will replay on these edges whatever comes
     can_read = not (given.is_cuda and torch.cuda.is_current_stream_capturing())
     if known is None or can_read:
         edges = *(t.numel() for t in ids), int(fingerprint(*ids))
         if known is None or known.edges != edges:
-            known = _graphs[given] = _Known(edges, {})
-    graph = known.graphs.pop(num_nodes, None)
+            known = _Known(edges, {})
+    _keep(views, place, known)
+    graph = known.graphs.pop((num_nodes, flow), None)
     if graph is None:
-        graph = Graph.from_edge_index(given, num_nodes).with_edge_weight(None)
-        if len(known.graphs) == _KEPT:
-            del known.graphs[next(iter(known.graphs))]
-    known.graphs[num_nodes] = graph
+        graph = Graph.from_edge_index(given, num_nodes, flow=flow).with_edge_weight(None)
+    _keep(known.graphs, (num_nodes, flow), graph)
     if weight is None:
         return graph
     check_weight(weight, graph.col, validate=can_read)
     return graph.with_edge_weight(weight)
+
+
+def _views_of(given: Tensor) -> tuple[dict[Any, _Known], Any]:
+    """What is known of views of the same memory, and where in it this one lies."""
+    if type(given) is not Tensor or given.layout is not torch.strided:
+        return _graphs.setdefault(given, {}), None  # type: ignore[no-untyped-call]
+    place = given.dtype, given.storage_offset(), given.shape, given.stride()
+    return _of_memory.setdefault(given.untyped_storage(), {}), place
+
+
+def _keep(table: dict[Any, Any], key: Any, value: Any) -> None:
+    """Enter what is used last, in place of what was used longest ago."""
+    if len(table) == _KEPT:
+        del table[next(iter(table))]
+    table[key] = value
 
 
 def fingerprint(*arrays: Tensor) -> Tensor:
@@ -89,4 +129,5 @@ def _odd(n: int, seed: int) -> NDArray[np.int64]:
     return 2 * numbers + 1
 
 
-_graphs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_of_memory: WeakKeyDictionary[UntypedStorage, dict[Any, _Known]] = WeakKeyDictionary()
+_graphs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of matrices and subclasses

@@ -56,8 +56,10 @@ def channel_blocks(d: int, lanes: int) -> list[list[Chunk]]:
 
 def block_of(table: Matrix, block: list[Chunk]) -> tuple[Matrix, int]:
     """The columns of `table` that `block` covers, and their number: what to prefetch."""
-    start, last = block[0].start, block[-1]
-    return Matrix(table.first.at(start), table.stride), last.start + last.lanes - start
+    start = min(c.start for c in block)
+    return Matrix(table.first.at(start), table.stride), max(
+        c.start + c.lanes for c in block
+    ) - start
 
 
 def ahead(k: Kernel, e: Int) -> Int:

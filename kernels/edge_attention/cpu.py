@@ -26,10 +26,9 @@ from grand_fast.kernels.cpu.attention.normalizer import (
     forward_rows,
     row_weights,
 )
-from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer
-from grand_fast.kernels.cpu.language import Int, Vec
+from grand_fast.kernels.cpu.attention.scores import RowBuffer
 from grand_fast.kernels.cpu.memory import empty
-from grand_fast.kernels.cpu.rows import Compiled, Row, each_row, scratch_size
+from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting, scaled_dot
 
@@ -53,22 +52,13 @@ def _edge_attention_fwd_kernel(
             normaliser = row_weights(view, group, row, buffer, known=known)
             with k.loop(row.begin, row.end, group.edges) as e:
                 a = buffer.at(e).load() * normaliser
+                n = (row.end - e).minimum(group.edges)
                 if mean_heads:
-                    n = (row.end - e).minimum(group.edges)
                     mean = group.over_heads(a * group.of_heads(1.0 / h))
                     group.add_edges(k.vector("a").at(e + row.shift), mean, n)
                 else:
-                    _store_heads(group, row, e, a, h)
+                    group.store_slots(k.vector("a"), e + row.shift, n, h, a)
     return Compiled(k)
-
-
-def _store_heads(group: HeadGroup, row: Row, e: Int, a: Vec, h: int) -> None:
-    """The block's weights, without the lanes that only fill up the width → `a [E, H]`."""
-    k = group.kernel
-    n = (row.end - e).minimum(group.edges)
-    used = [z * group.width + i for z in range(group.edges) for i in range(group.count)]
-    packed = a.shuffle(used + [0] * (k.lanes - len(used)))
-    k.vector("a").at((e + row.shift) * h + group.first).store_first(packed, n * group.count)
 
 
 def edge_attention_top(

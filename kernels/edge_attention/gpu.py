@@ -50,10 +50,10 @@ from grand_fast.kernels.gpu.sizes import score_sizes
 from grand_fast.kernels.gpu.tiles import (
     edge_offsets,
     gather_rows,
-    heads_of,
     load_columns,
     load_piece,
     load_row,
+    store_per_head,
     turn_columns,
 )
 from grand_fast.kernels.weighting import AttentionGradients, Upstream, Weighting
@@ -105,11 +105,8 @@ def _edge_attention_fwd_kernel(
             mean = (mean / sizes.H).to(a_ptr.dtype.element_ty)
             tl.store(a_ptr + slot, mean, mask=mask_e)
         else:
-            at = a_ptr + beg * sizes.H + (e + offs_e)[:, :, None] * sizes.H
-            for g in tl.static_range(sizes.N_H):
-                offs_h, mask_h = heads_of(g, sizes)
-                mask = mask_e[:, :, None] & mask_h
-                tl.store(at + offs_h, a[g].to(a_ptr.dtype.element_ty), mask=mask)
+            rows = a_ptr + beg * sizes.H + (e + offs_e)[:, :, None] * sizes.H
+            store_per_head(rows, a, mask_e, sizes)
 
 
 @launcher

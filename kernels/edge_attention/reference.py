@@ -52,6 +52,30 @@ def edge_attention_top(
     return top.scatter_reduce(0, row[:, None].expand_as(s), s, "amax")
 
 
+def normalised(
+    s: Float[Tensor, "E H"],
+    group: Tensor,
+    n: int,
+    *,
+    weighting: Weighting,
+    top: Float[Tensor, ""] | None,
+) -> tuple[Float[Tensor, "E H"], Float[Tensor, "n 2 H"]]:
+    """`p(s) / Σ p(s)` over the edges of each of `n` groups, and `norm`."""
+    shape = n, s.shape[1]
+    if weighting.normalizer == "softmax":
+        # The maximum only keeps exp in range: it cancels, so it carries no gradient.
+        shift = torch.full(shape, -math.inf, dtype=s.dtype, device=s.device)
+        shift = shift.scatter_reduce(0, group[:, None].expand_as(s), s.detach(), "amax")
+        p = torch.exp(s - shift[group])
+    else:
+        assert top is not None
+        v = s - top.to(s.dtype)
+        p = 2 / (torch.sqrt(v * v + 4) - v)
+        shift = torch.zeros(shape, dtype=s.dtype, device=s.device)
+    total = torch.zeros(shape, dtype=s.dtype, device=s.device).index_add(0, group, p)
+    return p / total[group], torch.stack([shift, 1 / total], 1)
+
+
 def edge_attention_fwd(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
@@ -75,19 +99,7 @@ def edge_attention_fwd(
         q, k, weighting=weighting, edge_weight=edge_weight, receiver=row, sender=col
     )  # [E, H]
     group = row if weighting.normalize == "receiver" else col
-    if weighting.normalizer == "softmax":
-        # The maximum only keeps exp in range: it cancels, so it carries no gradient.
-        shift = torch.full((n, h), -math.inf, dtype=s.dtype, device=q.device)
-        shift = shift.scatter_reduce(0, group[:, None].expand_as(s), s.detach(), "amax")
-        p = torch.exp(s - shift[group])
-    else:
-        assert top is not None
-        v = s - top.to(s.dtype)
-        p = 2 / (torch.sqrt(v * v + 4) - v)
-        shift = torch.zeros((n, h), dtype=s.dtype, device=q.device)
-    total = torch.zeros((n, h), dtype=s.dtype, device=q.device).index_add(0, group, p)
-    a = p / total[group]
-    norm = torch.stack([shift, 1 / total], 1)
+    a, norm = normalised(s, group, n, weighting=weighting, top=top)
     return (a.mean(1) if mean_heads else a).to(q.dtype), norm
 
 

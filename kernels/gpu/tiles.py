@@ -83,7 +83,8 @@ def row_columns(
 ):
     """Offsets and mask of a chunk of a row of a kind, in words of `per` columns.
 
-    kind: "values", `d` columns as x has them, or "heads", as q and k do, laid out as padded heads.
+    kind: "values", `d` columns as x has them, or "heads", as q and k do, laid out as padded heads;
+    or "shared", d_k columns for each of these heads anew.
     """
     if kind == "values":
         return chunk_columns(chunk, sizes.d // per, sizes.BLOCK_D // per, sizes.VEC_D // per)
@@ -92,7 +93,10 @@ def row_columns(
         block_k: tl.constexpr = sizes.BLOCK_K // per
         c, mask = chunk_columns(chunk, sizes.H * d_k, sizes.BLOCK_A // per, sizes.VEC_A // per)
         offs = c
-        if d_k != block_k:
+        if kind == "shared":
+            offs = c % block_k
+            mask = (c // block_k < sizes.H) & (offs < d_k)
+        elif d_k != block_k:
             offs = (c // block_k) * d_k + c % block_k
             mask = (c // block_k < sizes.H) & (c % block_k < d_k)
         return offs, mask
@@ -151,6 +155,15 @@ def gather_per_head(rows, first: tl.constexpr, mask_e, other, sizes: tl.constexp
             offs_h += first
         numbers = numbers + (tl.load(rows + offs_h, mask=mask, other=other),)
     return numbers
+
+
+@triton.jit
+def store_per_head(rows, numbers, mask_e, sizes: tl.constexpr):
+    """Write numbers of every head, of `gather_per_head`'s shapes."""
+    for g in tl.static_range(sizes.N_H):
+        offs_h, mask_h = heads_of(g, sizes)
+        mask = mask_e[:, :, None] & mask_h
+        tl.store(rows + offs_h, numbers[g].to(rows.dtype.element_ty), mask=mask)
 
 
 @triton.jit

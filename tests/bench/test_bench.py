@@ -36,6 +36,8 @@ from bench.ops import (
     bench_attention_diffusion,
     bench_csr_diffusion,
     bench_edge_attention,
+    bench_edge_softmax,
+    bench_spmm,
     bench_stage_update,
     scaling,
 )
@@ -50,7 +52,14 @@ from tests.bench import _fresh_tasks
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape(10, 2, 6)
-MODULES = (bench_attention_diffusion, bench_csr_diffusion, bench_edge_attention, bench_stage_update)
+MODULES = (
+    bench_attention_diffusion,
+    bench_csr_diffusion,
+    bench_edge_attention,
+    bench_edge_softmax,
+    bench_spmm,
+    bench_stage_update,
+)
 
 
 def _slow_if_compiled(module: ModuleType, competitor: Competitor) -> list[pytest.MarkDecorator]:

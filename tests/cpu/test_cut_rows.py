@@ -13,7 +13,9 @@ from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
     edge_attention,
+    edge_softmax,
     projected_attention_diffusion,
+    spmm,
 )
 from tests.ops._problems import compare, normal
 
@@ -110,6 +112,19 @@ def edges(graph, *, q, k, a, backend, **options):
     return edge_attention(q, k, graph, edge_weight=a, backend=backend, **options)
 
 
+def products(graph, *, x, q, a, backend):
+    """By one matrix, by several of shared vectors, and head by head."""
+    by_head = torch.stack([a, a.square()], 1)
+    parts = [spmm(graph, v, t, backend=backend) for v, t in ((a, x), (by_head, x), (by_head, q))]
+    return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+def softmax(graph, *, q, backend, **options):
+    sender, receiver = graph.edge_index()
+    scores = q[sender, :, 0] + q[receiver, :, 1]
+    return edge_softmax(scores, graph, backend=backend, **options)
+
+
 STATE, QK = ("x", "alpha", "beta", "x0"), ("q", "k", "a")
 OTHERS = {"normalizer": "squareplus", "normalize": "sender"}
 CALLS = {
@@ -117,6 +132,9 @@ CALLS = {
     "attention_diffusion": (attention, STATE + QK),
     "attention_diffusion by sender": (partial(attention, **OTHERS), STATE + QK),
     "projected": (projected, ("x", "weight", "bias", "alpha")),
+    "spmm": (products, ("x", "q", "a")),
+    "edge_softmax": (softmax, ("q",)),
+    "edge_softmax by sender": (partial(softmax, **OTHERS), ("q",)),
     "edge_attention": (edges, QK),
     "edge_attention mean": (partial(edges, mean_heads=True), QK),
     "edge_attention by sender": (partial(edges, **OTHERS), QK),

@@ -11,7 +11,9 @@ from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
     edge_attention,
+    edge_softmax,
     projected_attention_diffusion,
+    spmm,
 )
 from grand_fast.testing import assert_close, random_edge_index
 
@@ -50,7 +52,20 @@ def mean_weights(graph, *, x, q, k, alpha, beta, x0, a):
     return edge_attention(q, k, graph, mean_heads=True)
 
 
-OPERATORS = pytest.mark.parametrize("call", [attention, given_weights, weights, mean_weights])
+def products(graph, x, q, a, **_):
+    by_head = torch.stack([a, a * a, 1 - a], 1)
+    parts = [spmm(graph, a, x), spmm(graph, by_head, x), spmm(graph, by_head, q)]
+    return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+def softmaxes(graph, a, **_):
+    scores = torch.stack([a, a * a, 1 - a], 1)
+    sides = ("receiver", "sender")
+    return torch.cat([edge_softmax(scores, graph, normalize=side) for side in sides], 1)
+
+
+CALLS = [attention, given_weights, weights, mean_weights, products, softmaxes]
+OPERATORS = pytest.mark.parametrize("call", CALLS)
 
 
 def results(call, graph, d=37, heads=3, d_k=5, dtype=torch.float32):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench.core.setting import Setting
 from bench.models import epoch as epochs
 from bench.paper import jobs
 from grand_fast.data import datasets
@@ -129,7 +130,7 @@ def test_the_released_code_gets_dense_features():
 @pytest.mark.parametrize("name", ["GCN", "GS-mean", "GRAND-nl"])
 def test_peers_get_dense_features(name, tmp_path, monkeypatch):
     own = sparse(bag_of_words())
-    here = jobs.Setting(own, Graph.from_edge_index(own.edge_index, N), own.public_split)
+    here = Setting(own, Graph.from_edge_index(own.edge_index, N), own.public_split)
     monkeypatch.setattr(jobs, "setting", lambda *_: here)
     preset = replace(SMALL, epochs=2)
     run = jobs.train(jobs.Job("rings", name, 0, preset), tmp_path)

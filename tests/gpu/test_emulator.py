@@ -25,11 +25,16 @@ from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.csr_diffusion import reference as csr_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.kernels.edge_attention import reference as edge_attention_reference
+from grand_fast.kernels.edge_softmax import gpu as edge_softmax
+from grand_fast.kernels.edge_softmax.reference import edge_softmax_fwd
 from grand_fast.kernels.error_ratio import gpu as error_ratio
 from grand_fast.kernels.error_ratio import reference as error_ratio_reference
 from grand_fast.kernels.gpu import diffusion, pieces
+from grand_fast.kernels.spmm import gpu as spmm
+from grand_fast.kernels.spmm.reference import spmm_fwd
 from grand_fast.kernels.stage_update import gpu as stage_update
 from grand_fast.kernels.stage_update.reference import stage_update_fwd
+from grand_fast.kernels.weighting import Weighting
 from grand_fast.testing import assert_close
 from tests.gpu.ptx.emulator import emulated
 
@@ -132,6 +137,52 @@ def test_edge_attention(shape, dtype, arch):
     )
     dq, dk = grad(a, list(leaves.values()), da.double())
     _check(got, {"a": a, "norm": norm, "dq": dq, "dk": dk})
+
+
+@pytest.mark.parametrize(
+    ("heads", "vectors", "d", "dtype"),
+    [(1, 1, 162, torch.float32), (4, 4, 32, torch.float32), (3, 3, 5, torch.bfloat16),
+     (2, 1, 64, torch.float32), (3, 1, 6, torch.bfloat16)],
+    ids=str,
+)  # fmt: skip
+def test_spmm(heads, vectors, d, dtype):
+    graph = make_graph()
+    csr, csr_t = cut_views(graph)
+    n, e = graph.num_nodes, graph.num_edges
+    shapes = ((n, vectors, d), (e, heads), (n, heads, d))
+    x, a, dy = (torch.randn(shape).to(dtype) for shape in shapes)
+    got = {}
+    with emulated("sm_90"):
+        got["y"] = spmm.spmm_fwd(x, a, csr=csr)
+        got["dx"], got["da"] = spmm.spmm_bwd(
+            dy, x, a, csr=csr, csr_t=csr_t, needs_dx=True, needs_da=True
+        )
+    leaves = _leaves(x=x, a=a)
+    y = spmm_fwd(**leaves, csr=graph.csr())
+    dx, da = grad(y, list(leaves.values()), dy.double())
+    _check(got, {"y": y, "dx": dx, "da": da})
+
+
+@pytest.mark.parametrize(
+    ("heads", "normalizer", "normalize", "dtype"),
+    [(1, "softmax", "sender", torch.float32), (3, "squareplus", "receiver", torch.float32),
+     (40, "softmax", "receiver", torch.float32), (8, "squareplus", "sender", torch.bfloat16)],
+    ids=str,
+)  # fmt: skip
+def test_edge_softmax(heads, normalizer, normalize, dtype):
+    graph, weighting = make_graph(), Weighting(1.0, normalizer=normalizer, normalize=normalize)
+    csr, csr_t = cut_views(graph)
+    s, da = (torch.randn(graph.num_edges, heads).to(dtype) for _ in range(2))
+    top = s.float().amax() if normalizer == "squareplus" else None
+    given = {"weighting": weighting, "top": top, "csr": csr, "csr_t": csr_t}
+    got = {}
+    with emulated("sm_90"):
+        got["a"], got["norm"] = edge_softmax.edge_softmax_fwd(s, **given)
+        got["ds"], got["dtop"] = edge_softmax.edge_softmax_bwd(da, s, norm=got["norm"], **given)
+    leaves = _leaves(s=s) if top is None else _leaves(s=s, top=top)
+    a, norm = edge_softmax_fwd(**leaves, weighting=weighting, csr=graph.csr())
+    grads = grad(a, list(leaves.values()), da.double())
+    _check(got, {"a": a, "norm": norm} | dict(zip(("ds", "dtop"), grads, strict=False)))
 
 
 each_type = pytest.mark.parametrize(

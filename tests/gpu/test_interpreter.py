@@ -28,8 +28,10 @@ from grand_fast.ops import (
     attention_diffusion,
     csr_diffusion,
     edge_attention,
+    edge_softmax,
     error_ratio,
     projected_attention_diffusion,
+    spmm,
     stage_update,
 )
 from grand_fast.testing import assert_close, random_edge_index
@@ -121,6 +123,64 @@ EACH = [
 def test_against_float64(operator, kind, sizes):
     graph = _graph(kind)
     _compare(operator, graph, _inputs(operator, graph, *sizes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "rest", "dtype"),
+    [
+        ("hub", None, (), torch.float32),
+        ("empty_rows", None, (3, 5), torch.float32),
+        ("hub", 3, (5,), torch.float32),
+        ("hub", 3, (3, 5), torch.float32),
+        ("repeated", 2, (16,), torch.bfloat16),
+        ("hub", 4, (4, 6), torch.float16),
+        ("no_edges", 2, (3,), torch.float32),
+        ("empty", 2, (2, 3), torch.float32),
+    ],
+    ids=str,
+)
+def test_spmm(kind, heads, rest, dtype):
+    graph = _graph(kind)
+    e, n = graph.num_edges, graph.num_nodes
+    given = [torch.randn(e) if heads is None else torch.randn(e, heads), torch.randn(n, *rest)]
+    results = []
+    for backend, wide in (("gpu", dtype), ("reference", torch.float64)):
+        leaves = [t.to(dtype).to(wide).requires_grad_() for t in given]
+        with checked_memory():
+            y = spmm(graph, *leaves, backend=backend)
+            upstream = torch.cos(torch.arange(y.numel())).reshape(y.shape).to(dtype)
+            results.append([y, *grad(y, leaves, upstream.to(wide))])
+    for name, got, want in zip(("y", "dvalues", "dx"), *results, strict=True):
+        assert_close(name, got, want)
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "normalizer", "normalize", "dtype"),
+    [
+        ("hub", 3, "softmax", "receiver", torch.float32),
+        ("hub", None, "squareplus", "receiver", torch.float32),
+        ("empty_rows", 5, "softmax", "sender", torch.float32),
+        ("hub", 2, "squareplus", "sender", torch.float32),
+        ("no_edges", 2, "squareplus", "receiver", torch.float32),
+        ("empty", 2, "softmax", "sender", torch.float32),
+        ("repeated", 4, "softmax", "receiver", torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_edge_softmax(kind, heads, normalizer, normalize, dtype):
+    graph = _graph(kind)
+    e = graph.num_edges
+    given = (2 * torch.randn(e) if heads is None else 2 * torch.randn(e, heads)).to(dtype)
+    results = []
+    for backend, wide in (("gpu", dtype), ("reference", torch.float64)):
+        scores = given.to(wide).requires_grad_()
+        options = {"normalizer": normalizer, "normalize": normalize, "backend": backend}
+        with checked_memory():
+            a = edge_softmax(scores, graph, **options)
+            upstream = torch.cos(torch.arange(a.numel())).reshape(a.shape).to(dtype)
+            results.append([a, *grad(a, scores, upstream.to(wide))])
+    for name, got, want in zip(("a", "dscores"), *results, strict=True):
+        assert_close(name, got, want)
 
 
 @pairwise(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch_geometric import EdgeIndex
 
-from grand_fast import Graph, nn
+from grand_fast import Graph, graph_of, nn
 from grand_fast.graph import cached, cached_graph
 from grand_fast.graph.cached import fingerprint
 from grand_fast.nn.encoder import sparse_linear
@@ -71,6 +71,65 @@ def assert_same(got, want):
     assert torch.equal(got.edge_index(), want.edge_index())
     for name in ("rowptr", "col", "rowptr_t", "col_t", "perm", "perm_t"):
         assert torch.equal(getattr(got, name), getattr(want, name)), name
+
+
+VIEWS = {
+    "columns": lambda edges: edges[:, 3:],
+    "rows": lambda edges: edges[0:2],
+    "detached": lambda edges: edges.detach(),
+    "transposed": lambda edges: edges.t().t(),
+    "of a view": lambda edges: edges[:, 1:][:, 2:],
+}
+
+
+@pytest.mark.parametrize("write", [in_place, through_data, through_numpy])
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_made_anew_have_the_graph_of_their_memory(view, write):
+    edges, n = random_edge_index("random")
+    first = graph_of(VIEWS[view](edges), n)
+    assert graph_of(VIEWS[view](edges), n) is first
+    assert_same(first, Graph.from_edge_index(VIEWS[view](edges).clone(), n))
+    assert graph_of(edges[:, 4:], n) is not first and graph_of(edges[:, 4:-1], n) is not first
+    write(edges, edges.flip(1))
+    assert_same(graph_of(VIEWS[view](edges), n), Graph.from_edge_index(VIEWS[view](edges), n))
+
+
+def test_views_and_graphs_of_one_tensor_are_few():
+    edges, n = random_edge_index("random")
+    refs = [weakref.ref(graph_of(edges[:, i:], n)) for i in range(9)]
+    assert [ref() is not None for ref in refs] == [False] * 5 + [True] * 4
+    held = [graph_of(edges[:, 8:], n + i) for i in range(9)]
+    assert graph_of(edges[:, 8:], n + 8) is held[8] and graph_of(edges[:, 8:], n) is not held[0]
+
+
+def test_views_that_begin_alike_are_kept_apart():
+    edges = torch.tensor([[0, 1], [2, 0]])
+    first, other = graph_of(edges, 3), graph_of(edges.t(), 3)
+    assert graph_of(edges, 3) is first and graph_of(edges.t(), 3) is other is not first
+
+
+def test_a_view_alone_keeps_what_it_is_a_view_of():
+    view = random_edge_index("random")[0][:, 1:]
+    graph = graph_of(view, 40)
+    assert graph_of(view[:], 40) is graph_of(view[:], 40)
+    kept = weakref.ref(graph)
+    del view, graph
+    assert kept() is None
+
+
+def test_both_directions_are_kept():
+    edges, n = random_edge_index("random")
+    there, back = graph_of(edges, n), graph_of(edges, n, flow="target_to_source")
+    assert_same(back, Graph.from_edge_index(edges, n, flow="target_to_source"))
+    assert torch.equal(back.edge_index(), there.edge_index().flip(0))
+    assert graph_of(edges, n) is there and graph_of(edges, n, flow="target_to_source") is back
+    assert graph_of(there, n) is there
+    with pytest.raises(ValueError, match="Graph: `flow` must be one of .*, got 'both'"):
+        graph_of(edges, n, flow="both")
+    with pytest.raises(ValueError, match="Graph: `edge_index` must hold ids below num_nodes=3"):
+        graph_of(edges, 3)
+    with pytest.raises(TypeError, match="Graph: `edge_index` must be an integer tensor"):
+        graph_of([[0], [1]], 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])

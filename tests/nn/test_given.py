@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch_geometric.nn import HeteroConv, to_hetero
 
 import grand_fast as gf
-from grand_fast.graph.cached import _graphs
+from grand_fast.graph.cached import _of_memory
 from grand_fast.kernels.weighting import Weighting
 from grand_fast.nn import GRAND, AttentionDiffusion, GRANDConv
 from grand_fast.ops.scores import ScaledDot
@@ -188,12 +188,12 @@ def test_edges_under_transforms():
         return functional_call(model, parameters, (x, edges)).square().sum()
 
     want = grad(lambda p: loss(p, x, GRAPH))(parameters)["field.query.weight"]
-    before = len(_graphs)
+    before = len(_of_memory)
     edges = EDGES.clone()
     for _ in range(2):
         got = grad(loss)(parameters, x, edges)
         assert_close("edge_index", got["field.query.weight"], want)
-        assert len(_graphs) == before + 1
+        assert len(_of_memory) == before + 1
     got = grad(loss)(parameters, x, GRAPH)
     assert_close("Graph", got["field.query.weight"], want)
     matrix = torch.sparse_coo_tensor(EDGES.flip(0), torch.rand(EDGES.shape[1]), (N, N)).coalesce()

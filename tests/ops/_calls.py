@@ -21,9 +21,21 @@ def edges(graph, q, k, **_):
     return ops.edge_attention(q, k, graph)
 
 
+def softmax(graph, a, **_):
+    return ops.edge_softmax(a, graph, normalizer="squareplus", normalize="sender")
+
+
 def diffusion(graph, x, a, alpha, beta, x0, y, **_):
     add = [(0.5, x), (2.0, y)]
     return ops.csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, add=add)
+
+
+def product(graph, x, a, **_):
+    return ops.spmm(graph, torch.stack([a, -2.0 * a], 1), x)
+
+
+def product_by_head(graph, q, a, **_):
+    return ops.spmm(graph, torch.stack([a, -2.0 * a], 1), q)
 
 
 def projected(graph, x, weight, bias, alpha, beta, x0, y, **_):
@@ -40,7 +52,10 @@ CALLS = {
     "attention_diffusion": attention,
     "bare": bare_attention,
     "edge_attention": edges,
+    "edge_softmax": softmax,
     "csr_diffusion": diffusion,
+    "spmm": product,
+    "spmm by head": product_by_head,
     "projected_attention_diffusion": projected,
     "stage_update": stage,
 }

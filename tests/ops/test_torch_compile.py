@@ -133,7 +133,7 @@ def test_solves_with_fixed_steps(method, adjoint, T):
 DATA_DEPENDENT = {
     "adaptive": (("dopri5",), {}, "`method` must be one of euler, .*, got dopri5"),
     "implicit": (("semi_implicit_euler", "direct"), {}, "`method` must be one of euler"),
-    "continuous": (("rk4", "continuous"), {}, "`adjoint` must be one of direct, checkpoint"),
+    "continuous": (("rk4", "continuous"), {}, "`adjoint` must be one of auto, direct, checkpoint"),
     "limited": (("rk4",), {"memory_limit": 10**6}, "`memory_limit` must be"),
     "thinned": (("rk4",), {"variant": "nl-rw", "attention_threshold": 0.2},
                 "`attention_threshold` and `attention_quantile` must be None"),

@@ -59,12 +59,21 @@ def cases(name, dtype):
         ],
         "score_top": [(q, k, w, ARRAYS, "reference", *SQUAREPLUS),
                       (q, k, None, ARRAYS, "reference", *SQUAREPLUS)],
+        "edge_softmax": [
+            (w[:, None], None, ARRAYS, "auto", 1.0, *SOFTMAX[1:]),
+            (torch.stack([w, t["a"]], 1), top, ARRAYS, "auto", 1.0, "identity", *SQUAREPLUS[2:]),
+        ],
+        "spmm": [
+            (x[:, None], w[:, None], ARRAYS, "auto"),
+            (x[:, None], torch.stack([w, t["a"]], 1), ARRAYS, "auto"),
+            (q, torch.stack([w, t["a"]], 1), ARRAYS, "reference"),
+        ],
         "stage_update": [([x, t["y"]], [1.0, -0.5], "auto")],
     }[name]  # fmt: skip
 
 
-NAMES = ["attention_diffusion", "edge_attention", "csr_diffusion",
-         "projected_attention_diffusion", "score_top", "stage_update"]  # fmt: skip
+NAMES = ["attention_diffusion", "edge_attention", "edge_softmax", "csr_diffusion",
+         "projected_attention_diffusion", "score_top", "spmm", "stage_update"]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -18,7 +18,7 @@ from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, Work, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
 
-_SUM_EDGES = 512  # summed on their own first, as SUM_EDGES in `cpu/gathered_sums.py`
+SUM_EDGES = 512  # summed on their own first, as SUM_EDGES in `cpu/gathered_sums.py`
 
 
 def forward_rows(view: EdgeView, *, known: bool) -> list[tuple[Matrix, int]]:
@@ -79,7 +79,7 @@ def _unnormalised(
     """Scores in the buffer → `p`; returns each head's sum, in all its lanes."""
     k = view.kernel
     total = k.variable(k.splat(0.0))
-    with stretches(k, row, _SUM_EDGES) as part:
+    with stretches(k, row, SUM_EDGES) as part:
         partial = k.variable(k.splat(0.0))
         with k.loop(part.begin, part.end, group.edges) as e:
             p = view.unnormalised(buffer.at(e).load(), largest)
@@ -122,6 +122,11 @@ def find_hub_norm(inputs: EdgeInputs, csr: Csr, norm: Tensor) -> None:
     partial = empty(work.piece_begin.numel(), *norm.shape[1:], dtype=norm.dtype)
     arguments: dict[str, Any] = inputs.arguments(csr) | {"norm": partial}
     kernel(work, pieces=True, scratch=scratch_size(work.longest), **arguments)
+    join_norm(norm, partial, work)
+
+
+def join_norm(norm: Tensor, partial: Tensor, work: Work) -> None:
+    """Write that of rows that are cut, from that of their pieces."""
     shift, inverse = partial.unbind(1)
     largest = _largest_of_hubs(shift.contiguous(), work)
     hub = torch.repeat_interleave(work.hub_pieces.diff())

@@ -22,13 +22,17 @@ from grand_fast.kernels.cpu.rows import Row
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Heads that share a register: `first` … `first + count − 1`, `width` lanes an edge."""
+    """Heads that share a register: `first` … `first + count − 1`, `width` lanes an edge.
+
+    shared: of the far ends of the edges all heads see the same vector.
+    """
 
     kernel: Kernel
     first: int
     count: int
     d_k: int
     width: int
+    shared: bool = False
 
     @property
     def edges(self) -> int:
@@ -38,7 +42,13 @@ class HeadGroup:
     @property
     def is_packed(self) -> bool:
         """Whether registers hold several heads of q and k."""
-        return self.d_k < self.kernel.lanes and self.kernel.lanes % self.d_k == 0
+        return (
+            not self.shared and self.d_k < self.kernel.lanes and self.kernel.lanes % self.d_k == 0
+        )
+
+    def far_start(self, h: int, channels: Chunk) -> int:
+        """Where `channels` of the `h`-th head begin in a row of a far end."""
+        return channels.start - (self.first + h) * self.d_k * self.shared
 
     def channels(self, h: int) -> list[Chunk]:
         """Where the `h`-th head of the group lies in a row of q or k."""
@@ -83,6 +93,22 @@ class HeadGroup:
         """Write the heads of the first edge to a row `[H]`."""
         row.at(self.first).store(vec, self.count)
 
+    def load_slots(self, table: Floats, slot: Int, n: Int, h: int) -> Vec:
+        """The heads of the first `n` edges of a table `[E, H]`, from `slot` on."""
+        packed = table.at(slot * h + self.first).load_first(n * self.count)
+        lanes = range(self.kernel.lanes)
+        places = [i // self.width * self.count + i % self.width for i in lanes]
+        return packed.shuffle(
+            [p if i % self.width < self.count else 0 for i, p in zip(lanes, places, strict=True)]
+        )
+
+    def store_slots(self, table: Floats, slot: Int, n: Int, h: int, vec: Vec) -> None:
+        """Write the heads of the first `n` edges to a table `[E, H]`, from `slot` on."""
+        lanes = self.kernel.lanes
+        used = [z * self.width + i for z in range(self.edges) for i in range(self.count)]
+        packed = vec.shuffle(used + [0] * (lanes - len(used)))
+        table.at(slot * h + self.first).store_first(packed, n * self.count)
+
     def add_edges(self, place: Floats, vec: Vec, n: Int) -> None:
         """Write one number for each of the first `n` edges, added to those of earlier groups."""
         lanes = self.kernel.lanes
@@ -95,10 +121,10 @@ class HeadGroup:
         return self.kernel.constant([value if u else 0.0 for u in used])
 
 
-def head_groups(k: Kernel, h: int, d_k: int) -> list[HeadGroup]:
+def head_groups(k: Kernel, h: int, d_k: int, *, shared: bool = False) -> list[HeadGroup]:
     """All heads; more than a register has lanes make several groups."""
     width = min(max(1 << (h - 1).bit_length(), k.lanes // BLOCK_EDGES), k.lanes)
-    return [HeadGroup(k, i, min(width, h - i), d_k, width) for i in range(0, h, width)]
+    return [HeadGroup(k, i, min(width, h - i), d_k, width, shared) for i in range(0, h, width)]
 
 
 def load_heads(group: HeadGroup, row: Floats) -> list[list[Vec]]:
@@ -133,7 +159,7 @@ def block_products(group: HeadGroup, own: list[list[Vec]], others: Sequence[Floa
         total = k.splat(0.0)
         if h < group.count:
             for own_c, c in zip(own[h], group.channels(h), strict=True):
-                total = fma(own_c, others[z].at(c.start).load(c.lanes), total)
+                total = fma(own_c, others[z].at(group.far_start(h, c)).load(c.lanes), total)
         return total
 
     parts = [lambda z=z, h=h: dot(z, h) for z in range(group.edges) for h in range(group.width)]

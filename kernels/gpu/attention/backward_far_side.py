@@ -161,6 +161,17 @@ def _attention_bwd_dk_join_kernel(
     tl.store(dk_ptr + row * width + offs_a, dk.to(dk_ptr.dtype.element_ty), mask=offs_a < width)
 
 
+def join_rows(table: Tensor, part: Float[Tensor, "pieces width"], csr: Csr) -> None:
+    """Write the rows of several pieces, each of `width` columns in a row of the table."""
+    work, width = csr.work, part.shape[1]
+    if work.n_split:
+        columns = int(triton.next_power_of_2(width))
+        _attention_bwd_dk_join_kernel[(work.split_row.numel(),)](
+            table, part, work.split_row, split_ptr_ptr=work.split_ptr, width=width,
+            BLOCK_A=columns, num_warps=row_warps(columns),
+        )  # fmt: skip
+
+
 def far_side(
     q: Float[Tensor, "N H d_k"],
     k: Float[Tensor, "N H d_k"],
@@ -198,10 +209,6 @@ def far_side(
         )  # fmt: skip
         if field is not None:
             join_field(field, csr)
-        if dk is not None and work.n_split:
-            columns = int(triton.next_power_of_2(h * d_k))
-            _attention_bwd_dk_join_kernel[(work.split_row.numel(),)](
-                dk, part, work.split_row, split_ptr_ptr=work.split_ptr, width=h * d_k,
-                BLOCK_A=columns, num_warps=row_warps(columns),
-            )  # fmt: skip
+        if dk is not None and part is not None:
+            join_rows(dk, part, csr)
     return dk, dw, None if part_top is None else part_top.sum() / -heads

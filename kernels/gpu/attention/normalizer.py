@@ -200,19 +200,10 @@ def store_top(top_ptr, row, m, count, sizes: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_split"])
 def _edge_attention_fwd_norm_kernel(
-    norm_ptr,
-    part_ptr,
-    q_ptr,
-    k_ptr,
-    weighting,
-    view,
-    n_split,
-    stride_q_n: tl.constexpr,
-    stride_k_n: tl.constexpr,
-    HAS_WHOLE_ROWS: tl.constexpr,
-    IS_TOP: tl.constexpr,
+    norm_ptr, part_ptr, q_ptr, k_ptr, weighting, view, n_split, stride_q_n: tl.constexpr,
+    stride_k_n: tl.constexpr, HAS_WHOLE_ROWS: tl.constexpr, IS_TOP: tl.constexpr,
     sizes: tl.constexpr,
-):
+):  # fmt: skip
     pid_p = tl.program_id(0).to(tl.int64)
     row, beg, count = load_piece(view, pid_p)
     q = load_row("heads", q_ptr + row * stride_q_n, sizes)
@@ -235,14 +226,9 @@ def _edge_attention_fwd_norm_kernel(
 
 @triton.jit
 def _edge_attention_fwd_norm_join_kernel(
-    norm_ptr,
-    part_ptr,
-    split_row_ptr,
-    split_ptr_ptr,
-    weighting,
-    IS_TOP: tl.constexpr,
+    norm_ptr, part_ptr, split_row_ptr, split_ptr_ptr, weighting, IS_TOP: tl.constexpr,
     sizes: tl.constexpr,
-):
+):  # fmt: skip
     row, first, last = load_split(split_row_ptr, split_ptr_ptr)
     offs_h, mask_h = heads_of(0, sizes)
     part_ptr += offs_h
@@ -292,6 +278,15 @@ def write_norm(
         HAS_WHOLE_ROWS=whole_rows, IS_TOP=is_top,
         **(options or score_sizes(h, d_k, q.dtype, SWEEP_VALUES)),
     )  # fmt: skip
+    join_norm(norm, part, weighting=weighting, csr=csr, is_top=is_top)
+
+
+def join_norm(
+    norm: Float[Tensor, "N 2 H"] | Float[Tensor, "N H"], part: Float[Tensor, "pieces 2 H"], *,
+    weighting: KernelWeighting, csr: Csr, is_top: bool = False,
+) -> None:  # fmt: skip
+    """Write the rows of `norm` that have several pieces, from what `store_part` left of these."""
+    work, h = csr.work, part.shape[2]
     if work.n_split:
         sizes = Sizes(H=h, BLOCK_H=int(triton.next_power_of_2(h)), N_H=1)
         _edge_attention_fwd_norm_join_kernel[(work.split_row.numel(),)](

@@ -1,0 +1,1 @@
+"""Kernels of `edge_softmax`: reference.py, cpu.py, gpu.py."""

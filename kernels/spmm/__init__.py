@@ -1,0 +1,1 @@
+"""Kernels of `spmm`: reference.py, cpu.py, gpu.py."""
