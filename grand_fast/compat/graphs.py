@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from grand_fast.graph import Graph, fingerprint
-from grand_fast.ops import csr_diffusion
+from grand_fast.ops import spmm
 from grand_fast.ops.edge_attention import EdgeOrder
 
 _KEPT = 16  # graphs; a rewiring makes one in each epoch
@@ -69,5 +69,5 @@ def forget() -> None:
 
 
 def product(values: Tensor, x: Tensor, graph: Graph, *, edge_order: EdgeOrder = "user") -> Tensor:
-    """`A x` of weights `[E]`: the diffusion `A x − x`, and x again."""
-    return csr_diffusion(x, values, graph, add=[(1.0, x)], edge_order=edge_order)
+    """`A x` of weights `[E]`."""
+    return spmm(graph, values, x, edge_order=edge_order)
