@@ -16,12 +16,11 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any, Literal
 
-import psutil
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from grand_fast.kernels.cpu.memory import container_limit
+from grand_fast.kernels.cpu import memory
 
 Backend = Literal["auto", "gpu", "cpu", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "gpu", "cpu", "reference")
@@ -100,7 +99,7 @@ def check_untraced(op: str) -> None:
 def free_memory(device: torch.device) -> float:
     """Bytes that are free: of a GPU with what torch holds of it unused, else of the machine."""
     if device.type != "cuda":
-        return float(min(psutil.virtual_memory().available, container_limit()))
+        return memory.free_memory()
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return float(torch.cuda.mem_get_info(device)[0] + held)
 

@@ -37,8 +37,8 @@ class Stats:
     """Work of one solve: evaluations of f in the forward pass, accepted and rejected steps.
 
     adjoint: how it will be differentiated: `"direct"` if every step keeps what it saves,
-        `"checkpoint"` if one does not, `"continuous"`; None without gradients. Stats of equal work
-        are equal.
+        `"checkpoint"` if one does not, `"continuous"`; None under `torch.no_grad()`. Stats of
+        equal work are equal.
     """
 
     nfe: int

@@ -20,8 +20,9 @@ from grand_fast.solvers.tolerances import Convention, tolerances
 Adjoint = Literal["auto", "direct", "checkpoint", "continuous"]
 Regularizer = Literal["kinetic", "directional", "jacobian", "divergence"]
 _option = partial(option, group="solver")
-# Methods whose steps go the same way whatever the values of the state
+SAME_GRADIENTS = frozenset({"auto", "direct", "checkpoint"})  # to rounding
 _CHECKPOINTS = ("auto", "checkpoint")
+# Methods whose steps go the same way whatever the values of the state
 _TRACEABLE = ("euler", "midpoint", "rk4", "rk4_classic", "explicit_adams")
 
 
@@ -73,11 +74,11 @@ class Solve:
             tol_scale · 1e-9, as GRAND's released code; `"paper"`: 1e-12 and 1e-6, as its text.
         adjoint: `"direct"` keeps what every stage saves, `"checkpoint"` the state of each step,
             with Adams methods and `"adaptive_heun"` its slope too, and runs the step again in
-            backward. `"auto"` is direct while what the steps keep fits comfortably, in 64 MiB or a
-            quarter of the memory that is free, and keeps checkpoints after that; `.stats.adjoint`
-            tells. It is `"checkpoint"` in compiled programs, with second derivatives, and within
-            hooks for saved tensors. Gradients agree to rounding; none differentiates the length of
-            a step.
+            backward. `"auto"` is direct while what the steps keep fits into a quarter of the memory
+            that is free when the solve begins, and keeps checkpoints after that; `.stats.adjoint`
+            tells. It is `"checkpoint"` in compiled programs, with regularizers but kinetic, and
+            within hooks for saved tensors. Gradients agree to rounding; none differentiates the
+            length of a step.
             `"continuous"`: the paper's adjoint equations, integrated backwards from the state of
             each step; their gradient is as good as their tolerance, and that of the continuous
             problem.
@@ -132,7 +133,7 @@ class Solve:
         check_choice("adjoint", self.adjoint, get_args(Adjoint))
         if self.memory_limit is not None and self.adjoint not in _CHECKPOINTS:
             raise OptionValueError(
-                f"integrate: `memory_limit` must come with adjoint 'checkpoint', got "
+                f"integrate: `memory_limit` must come with adjoint 'auto' or 'checkpoint', got "
                 f"{self.adjoint!r}."
             )
         if self.adjoint_options is not None and (self.adjoint_method or self.tol_scale_adjoint):
@@ -194,7 +195,11 @@ class Solve:
         if isinstance(self.method, AbstractSolver):
             got = type(self.method).__name__
         if self.adjoint == "continuous":
-            name, expected, got = "adjoint", f"be 'direct' or 'checkpoint' {where}", self.adjoint
+            name, expected, got = (
+                "adjoint",
+                f"be 'auto', 'direct' or 'checkpoint' {where}",
+                self.adjoint,
+            )
         elif self.memory_limit is not None:
             name, expected, got = "memory_limit", f"be None {where}", str(self.memory_limit)
         elif any(penalty != "kinetic" for penalty in self.regularizers):

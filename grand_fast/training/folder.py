@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from grand_fast.solvers.solve import SAME_GRADIENTS
 from grand_fast.training.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -204,6 +205,8 @@ def _difference(path: Path, configuration: Configuration) -> str | None:
         return f"its {RUN_FILE} cannot be read ({error})"
     here = json.loads(_json(configuration))
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    if {there.get("adjoint"), here.get("adjoint")} <= SAME_GRADIENTS:
+        names = [name for name in names if name != "adjoint"]
     if not names:
         return None
     shown = [f"{name} {there.get(name)} there, {here.get(name)} here"

@@ -23,6 +23,8 @@ _HUGE_PAGE = 2 << 20  # bytes
 # back to the system. A step on ogbn-arxiv at 128 channels has results of 0.5 GB.
 _IDLE_SHARE = 1 / 48
 
+_GROUPS = Path("/sys/fs/cgroup")
+
 _idle: list[mmap.mmap] = []  # in the order in which they were freed
 _lock = threading.Lock()
 _has_huge_pages = hasattr(mmap, "MADV_HUGEPAGE")  # Linux
@@ -77,12 +79,25 @@ def _idle_limit() -> int:
     return int(_IDLE_SHARE * min(psutil.virtual_memory().total, container_limit()))
 
 
-def container_limit() -> float:
+def container_limit(root: Path = _GROUPS) -> float:
     """Bytes that the control group allows this process; infinite if it does not say."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-            return int(Path(path).read_text())
+            return int((root / name).read_text())
     return math.inf
+
+
+def free_memory(root: Path = _GROUPS) -> float:
+    """Bytes that the machine and the control group have left; files in memory give way."""
+    used = 0
+    for use, stat in (("memory.current", "memory.stat"),
+                      ("memory/memory.usage_in_bytes", "memory/memory.stat")):  # fmt: skip
+        with contextlib.suppress(OSError, ValueError):
+            used = int((root / use).read_text())
+            kinds = dict(line.split() for line in (root / stat).read_text().splitlines())
+            used -= int(kinds.get("total_inactive_file", kinds.get("inactive_file", 0)))
+            break
+    return float(min(psutil.virtual_memory().available, container_limit(root) - used))
 
 
 def _new_lock() -> None:

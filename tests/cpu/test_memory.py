@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,3 +103,24 @@ def test_pages_of_a_result_are_filled_but_for_the_last():
     t = memory.empty(5 << 17, dtype=torch.float32)  # 2.5 MiB: half of a second huge page
     del t
     assert [len(pages) for pages in memory._idle] == [5 << 19]
+
+
+@pytest.mark.parametrize("names", [
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+     "total_inactive_file"),
+], ids=["v2", "v1"])  # fmt: skip
+def test_free_memory_of_a_container_is_what_it_has_not_used(names, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000, total=1000)
+    )
+    assert memory.free_memory(tmp_path) == 1000
+    limit, use, stat, kind = names
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    for name, text in ((limit, "800"), (use, "500"), (stat, f"anon 3\n{kind} 100\nslab 7")):
+        (tmp_path / name).write_text(text + "\n")
+    assert memory.free_memory(tmp_path) == 800 - (500 - 100)
+    (tmp_path / limit).write_text("5000\n")
+    assert memory.free_memory(tmp_path) == 1000
+    (tmp_path / limit).write_text("max\n")
+    assert memory.free_memory(tmp_path) == 1000

@@ -1,7 +1,10 @@
 """Adjoint "auto": steps keep what they save while there is room, and are run again after that."""
 
+import gc
+
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import grand_fast as gf
 from grand_fast.nn.terms import NonlinearDiffusion
@@ -14,11 +17,10 @@ KIB = 1 << 10
 
 @pytest.fixture
 def memory(monkeypatch):
-    """Sets what a solve may always keep, and what is free beside it."""
+    """Sets what the steps of a solve may keep."""
 
-    def set_to(always, free=0):
-        monkeypatch.setattr(room, "_ALWAYS", always)
-        monkeypatch.setattr(room, "free_memory", lambda device: free)
+    def set_to(size):
+        monkeypatch.setattr(room, "free_memory", lambda device: 4 * size)
 
     return set_to
 
@@ -74,12 +76,86 @@ def test_room_that_ends_with_a_first_attempt_from_a_state_without_gradient(memor
         assert_close("gradient", got, want, tolerance=1e-12)
 
 
-def test_room_is_a_quarter_of_what_is_free(memory):
-    for free, adjoint in ((4 << 30, "direct"), (0, "checkpoint")):
-        memory(0, free)
-        assert solved("rk4", "auto")[0].stats.adjoint == adjoint
-    memory(0, 4 * 16 * 50 * 4 * 8 - 1)  # a byte less than a first step may be expected to take
+def test_an_attempt_that_did_not_count_takes_no_room(memory, monkeypatch):
+    rooms, made = [], room.Room.of
+    monkeypatch.setattr(room.Room, "of", staticmethod(lambda x: rooms.append(made(x)) or rooms[-1]))
+    memory(1 << 30)
+    options = {"first_step": 3.0, "rtol": 1e-6, "atol": 1e-6}
+    f, (x0, *_) = problem()
+    stats = gf.integrate(f, x0, 3.0, method="adaptive_heun", **options).stats
+    assert stats.rejected > 1
+    needed = rooms[0]._step * stats.accepted
+    for size, adjoint in ((needed, "direct"), (needed - 1, "checkpoint")):
+        memory(size)
+        got = gf.integrate(f, x0, 3.0, method="adaptive_heun", **options).stats
+        assert got == stats and got.adjoint == adjoint
+
+
+def test_a_first_step_needs_room_for_what_it_may_be_expected_to_keep(memory):
+    memory(16 * 50 * 4 * 8 - 1)
     assert solved("rk4", "auto")[0].nfe_backward == 12 * 4
+
+
+class Watched:
+    """tanh(x), which saves a value of its own; counts those alive."""
+
+    def __init__(self):
+        self.refs = []
+
+    def __call__(self, t, x):
+        y = x.tanh()
+        self.refs.append(StorageWeakRef(y.untyped_storage()))
+        return y
+
+    def alive(self):
+        return sum(not ref.expired() for ref in self.refs)
+
+
+@pytest.mark.parametrize("options", [
+    {"method": "rk4", "step_size": 0.5},
+    {"method": "dopri5", "first_step": 3.0, "rtol": 1e-7, "atol": 1e-7},
+    {"method": "rk4", "step_size": 0.5, "memory_limit": 1 << 20},
+], ids=["rk4", "rejected", "limited"])  # fmt: skip
+@pytest.mark.parametrize("backward", [False, True])
+def test_nothing_of_a_solve_outlives_it(options, backward):
+    """A tensor that holds the node that saved it would, whatever the garbage collector does."""
+    x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    field = Watched()
+    solution = gf.integrate(field, x0, 3.0, **options)
+    if backward:
+        solution.x.sum().backward()
+    del solution
+    gc.collect()
+    assert field.alive() == 0
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+@pytest.mark.parametrize("limit", [None, 1 << 20])
+def test_what_has_no_storage_of_its_own_is_saved_too(layout, limit):
+    matrix = (
+        torch.rand(50, 50, dtype=torch.float64)
+        .relu()
+        .to_sparse(layout=getattr(torch, f"sparse_{layout}"))
+    )
+    x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    grads = [
+        torch.autograd.grad(gf.integrate(f, x0, 1.0, memory_limit=limit).x.sum(), x0)[0]
+        for f in (lambda t, x: torch.sparse.mm(matrix, x), lambda t, x: matrix.to_dense() @ x)
+    ]
+    assert_close("dx0", *grads, tolerance=1e-12)
+
+
+def test_derivatives_within_f():
+    x0 = torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+
+    def f(t, x):
+        return torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1]
+
+    grads = [
+        torch.autograd.grad(gf.integrate(g, x0, 1.0).x.sum(), x0)[0]
+        for g in (f, lambda t, x: torch.cos(x))
+    ]
+    assert_close("dx0", *grads, tolerance=1e-12)
 
 
 def test_a_step_is_measured_by_what_it_keeps(memory):

@@ -123,6 +123,16 @@ def test_another_run_that_came_in_the_meantime_is_not_touched(tmp_path):
     assert json.loads((tmp_path / RUN_FILE).read_text()) == {"lr": 0.2}
 
 
+def test_adjoints_of_one_gradient_are_one_run(tmp_path):
+    first = RunFolder(tmp_path, {"lr": 0.1, "adjoint": "checkpoint"})
+    first.begin()
+    first.close()
+    RunFolder(tmp_path, {"lr": 0.1, "adjoint": "auto"}).close()
+    for other in ({"lr": 0.2, "adjoint": "auto"}, {"lr": 0.1, "adjoint": "continuous"}):
+        with pytest.raises(BadOptionError):
+            RunFolder(tmp_path, other)
+
+
 def test_weights_of_unknown_origin_are_not_overwritten(tmp_path):
     (tmp_path / WEIGHTS_FILE).touch()
     with pytest.raises(BadOptionError, match=f"it holds {WEIGHTS_FILE}"):

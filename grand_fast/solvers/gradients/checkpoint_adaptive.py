@@ -121,15 +121,15 @@ class CheckpointedPair(EmbeddedRungeKutta):
 
     def start(self, term: AbstractTerm, t: float, x: Tensor) -> Carry:
         """The slope at the start."""
-        if self._room and self._room.is_left():
+        if self._room and self._room.is_left(x):
             return self._plain.start(term, t, x)
         self._ahead = self._enter(term, t, x)
         return (self._ahead[0],)
 
     def step(self, term: AbstractTerm, t: float, x: Tensor, tau: float, carry: Carry) -> Step:
         """As without checkpoints; a step that did not count is forgotten by the next attempt."""
-        if self._room and self._room.is_left():
-            return self._room.take(self._plain.step, term, t, x, tau, carry)
+        if self._room and self._room.is_left(x):
+            return self._room.take(x, self._plain.step, term, t, x, tau, carry)
         if carry[0] is self._ahead[0]:
             self._here = self._ahead
         elif carry[0] is not self._here[0]:  # the last slope of a step that kept what it saved

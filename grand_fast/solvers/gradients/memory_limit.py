@@ -17,6 +17,7 @@ from torch import Tensor
 from grand_fast.ops.calls import recompute
 from grand_fast.solvers.checks import OptionValueError
 from grand_fast.solvers.gradients.checkpoint import Take, run_again
+from grand_fast.solvers.gradients.room import Saved
 from grand_fast.solvers.solution import Stats, Status
 from grand_fast.solvers.solver import Carry
 from grand_fast.solvers.time_loop import Callbacks, Problem, Result
@@ -80,22 +81,12 @@ def state_bytes(state: State) -> int:
 
 def kept_bytes(step: Take, state: State) -> int:
     """Bytes that autograd keeps of one step: what backward holds while it works on it."""
-    kept: dict[int, int] = {}
-    own = {t.untyped_storage().data_ptr() for t in (state[0], *state[1])}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        # Leaves that want gradients are there anyway.
-        if not (t.is_leaf and t.requires_grad) and storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
+    saved = Saved(own=(state[0], *state[1]))
     x = state[0].detach().requires_grad_()
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
-    with torch.enable_grad(), recompute(), hooks:
+    with torch.enable_grad(), recompute(), saved.hooks:
         result = step(x, state[1])
     del result
-    return sum(kept.values())
+    return saved.bytes
 
 
 def states_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int:
