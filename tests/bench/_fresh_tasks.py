@@ -20,7 +20,7 @@ def fresh_pages(*, keep: bool) -> dict[str, float]:
     """Of the pages of tensors that follow each other, those that are fresh from the system."""
     if keep:
         assert machine.keep_memory()
-    n, turns = 1 << 24, 4  # 64 MiB: smaller ones the C library learns to keep
+    n, turns = 1 << 24, 8  # 64 MiB: smaller ones the C library learns to keep
     for turn in range(2 * turns):
         if turn == turns:  # what an allocator keeps, it has by now
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -310,7 +310,8 @@ def test_peers_run_with_an_allocator_that_keeps_memory(
     allocator: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = run_fresh(_fresh_tasks.fresh_pages, keep=allocator == "keep")
-    assert (found["fresh"] < 0.1 * found["all"]) is (allocator == "keep")
+    share = found["fresh"] / found["all"]  # a few while the heap grows to its size
+    assert share < 0.5 if allocator == "keep" else share > 0.9
     calls: list[bool] = []
     monkeypatch.setattr(machine, "keep_memory", lambda: not calls.append(True))
     monkeypatch.setitem(SUITES, "overhead", (_fresh_tasks.__name__, "nothing"))
