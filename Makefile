@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH ?= ops
 
-.PHONY: demo test test-others test-gpu bench lint format clean help
+.PHONY: demo test test-others test-gpu-bench bench lint format clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,17 +13,18 @@ help:  ## list the targets
 demo: $(STAMP)  ## train GRAND on the bundled digits; prints test accuracy and the picture's path
 	$(BIN)/grand-fast train
 
-test: $(STAMP)  ## every test; those of the GPU kernels beside the others
-	@echo "The tests of the GPU kernels run beside the others; what they print follows when they end."
-	@$(MAKE) --no-print-directory -j2 test-others test-gpu
+test: $(STAMP)  ## every test; those of the GPU kernels and of bench beside the others
+	@echo "Tests of GPU kernels and of bench run beside the others; what they print follows as they end."
+	@$(MAKE) --no-print-directory -j2 test-others test-gpu-bench
 
 test-others: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/gpu --durations=10
+	$(BIN)/python -m pytest tests --ignore=tests/gpu --ignore=tests/bench --durations=10
 
 # Triton is told to interpret before it is imported, so one process cannot do both.
-test-gpu: $(STAMP)
+test-gpu-bench: $(STAMP)
 	@$(call held,$(BIN)/python -m pytest tests/gpu --durations=5)
 	@$(call held,TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu --durations=5)
+	@$(call held,$(BIN)/python -m pytest tests/bench --durations=5)
 
 # Prints in one piece, and fails as the command does.
 held = log=$$(mktemp); $(1) >$$log 2>&1; status=$$?; cat $$log; rm $$log; exit $$status
