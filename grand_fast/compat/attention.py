@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
 from grand_fast.compat.active import active, unusual
 from grand_fast.compat.deferred import defer
 from grand_fast.compat.graphs import graph_of
 from grand_fast.compat.options import Report
-from grand_fast.compat.probe import Found, probe, unlike
+from grand_fast.compat.probe import CHANGES, Found, probe
+from grand_fast.compat.projections import projections, unlike
 from grand_fast.compat.rest import Rest
+from grand_fast.compat.state import State
 from grand_fast.compat.weights import Weights
 
 CLASS_NAMES = ("SpGraphTransAttentionLayer",)
@@ -52,32 +53,8 @@ def hooked(forward: Forward) -> Forward:
     return deferring
 
 
-class _State(NamedTuple):
-    """What the formula of a layer depends on beside its parameters, as it was when probed."""
-
-    attributes: dict[str, Any]
-    options: dict[str, Any]
-    parts: tuple[Any, ...]
-    verify: bool
-
-    @classmethod
-    def of(cls, layer: nn.Module, forward: Forward, verify: bool) -> _State:
-        known = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
-        options = getattr(layer, "opt", None)
-        options = dict(options) if isinstance(options, dict) else {}
-        parts = (forward, *layer._modules.values(), *layer._buffers.values())
-        return cls(known, options, (*parts, *layer._parameters.values()), verify)
-
-    def is_like(self, other: _State) -> bool:
-        try:
-            same = all(a is b for a, b in zip(self.parts, other.parts, strict=True))
-            same = same and self.verify == other.verify and self.options == other.options
-            return same and self.attributes == other.attributes
-        except (ValueError, RuntimeError):  # more parts; tensors, which compare element by element
-            return False
-
-
-_probed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # layer → its state, and what was found
+_KEPT = 4  # states of a layer: training, evaluation, …
+_probed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # layer → its states, what was found of each
 
 
 def _ours(
@@ -85,13 +62,19 @@ def _ours(
 ) -> Any:
     name = type(layer).__name__
     reason = unusual() or _not_ours(args, kwargs) or unlike(layer)
-    found = None if reason else _find(layer, forward, verify)
+    found: Found | str | None = None
+    if reason is None:
+        try:
+            state = State(layer)
+            found = _find(layer, forward, state, verify)
+        except TypeError as error:
+            reason = str(error)
     if isinstance(found, Found):
         try:
             graph = graph_of(args[1], args[0].shape[0])
         except (TypeError, ValueError) as error:
             found, reason = None, str(error)
-    elif found is not None:
+    elif isinstance(found, str):
         reason = found
     if reason is not None or not isinstance(found, Found):
         report.leave(name, reason or "")
@@ -99,15 +82,12 @@ def _ours(
     report.use(name)
     x, edge = args
     weight = getattr(layer, "edge_weights", None) if found.formula.reweights else None
-    q, k = (
-        functional.linear(x, m.weight, m.bias).view(-1, layer.h, layer.d_k)
-        for m in (layer.Q, layer.K)
-    )
+    q, k = projections(layer, x)
     sigma, lengthscale = (
         getattr(layer, n) if found.formula.score == "exp_kernel" else None
         for n in ("output_var", "lengthscale")
     )
-    rest = Rest(layer, forward, x, edge)
+    rest = Rest(layer, forward, x, edge, state, (q, k))
     weights = Weights(found.formula, x, q, k, graph, rest, weight, sigma, lengthscale)
     sizes = {"N": x.shape[0], "E": edge.shape[1]}
     attention = defer(weights, (edge.shape[1], layer.h), q)
@@ -127,13 +107,15 @@ def _not_ours(args: Any, kwargs: Any) -> str | None:
     return None
 
 
-def _find(layer: nn.Module, forward: Forward, verify: bool) -> Found | str:
+def _find(layer: nn.Module, forward: Forward, state: State, verify: bool) -> Found | str:
     """The layer's formula, or why it has none of ours; found once for each state of the layer."""
-    state = _State.of(layer, forward, verify)
-    known = _probed.get(layer)  # type: ignore[no-untyped-call]
-    if known is not None and known[0].is_like(state):
-        result: Found | str = known[1]
-        return result
-    found = probe(layer, forward, verify=verify)
-    _probed[layer] = state, found
-    return found
+    known = _probed.get(layer, [])  # type: ignore[no-untyped-call]
+    for before, *how, found in known:
+        if how == [forward, verify] and (
+            found == CHANGES or before.is_like(state, parameters=False)
+        ):
+            result: Found | str = found
+            return result
+    result = probe(layer, forward, verify=verify)
+    _probed[layer] = [*known[1 - _KEPT :], (state, forward, verify, result)]
+    return result

@@ -24,15 +24,19 @@ _KNOWN = {
                  "is_sparse", "layout", "ndim", "requires_grad", "shape")
 } | {Tensor.dim, Tensor.is_complex, Tensor.is_floating_point, Tensor.is_inference, Tensor.numel,
      Tensor.size, Tensor.__len__}  # fmt: skip
+# Of these, what can change once there are values
+_OF_AUTOGRAD = {getattr(Tensor, name).__get__ for name in ("grad_fn", "is_leaf", "requires_grad")}
 
 
 class AbstractRecipe(ABC):
     """How the values of a deferred tensor are found.
 
     inputs: the tensors that it is differentiable by.
+    base: the deferred tensor that the values are a view of.
     """
 
     inputs: tuple[Tensor | None, ...] = ()
+    base: Deferred | None = None
 
     def __init__(self) -> None:
         self.grad, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
@@ -62,6 +66,7 @@ class Deferred(Tensor):
 
     recipe: AbstractRecipe
     written: Tensor | None  # with its graph
+    first: tuple[int | None, bool]  # version of `written` when it was new, and if it had a graph
     plain: Tensor | None  # without
 
     @staticmethod
@@ -80,7 +85,7 @@ class Deferred(Tensor):
         """The result of `func`, of the values if need be."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func in _KNOWN:
+            if func in _KNOWN and not (func in _OF_AUTOGRAD and _is_written(args[0])):
                 return func(*args, **kwargs)
             if args and isinstance(args[0], Deferred) and args[0].written is None:
                 answer = args[0].recipe.shortcut(func, args, kwargs)
@@ -111,6 +116,7 @@ def write(tensor: Deferred) -> Tensor:
                 f"grand_fast.compat: a result was expected of shape {list(known_shape(tensor))}, "
                 f"got {got}. Take the layer out: patch(attention=False)."
             )
+        tensor.first = _now(tensor.written)
     return tensor.written
 
 
@@ -120,8 +126,23 @@ def known_shape(tensor: Tensor) -> Size:
         return tensor.shape
 
 
+def _is_written(tensor: Any) -> bool:
+    return isinstance(tensor, Deferred) and tensor.written is not None
+
+
+def _now(written: Tensor) -> tuple[int | None, bool]:
+    return None if written.is_inference() else written._version, written.requires_grad
+
+
 def _plain(tensor: Deferred) -> Tensor:
     # Here nothing can be recorded: what is computed must not become `written`
+    for t in (tensor, tensor.recipe.base):
+        if t is not None and t.written is not None and _now(t.written) != t.first:
+            raise RuntimeError(
+                "grand_fast.compat: an autograd.Function, or TorchScript, is given weights of an "
+                "attention layer that were changed in place, and would not see by what. "
+                "Read them first: a = a.clone()."
+            )
     if tensor.written is not None:
         return tensor.written.detach()
     if tensor.plain is None:

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from grand_fast.compat.active import paused
+from grand_fast.compat.projections import projections
 from grand_fast.compat.rest import Kind, kind_of
+from grand_fast.compat.state import State
 from grand_fast.compat.weights import Formula
 from grand_fast.graph import Graph
 from grand_fast.ops import ExpKernel, edge_attention
@@ -22,6 +25,7 @@ from grand_fast.ops import ExpKernel, edge_attention
 # Names of the released code
 SCORES = {"scaled_dot": "scaled_dot", "cosine_sim": "cosine", "pearson": "pearson",
           "exp_kernel": "exp_kernel"}  # fmt: skip
+CHANGES = "its forward changes the layer or its input"
 _RTOL = 1e-9  # of float64
 _SIZES = (11, 13, 17, 19, 23, 29, 31, 37)  # numbers of nodes; of edges, five times as many and 2
 
@@ -51,23 +55,12 @@ def probe(layer: Any, forward: Callable[..., Any], *, verify: bool) -> Found | s
             paused(),
             torch.inference_mode(False),
             torch.enable_grad(),
+            # Not the caller's: a checkpoint counts what is saved
+            saved_tensors_hooks(lambda t: t.detach(), lambda t: t),
         ):
             return _Copy(layer, forward).find(verify)
     except Exception as error:  # whatever a stranger's code raises, and says so itself when run
         return f"its copy failed: {type(error).__name__}: {error}".splitlines()[0]
-
-
-def unlike(layer: Any) -> str | None:
-    """Why the projections of a layer are not two plain matrices; None if they are."""
-    for name in ("Q", "K"):
-        module = getattr(layer, name, None)
-        if type(module) is not nn.Linear:
-            return f"its {name} is no Linear"
-        if module._forward_pre_hooks or module._forward_hooks:
-            return f"its {name} has hooks"
-        if module.out_features != getattr(layer, "h", 0) * getattr(layer, "d_k", 0):
-            return f"its {name} does not make h · d_k columns"
-    return None
 
 
 class _Copy:
@@ -94,25 +87,26 @@ class _Copy:
         self.weight = uniform(edge.shape[1]) if isinstance(weight, Tensor) else None
         options = getattr(layer, "opt", None)
         self.options = options if isinstance(options, dict) else {}
-        memo: dict[int, Any] = {id(self.options): dict(self.options)}
-        if self.weight is not None:
-            memo[id(weight)] = self.weight
-        self.layer: nn.Module = copy.deepcopy(layer, memo).double()
+        memo: dict[int, Any] = {} if self.weight is None else {id(weight): self.weight}
+        self.layer: Any = copy.deepcopy(layer, memo).double()
         for p in self.layer.parameters():
             value = normal(*p.shape) * p.shape[-1] ** -0.5 if p.dim() > 1 else uniform(*p.shape)
             p.data.copy_(value)
             p.requires_grad_()
+        for t in State(self.layer).tensors:  # of ones, what they do would not be seen
+            if t.is_floating_point() and t is not self.weight:
+                t.data.copy_(uniform(*t.shape))
 
     def find(self, verify: bool) -> Found | str:
         """Their weights, against each of ours."""
-        before = self._state()
+        before = State(self.layer)
         result = self.forward(self.layer, self.x, self.edge)
         attention = result[0] if isinstance(result, tuple) else result
         shape = (self.edge.shape[1], self.layer.h)
         if not isinstance(attention, Tensor) or attention.shape != shape:
             return "it returns no weights [E, H]"
-        if self._state() != before or self.x._version:
-            return "its forward changes the layer or its input"
+        if self.x._version or not State(self.layer).is_like(before, parameters=True):
+            return CHANGES
         again = self.forward(self.layer, self.x, self.edge)
         if not torch.equal(again[0] if isinstance(again, tuple) else again, attention):
             return "its forward is not the same twice"
@@ -130,12 +124,6 @@ class _Copy:
                 differs = self._differing_gradient(attention, ours)
                 return Found(formula, rest) if differs is None else differs
         return "its weights are none of ours: the probe disagrees"
-
-    def _state(self) -> list[tuple[str, int, int]]:
-        held = [*vars(self.layer).items(), *self.layer.named_buffers()]
-        held += [(name, value) for name, value in self.layer.named_parameters()]
-        versions = [v._version if isinstance(v, Tensor) else 0 for _, v in held]
-        return [(n, id(v), version) for (n, v), version in zip(held, versions, strict=True)]
 
     def _formulas(self) -> Iterator[Formula]:
         """That of the layer's options, then all others."""
@@ -158,13 +146,12 @@ class _Copy:
                 yield Formula(*values)
 
     def _ours(self, formula: Formula) -> Tensor:
-        n = self.n
-        layer: Any = self.layer
+        layer = self.layer
         score: Any = formula.score
         if score == "exp_kernel":
             score = ExpKernel(layer.output_var, layer.lengthscale)
-        q, k = (m(self.x).view(n, layer.h, layer.d_k) for m in (layer.Q, layer.K))
-        graph = Graph.from_edge_index(self.edge, n, flow="target_to_source")
+        q, k = projections(layer, self.x)
+        graph = Graph.from_edge_index(self.edge, self.n, flow="target_to_source")
         return edge_attention(
             q, k, graph, score=score, normalizer=formula.normalizer, normalize=formula.normalize,
             edge_weight=self.weight if formula.reweights else None, backend="reference",

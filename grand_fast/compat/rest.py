@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from grand_fast.compat.active import paused
 from grand_fast.compat.deferred import AbstractRecipe, defer
+from grand_fast.compat.projections import projections
+from grand_fast.compat.state import State
 
 # Of an item: its shape, with N and E for the numbers of nodes and edges; of several, theirs; None
 Kind = tuple[str | int, ...] | list[Any] | None
@@ -33,20 +36,40 @@ class Rest:
     """The results of a layer's own forward, bit for bit, for whoever reads one.
 
     They come from one run, when the first is read, in the mode of autograd of the call.
+
+    Args:
+        state: what the layer held at the call.
+        projected: its queries and keys, which nobody else holds.
     """
 
-    def __init__(self, layer: nn.Module, forward: Callable[..., Any], x: Tensor, edge: Tensor):
+    def __init__(
+        self,
+        layer: nn.Module,
+        forward: Callable[..., Any],
+        x: Tensor,
+        edge: Tensor,
+        state: State,
+        projected: tuple[Tensor, Tensor],
+    ):
         self.layer, self.forward, self.x, self.edge = layer, forward, x, edge
         self.inputs = (x, *layer.parameters())
-        further = [v for v in vars(layer).values() if isinstance(v, Tensor)]
-        tensors = (*self.inputs, edge, *layer.buffers(), *further)
-        self._versions = [(t, t._version) for t in tensors if not t.is_inference()]
+        self._versions = [(t, t._version) for t in (x, edge) if not t.is_inference()]
+        self._state, self._projected = state, projected
         self._results: tuple[Any, ...] | None = None
         self._first: int | None = None  # version of the weights when they were new
 
     def can_run(self) -> bool:
         """Whether what they are computed from is as it was at the call."""
-        return all(t._version == version for t, version in self._versions)
+        if any(t._version != version for t, version in self._versions):
+            return False
+        try:
+            if not State(self.layer).is_like(self._state, parameters=True):
+                return False
+        except TypeError:
+            return False
+        with torch.no_grad(), torch.autocast(self.x.device.type, enabled=False):
+            again = projections(self.layer, self.x)  # what is written to `.data` has no version
+        return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(again, self._projected))
 
     def results(self, recipe: AbstractRecipe) -> tuple[Any, ...]:
         """All of them; a recipe of the same call knows the mode."""
@@ -57,7 +80,7 @@ class Rest:
 
     def weights(self, recipe: AbstractRecipe) -> Tensor | None:
         """The weights, unless they can no longer be had as they were at the call."""
-        if not self.can_run():
+        if self._results is None and not self.can_run():
             return None
         found: Tensor = self.results(recipe)[0]
         version = None if found.is_inference() else found._version
@@ -69,12 +92,12 @@ class Rest:
         """All of them, anew, from the state or what autograd has kept of it.
 
         Raises:
-            RuntimeError: the layer's input or parameters have been written to.
+            RuntimeError: the layer's input has been written to, or the layer is another.
         """
         if not self.can_run():
             raise RuntimeError(
                 f"grand_fast.compat: a result of {type(self.layer).__name__} is computed when it "
-                "is read, and the layer's input or parameters have been changed in place since. "
+                "is read, and the layer's input, or what it holds, has been changed since. "
                 "Read it before, or leave the layer as it was: patch(attention=False)."
             )
         with paused():
@@ -89,6 +112,10 @@ class Rest:
         if isinstance(kind, list):
             return _Several(item, len(kind))
         return defer(item, [sizes[n] if isinstance(n, str) else n for n in kind], self.x)
+
+
+def _bits(t: Tensor) -> Tensor:
+    return t.detach().view(torch.int64 if t.dtype == torch.float64 else torch.int32)
 
 
 class _Item(AbstractRecipe):

@@ -78,6 +78,8 @@ def _not_ours(index: Any, value: Any, m: Any, n: Any, matrix: Any) -> str | None
         return "its arguments are no ordinary tensors"
     if m != n or matrix.dim() not in (1, 2) or matrix.shape[0] != n:
         return "its matrix is not square"
+    if matrix.dim() == 2 and not matrix.shape[1]:
+        return "its matrix has no columns"
     if index.dim() != 2 or index.shape[0] != 2 or index.dtype != torch.int64:
         return "its index is not [2, E] of int64"
     if value.shape != index.shape[1:]:

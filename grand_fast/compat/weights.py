@@ -127,7 +127,9 @@ def _is_over_heads(dim: Any = None, keepdim: Any = False, **further: Any) -> boo
 
 def _one_head(index: Any, heads: int) -> int | None:
     """The head that `weights[index]` are the weights of, if they are of one."""
-    if not isinstance(index, tuple) or len(index) != 2 or index[0] != slice(None):
+    if not isinstance(index, tuple) or len(index) != 2:
+        return None
+    if not isinstance(index[0], slice) or index[0] != slice(None):
         return None
     head = index[1]
     is_head = isinstance(head, int) and not isinstance(head, bool) and -heads <= head < heads
@@ -167,7 +169,7 @@ class Head(AbstractRecipe):
 
     def __init__(self, values: Deferred, head: int) -> None:
         super().__init__()
-        self.values, self.head = values, head
+        self.values, self.head, self.base = values, head, values
         self.weights: Weights = values.recipe  # type: ignore[assignment]
         self.inputs = self.weights.inputs
 
