@@ -7,6 +7,7 @@ autograd function) through `__torch_dispatch__`, with the gradient of the node t
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,12 @@ _KNOWN = {
      Tensor.size, Tensor.__len__}  # fmt: skip
 # Of these, what can change once there are values
 _OF_AUTOGRAD = {getattr(Tensor, name).__get__ for name in ("grad_fn", "is_leaf", "requires_grad")}
+
+_APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_CHANGED = (
+    "grand_fast.compat: a result of an attention layer was changed in place, and an autograd "
+    "function, or TorchScript, would not see by what. Read it first: a = a.clone()."
+)
 
 
 class AbstractRecipe(ABC):
@@ -66,7 +73,7 @@ class Deferred(Tensor):
 
     recipe: AbstractRecipe
     written: Tensor | None  # with its graph
-    first: tuple[int | None, bool]  # version of `written` when it was new, and if it had a graph
+    first: tuple[Any, bool] | None  # the node of `written` when it was new, and if it had a graph
     plain: Tensor | None  # without
 
     @staticmethod
@@ -76,6 +83,7 @@ class Deferred(Tensor):
             cls, shape, dtype=like.dtype, device=like.device
         )
         made.recipe, made.written, made.plain = recipe, None, None
+        made.first = None
         return made
 
     @classmethod
@@ -91,7 +99,8 @@ class Deferred(Tensor):
                 answer = args[0].recipe.shortcut(func, args, kwargs)
                 if answer is not None:
                     return answer
-        return func(*tree_map_only(Deferred, write, args), **tree_map_only(Deferred, write, kwargs))
+        args, kwargs = (tree_map_only(Deferred, _values, part) for part in (args, kwargs))
+        return func(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -116,7 +125,7 @@ def write(tensor: Deferred) -> Tensor:
                 f"grand_fast.compat: a result was expected of shape {list(known_shape(tensor))}, "
                 f"got {got}. Take the layer out: patch(attention=False)."
             )
-        tensor.first = _now(tensor.written)
+        tensor.first = tensor.written.grad_fn, tensor.written.requires_grad
     return tensor.written
 
 
@@ -130,19 +139,32 @@ def _is_written(tensor: Any) -> bool:
     return isinstance(tensor, Deferred) and tensor.written is not None
 
 
-def _now(written: Tensor) -> tuple[int | None, bool]:
-    return None if written.is_inference() else written._version, written.requires_grad
+def _has_moved(tensor: Deferred) -> bool:
+    """Whether its node in autograd, which C++ knows, is no longer that of its values."""
+    base = tensor.recipe.base
+    if base is not None and _has_moved(base):
+        return True
+    written, first = tensor.written, tensor.first
+    return written is not None and (
+        first is None or first[0] is not written.grad_fn or first[1] != written.requires_grad
+    )
+
+
+def _values(tensor: Deferred) -> Tensor:
+    found = write(tensor)
+    if _has_moved(tensor):
+        frame = sys._getframe()
+        while frame.f_back is not None:
+            frame = frame.f_back
+            if frame.f_code is _APPLY:
+                raise RuntimeError(_CHANGED)
+    return found
 
 
 def _plain(tensor: Deferred) -> Tensor:
     # Here nothing can be recorded: what is computed must not become `written`
-    for t in (tensor, tensor.recipe.base):
-        if t is not None and t.written is not None and _now(t.written) != t.first:
-            raise RuntimeError(
-                "grand_fast.compat: an autograd.Function, or TorchScript, is given weights of an "
-                "attention layer that were changed in place, and would not see by what. "
-                "Read them first: a = a.clone()."
-            )
+    if _has_moved(tensor):
+        raise RuntimeError(_CHANGED)
     if tensor.written is not None:
         return tensor.written.detach()
     if tensor.plain is None:

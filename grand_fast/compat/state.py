@@ -1,4 +1,4 @@
-"""What an attention layer holds, at one moment: what its forward may depend on beside its inputs."""
+"""What an attention layer holds at one moment, and its forward may depend on beside its inputs."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ class State:
             self.tensors.append(value)
             self.objects.append(value)
             self.values.append(_version(value))
-        elif isinstance(value, enum.Enum | type):
-            self.objects.append(value)
-        elif kind is types.FunctionType and value.__closure__ is None and not vars(value):
+        elif isinstance(value, enum.Enum | type) or _is_bare_function(value):
             self.objects.append(value)
         else:
             self._add_parts(value)
@@ -91,7 +89,7 @@ class State:
             self._add_all(value)
         elif isinstance(value, set | frozenset) and _PLAIN.issuperset(map(type, value)):
             self.values.append(frozenset(value))
-        elif type(value) not in _NAMESPACES and not dataclasses.is_dataclass(value):
+        elif not isinstance(value, _NAMESPACES) and not dataclasses.is_dataclass(value):
             raise TypeError(f"it holds a {type(value).__name__}, which may change")
         elif not hasattr(value, "__dict__"):
             raise TypeError(f"it holds a {type(value).__name__}, which may change")
@@ -121,6 +119,10 @@ class State:
 
 def _are_hooks(hooks: dict[int, Any] | None) -> bool:
     return any(hook not in (active.enter, active.leave) for hook in (hooks or {}).values())
+
+
+def _is_bare_function(value: Any) -> bool:
+    return type(value) is types.FunctionType and value.__closure__ is None and not vars(value)
 
 
 def _version(tensor: Tensor) -> Any:
