@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -59,8 +59,13 @@ class AbstractRecipe(ABC):
 
     @contextmanager
     def mode(self) -> Iterator[None]:
-        """As autograd was when this was made."""
-        with torch.inference_mode(self.inference), torch.set_grad_enabled(self.grad):
+        """As autograd and autocast were when this was made."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(self.inference))
+            stack.enter_context(torch.set_grad_enabled(self.grad))
+            for kind in ("cpu", "cuda"):  # there was none: the layer would have been left
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             yield
 
     def shortcut(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:

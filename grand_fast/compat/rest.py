@@ -69,7 +69,9 @@ class Rest:
             return False
         with torch.no_grad(), torch.autocast(self.x.device.type, enabled=False):
             again = projections(self.layer, self.x)  # what is written to `.data` has no version
-        return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(again, self._projected))
+        return all(
+            torch.equal(_bits(a), _bits(b)) for a, b in zip(again, self._projected, strict=True)
+        )
 
     def results(self, recipe: AbstractRecipe) -> tuple[Any, ...]:
         """All of them; a recipe of the same call knows the mode."""

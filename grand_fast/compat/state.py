@@ -89,9 +89,7 @@ class State:
             self._add_all(value)
         elif isinstance(value, set | frozenset) and _PLAIN.issuperset(map(type, value)):
             self.values.append(frozenset(value))
-        elif not isinstance(value, _NAMESPACES) and not dataclasses.is_dataclass(value):
-            raise TypeError(f"it holds a {type(value).__name__}, which may change")
-        elif not hasattr(value, "__dict__"):
+        elif not _is_namespace(value):
             raise TypeError(f"it holds a {type(value).__name__}, which may change")
         further = getattr(value, "__dict__", None)
         if further:
@@ -119,6 +117,11 @@ class State:
 
 def _are_hooks(hooks: dict[int, Any] | None) -> bool:
     return any(hook not in (active.enter, active.leave) for hook in (hooks or {}).values())
+
+
+def _is_namespace(value: Any) -> bool:
+    is_one = isinstance(value, _NAMESPACES) or dataclasses.is_dataclass(value)
+    return is_one and hasattr(value, "__dict__")  # not slots
 
 
 def _is_bare_function(value: Any) -> bool:

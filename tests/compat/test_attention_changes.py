@@ -206,3 +206,13 @@ def test_indices_of_arrays_and_states_without_columns():
     with gf.compat.patch() as patch:
         assert spmm(edge, torch.rand(edge.shape[1]), torch.rand(N, 0)).shape == (N, 0)
     assert not patch.report.used
+
+
+def test_a_result_read_under_autocast_is_that_of_the_call():
+    layer, x, edge = layer_of()
+    layer, x = layer.float(), x.float()
+    theirs, (_, scores) = layer(x, edge)
+    with gf.compat.patch():
+        attention, rest = layer(x, edge)
+        with torch.autocast("cpu"):
+            assert torch.equal(attention * 1, theirs) and torch.equal(rest[1], scores)
