@@ -85,6 +85,9 @@ class State:
     def _add_parts(self, value: Any) -> None:
         if isinstance(value, dict):
             self._add_items(value)
+        elif hasattr(value, "keys") and hasattr(value, "__getitem__"):  # as loggers give options
+            self._add_items(dict(value))
+            return
         elif isinstance(value, list | tuple):
             self._add_all(value)
         elif isinstance(value, set | frozenset) and _PLAIN.issuperset(map(type, value)):

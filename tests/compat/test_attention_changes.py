@@ -216,3 +216,28 @@ def test_a_result_read_under_autocast_is_that_of_the_call():
         attention, rest = layer(x, edge)
         with torch.autocast("cpu"):
             assert torch.equal(attention * 1, theirs) and torch.equal(rest[1], scores)
+
+
+class Config:
+    """Options as some loggers give them: no dict, but read like one."""
+
+    def __init__(self, **items):
+        self._items, self._told = items, object()
+
+    def keys(self):
+        return self._items.keys()
+
+    def __getitem__(self, key):
+        return self._items[key]
+
+
+def test_options_that_are_read_like_a_dict():
+    layer, x, edge = layer_of()
+    layer.opt = Config(**layer.opt)
+    with gf.compat.patch() as patch:
+        layer(x, edge)
+        layer.opt._items["square_plus"] = True
+        ours = layer(x, edge)[0].mean(1)
+        y = spmm(edge, ours, x)
+    assert patch.report.used[LAYER] == 2
+    assert_close("y", y, spmm(edge, layer(x, edge)[0].mean(1), x))
