@@ -66,11 +66,12 @@ class Patch(Options):
     """A patch at work, until `remove`.
 
     Attributes:
-        target: the model, or None for the process.
+        target: the model, or None for the process and once it is removed.
         report: what it did so far, a `Report`.
     """
 
     _undo: ExitStack | None = None
+    _whose = "the process"
 
     @property
     def is_active(self) -> bool:
@@ -86,6 +87,7 @@ class Patch(Options):
                     _install(option, self.report)
                     undo.callback(_release, option)
             if self.target is not None:
+                self._whose = type(self.target).__name__
                 _cover(self, self.target, undo)
             active.stack.append(self)
             self._undo = undo.pop_all()
@@ -104,6 +106,7 @@ class Patch(Options):
         undo, self._undo = self._undo, None
         assert undo is not None
         undo.close()
+        self.target = None  # the model may go while the report stays
         if not active.stack:
             graphs.forget()
 
@@ -118,11 +121,27 @@ class Patch(Options):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.remove()
+        if error is None and not self.is_active:
+            self.remove()  # which says that it was
+        if remove_through(self) and error is None:
+            raise RuntimeError(
+                "patch: one that was applied inside was at work when this one's block ended. Both "
+                "are removed. Remove that first."
+            )
 
     def __repr__(self) -> str:
-        whose = "the process" if self.target is None else type(self.target).__name__
-        return f"<Patch of {whose}, {'at work' if self.is_active else 'removed'}>"
+        return f"<Patch of {self._whose}, {'at work' if self.is_active else 'removed'}>"
+
+
+def remove_through(patch: Patch) -> int:
+    """Remove a patch, if it is at work, and those that were applied after it; how many these are."""
+    later = 0
+    while patch.is_active:
+        last = active.stack[-1]
+        assert isinstance(last, Patch)
+        last.remove()
+        later += last is not patch
+    return later
 
 
 _users = dict.fromkeys(_OPTIONS, 0)  # patches that need the replacements in place

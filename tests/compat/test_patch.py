@@ -1,9 +1,11 @@
 """What is replaced, for whom, and how it is put back."""
 
 import copy
+import gc
 import pickle
 import sys
 import types
+import weakref
 
 import pytest
 import torch
@@ -101,6 +103,32 @@ def test_out_of_order_and_twice():
             gf.compat.patch(model)
         assert len(active.stack) == 1
     assert names() == before and not model._forward_hooks
+
+
+def test_a_block_takes_those_inside_with_it_and_hides_no_error():
+    before = names()
+    with pytest.raises(RuntimeError, match="applied inside"), gf.compat.patch() as outer:
+        inner = gf.compat.patch(block())
+    assert not outer.is_active and not inner.is_active and names() == before
+    with pytest.raises(KeyError, match="mine"), gf.compat.patch():
+        gf.compat.patch()
+        raise KeyError("mine")
+    with pytest.raises(KeyError, match="mine"), gf.compat.patch() as outer:
+        outer.remove()
+        raise KeyError("mine")
+    with pytest.raises(RuntimeError, match="removed already"), gf.compat.patch() as outer:
+        outer.remove()
+    assert names() == before and not active.stack
+
+
+def test_a_patch_that_is_removed_lets_go_of_its_model():
+    model = block()
+    seen = weakref.ref(model)
+    with gf.compat.patch(model) as patch:
+        assert patch.target is model
+    del model
+    gc.collect()
+    assert seen() is None and patch.target is None and repr(patch) == "<Patch of Block, removed>"
 
 
 @pytest.mark.parametrize(
