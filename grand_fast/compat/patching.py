@@ -134,7 +134,7 @@ class Patch(Options):
 
 
 def remove_through(patch: Patch) -> int:
-    """Remove a patch, if it is at work, and those that were applied after it; how many these are."""
+    """Remove a patch, if it is at work, and those applied after it; how many these were."""
     later = 0
     while patch.is_active:
         last = active.stack[-1]
