@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from grand_fast.compat import active, graphs, solver, spmm
@@ -186,7 +187,24 @@ def _torch_sparse(report: Report) -> Callable[..., Any] | None:
         reason = f"it cannot be imported: {type(error).__name__}: {error}"
         report.leave("torch_sparse", reason.splitlines()[0])
         return None
+    if not _multiplies(found):
+        report.leave("torch_sparse.spmm", "it is another function than that of torch_sparse")
+        return None
     return found
+
+
+def _multiplies(theirs: Callable[..., Any]) -> bool:
+    """Whether a function is `spmm`, and not one of the user's own by its name."""
+    index = torch.tensor([[0, 2, 2], [1, 0, 1]], device="cpu")
+    value, matrix = torch.tensor([[2.0, 3.0, 5.0], [7.0, 11.0, 13.0]], dtype=torch.float64,
+                                 device="cpu")  # fmt: skip
+    expected = [[22.0], [0.0], [76.0]]
+    named = {"index": index, "value": value, "m": 3, "n": 3, "matrix": matrix.unsqueeze(1)}
+    try:
+        found = theirs(*named.values()), theirs(**named)
+        return all(one.tolist() == expected for one in found)
+    except Exception:  # whatever it is, it is not that one
+        return False
 
 
 def _cover(patch: Patch, model: nn.Module, undo: ExitStack) -> None:

@@ -179,6 +179,21 @@ def test_without_torch_sparse(monkeypatch, tmp_path):
         assert reason == "it cannot be imported: OSError: undefined symbol"
 
 
+@pytest.mark.parametrize("own", [
+    lambda *args: "mine",
+    lambda index, value, m, n, matrix: matrix,
+    lambda i, v, m, n, x: torch.sparse_coo_tensor(i, v, (m, n)).to_dense() @ x,
+])  # fmt: skip
+def test_another_function_by_the_name_of_spmm(monkeypatch, own):
+    module = types.ModuleType("torch_sparse")
+    module.spmm = own
+    monkeypatch.setitem(sys.modules, "torch_sparse", module)
+    with gf.compat.patch() as patch:
+        assert module.spmm is own
+    [(name, reason)] = patch.report.left
+    assert name == SPMM and reason == "it is another function than that of torch_sparse"
+
+
 def test_one_model_alone():
     mine, other = block(linear=True), block(linear=True)
     theirs = mine(X)
