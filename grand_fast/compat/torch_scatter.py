@@ -31,12 +31,9 @@ def _target(
 
 
 def scatter_sum(
-    src: Tensor,
-    index: Tensor,
-    dim: int = -1,
-    out: Tensor | None = None,
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None,
     dim_size: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Sums of the entries with the same index; 0 where there are none."""
     index = _spread(index, src, dim)
     target = _target(index, src, dim, out, dim_size)
@@ -47,34 +44,26 @@ scatter_add = scatter_sum
 
 
 def scatter_mul(
-    src: Tensor,
-    index: Tensor,
-    dim: int = -1,
-    out: Tensor | None = None,
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None,
     dim_size: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Products; 1 where there are none."""
     index = _spread(index, src, dim)
     target = _target(index, src, dim, out, dim_size)
     if out is None:
         target = target + 1
-    return target.scatter_reduce(dim, index, src, "prod")
+    return target.scatter_reduce_(dim, index, src, "prod")
 
 
 def scatter_mean(
-    src: Tensor,
-    index: Tensor,
-    dim: int = -1,
-    out: Tensor | None = None,
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None,
     dim_size: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Means; 0 where there are none."""
     total = scatter_sum(src, index, dim, out, dim_size)
     ones = torch.ones_like(src)
     count = scatter_sum(ones, index, dim, None, total.shape[dim]).clamp_(min=1)
-    if total.is_floating_point():
-        return total / count
-    return torch.div(total, count, rounding_mode="floor")
+    return total.div_(count, rounding_mode=None if total.is_floating_point() else "floor")
 
 
 def _extreme(
@@ -95,27 +84,21 @@ def _extreme(
         # The gradient goes to that entry alone, not to all that are equal
         none = src.new_zeros(()).expand_as(src.narrow(dim, 0, min(n, 1)))
         found = torch.cat([src, none], dim).gather(dim, arg)
-    return found, arg
+    return found if out is None else out.copy_(found), arg
 
 
 def scatter_max(
-    src: Tensor,
-    index: Tensor,
-    dim: int = -1,
-    out: Tensor | None = None,
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None,
     dim_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Largest entries and where they are; 0 and the number of entries where there are none."""
     return _extreme(src, index, dim, out, dim_size, "amax")
 
 
 def scatter_min(
-    src: Tensor,
-    index: Tensor,
-    dim: int = -1,
-    out: Tensor | None = None,
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None,
     dim_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Smallest entries and where they are; 0 and the number of entries where there are none."""
     return _extreme(src, index, dim, out, dim_size, "amin")
 

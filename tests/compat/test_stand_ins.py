@@ -150,3 +150,19 @@ def test_a_module_that_is_broken(monkeypatch, tmp_path):
         for _ in range(2):
             assert importlib.import_module("torch_scatter") is MODULES["torch_scatter"]
             del sys.modules["torch_scatter"]
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "mul", "max", "min"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_a_scatter_into_a_tensor_writes_it(reduce, dtype):
+    import torch_scatter
+
+    src, index = torch.tensor([3, 5, 2, 4]).to(dtype), torch.tensor([0, 2, 0, 2])
+    out = torch.tensor([4, 7, 1]).to(dtype)
+    function = getattr(torch_scatter, f"scatter_{reduce}")
+    want = {"sum": [9, 7, 10], "mean": [4.5, 7, 5], "mul": [24, 7, 20], "max": [4, 7, 5],
+            "min": [2, 7, 1]}[reduce]  # fmt: skip
+    given = function(src, index, -1, out)
+    given = given if torch.is_tensor(given) else given[0]
+    assert given.data_ptr() == out.data_ptr()
+    assert torch.equal(out, torch.tensor(want).to(dtype))

@@ -192,6 +192,7 @@ def test_every_gather_kernel_is_modelled(arch):
     for launches in passes(graph, SHAPE, torch.float32).values():
         for launch in launches:
             gathers = "col_ptr" in launch.arguments and not launch.name.endswith("_join_kernel")
+            gathers = gathers and not launch.name.startswith("_edge_softmax")  # edges in order
             if launch.name not in seen and gathers:
                 kernel = machine_code(launch, arch)
                 message = f"{launch.name}: {len(kernel.loops)} gather loops; see model.GATHERED"
