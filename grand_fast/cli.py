@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["run"]:  # a program of the user's, which has the streams as they are
-        return run(arguments[1:])
+        return run(arguments[1:], until_exit=argv is None)
     accept_every_character()
     if arguments[:1] == ["bench"]:  # the suites read their own options
         return _bench(arguments[1:])

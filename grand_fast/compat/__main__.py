@@ -5,4 +5,4 @@ import sys
 from grand_fast.compat.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], prog="python -m grand_fast.compat"))
+    sys.exit(main(sys.argv[1:], prog="python -m grand_fast.compat", until_exit=True))

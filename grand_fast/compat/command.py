@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from grand_fast.compat.patching import patch
-from grand_fast.compat.script import run_module, run_script
+from grand_fast.compat.patching import Patch, patch, remove_through
+from grand_fast.compat.script import NotAProgramError, as_program, run_program
 from grand_fast.compat.stand_ins import stand_ins
 from grand_fast.training.option_types import BAD_ARGUMENTS, OneLineParser
 
+FAILED = 1
 DESCRIPTION = """\
 Run a Python program of GRAND or of a descendant as `python SCRIPT …` does, without an edit, with
 grand-fast underneath:
@@ -49,16 +52,20 @@ def describe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--no-solver", action="store_true", help="leave torchdiffeq's solvers")
     parser.add_argument("--no-report", action="store_true", help="say nothing at the end")
     parser.add_argument("script", metavar="SCRIPT", help="the program")
-    parser.add_argument("arguments", metavar="…", nargs=argparse.REMAINDER, help="its arguments")
+    rest = parser.add_argument("arguments", metavar="…", nargs=argparse.REMAINDER,
+                               help="its arguments")  # fmt: skip
+    rest.required = False  # else a missing SCRIPT is one of two
     return parser
 
 
-def main(argv: Sequence[str], *, prog: str = "grand-fast run") -> int:
+def main(argv: Sequence[str], *, prog: str = "grand-fast run", until_exit: bool = False) -> int:
     """Run the command.
 
     Args:
         argv: arguments without the program's name.
         prog: its name in messages.
+        until_exit: this process ends with the program: what its threads and exit handlers do is
+            part of it, and the report comes after them. Otherwise all is put back on return.
 
     Returns:
         The exit code: that of the script, or 2 if there is none.
@@ -80,20 +87,40 @@ def main(argv: Sequence[str], *, prog: str = "grand-fast run") -> int:
     if not options.is_module and not Path(options.script).exists():
         print(f"{prog}: there is no file {options.script!r}.", file=sys.stderr)
         return BAD_ARGUMENTS
-    run = run_module if options.is_module else run_script
-    with (
-        stand_ins() as reasons,
-        patch(
-            spmm=not options.no_spmm,
-            attention=not options.no_attention,
-            solver=None if options.no_solver else "same",
-        ) as applied,
-    ):
-        code = run(options.script, options.arguments)
+    ending = ExitStack()
+    if until_exit:
+        atexit.register(ending.close)  # Python first waits for threads, then asks handlers in turn
+    with contextlib.nullcontext() if until_exit else ending:
+        try:
+            _prepare(options, ending)
+            return run_program(options.script, is_module=options.is_module)
+        except NotAProgramError as error:
+            options.no_report = True
+            print(f"{prog}: {error}.", file=sys.stderr)
+            return FAILED
+
+
+def _prepare(options: argparse.Namespace, ending: ExitStack) -> None:
+    """What the program finds, and what is to be done at its end."""
+    program = as_program(options.script, options.arguments, is_module=options.is_module)
+    ending.enter_context(program)  # first, for a torch_sparse beside the program is not ours
+    reasons = ending.enter_context(stand_ins())
+    applied = patch(
+        spmm=not options.no_spmm,
+        attention=not options.no_attention,
+        solver=None if options.no_solver else "same",
+    )
     for name, reason in reasons.items():
         applied.report.leave(name, f"{reason}; a stand-in was there")
-    if not options.no_report:
-        with contextlib.suppress(OSError):  # whoever read it has gone
-            sys.stdout.flush()
-            print(applied.report, file=sys.stderr, flush=True)
-    return code
+    ending.callback(_finish, applied, options)
+
+
+def _finish(applied: Patch, options: argparse.Namespace) -> None:
+    """Undo the patch, and those that the program has left, and report."""
+    remove_through(applied)
+    if options.no_report:
+        return
+    for stream, text in ((sys.stdout, ""), (sys.stderr, f"{applied.report}\n")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # gone, closed, or None
+            stream.write(text)
+            stream.flush()

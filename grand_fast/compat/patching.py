@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from grand_fast.compat import active, graphs, solver, spmm
@@ -66,11 +67,12 @@ class Patch(Options):
     """A patch at work, until `remove`.
 
     Attributes:
-        target: the model, or None for the process.
+        target: the model, or None for the process and once it is removed.
         report: what it did so far, a `Report`.
     """
 
     _undo: ExitStack | None = None
+    _whose = "the process"
 
     @property
     def is_active(self) -> bool:
@@ -86,6 +88,7 @@ class Patch(Options):
                     _install(option, self.report)
                     undo.callback(_release, option)
             if self.target is not None:
+                self._whose = type(self.target).__name__
                 _cover(self, self.target, undo)
             active.stack.append(self)
             self._undo = undo.pop_all()
@@ -104,6 +107,7 @@ class Patch(Options):
         undo, self._undo = self._undo, None
         assert undo is not None
         undo.close()
+        self.target = None  # the model may go while the report stays
         if not active.stack:
             graphs.forget()
 
@@ -118,11 +122,27 @@ class Patch(Options):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.remove()
+        if error is None and not self.is_active:
+            self.remove()  # which says that it was
+        if remove_through(self) and error is None:
+            raise RuntimeError(
+                "patch: one that was applied inside was at work when this one's block ended. Both "
+                "are removed. Remove that first."
+            )
 
     def __repr__(self) -> str:
-        whose = "the process" if self.target is None else type(self.target).__name__
-        return f"<Patch of {whose}, {'at work' if self.is_active else 'removed'}>"
+        return f"<Patch of {self._whose}, {'at work' if self.is_active else 'removed'}>"
+
+
+def remove_through(patch: Patch) -> int:
+    """Remove a patch, if it is at work, and those applied after it; how many these were."""
+    later = 0
+    while patch.is_active:
+        last = active.stack[-1]
+        assert isinstance(last, Patch)
+        last.remove()
+        later += last is not patch
+    return later
 
 
 _users = dict.fromkeys(_OPTIONS, 0)  # patches that need the replacements in place
@@ -167,7 +187,24 @@ def _torch_sparse(report: Report) -> Callable[..., Any] | None:
         reason = f"it cannot be imported: {type(error).__name__}: {error}"
         report.leave("torch_sparse", reason.splitlines()[0])
         return None
+    if not _multiplies(found):
+        report.leave("torch_sparse.spmm", "it is another function than that of torch_sparse")
+        return None
     return found
+
+
+def _multiplies(theirs: Callable[..., Any]) -> bool:
+    """Whether a function is `spmm`, and not one of the user's own by its name."""
+    index = torch.tensor([[0, 2, 2], [1, 0, 1]], device="cpu")
+    value, matrix = torch.tensor([[2.0, 3.0, 5.0], [7.0, 11.0, 13.0]], dtype=torch.float64,
+                                 device="cpu")  # fmt: skip
+    expected = [[22.0], [0.0], [76.0]]
+    named = {"index": index, "value": value, "m": 3, "n": 3, "matrix": matrix.unsqueeze(1)}
+    try:
+        found = theirs(*named.values()), theirs(**named)
+        return all(one.tolist() == expected for one in found)
+    except Exception:  # whatever it is, it is not that one
+        return False
 
 
 def _cover(patch: Patch, model: nn.Module, undo: ExitStack) -> None:

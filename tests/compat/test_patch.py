@@ -1,9 +1,11 @@
 """What is replaced, for whom, and how it is put back."""
 
 import copy
+import gc
 import pickle
 import sys
 import types
+import weakref
 
 import pytest
 import torch
@@ -103,6 +105,32 @@ def test_out_of_order_and_twice():
     assert names() == before and not model._forward_hooks
 
 
+def test_a_block_takes_those_inside_with_it_and_hides_no_error():
+    before = names()
+    with pytest.raises(RuntimeError, match="applied inside"), gf.compat.patch() as outer:
+        inner = gf.compat.patch(block())
+    assert not outer.is_active and not inner.is_active and names() == before
+    with pytest.raises(KeyError, match="mine"), gf.compat.patch():
+        gf.compat.patch()
+        raise KeyError("mine")
+    with pytest.raises(KeyError, match="mine"), gf.compat.patch() as outer:
+        outer.remove()
+        raise KeyError("mine")
+    with pytest.raises(RuntimeError, match="removed already"), gf.compat.patch() as outer:
+        outer.remove()
+    assert names() == before and not active.stack
+
+
+def test_a_patch_that_is_removed_lets_go_of_its_model():
+    model = block()
+    seen = weakref.ref(model)
+    with gf.compat.patch(model) as patch:
+        assert patch.target is model
+    del model
+    gc.collect()
+    assert seen() is None and patch.target is None and repr(patch) == "<Patch of Block, removed>"
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -138,7 +166,9 @@ def test_a_fault_on_the_way_leaves_nothing_half_patched(monkeypatch):
 
 
 def test_without_torch_sparse(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "torch_sparse")
+    theirs = [one for one in sys.meta_path if type(one).__name__ != "_Finder"]  # of stand_ins
+    monkeypatch.setattr(sys, "meta_path", theirs)
+    monkeypatch.delitem(sys.modules, "torch_sparse", raising=False)
     with gf.compat.patch() as patch:
         assert patch.report.left == {("torch_sparse", "it is not installed"): 1}
 
@@ -147,6 +177,21 @@ def test_without_torch_sparse(monkeypatch, tmp_path):
     with gf.compat.patch() as patch:
         [(_, reason)] = patch.report.left
         assert reason == "it cannot be imported: OSError: undefined symbol"
+
+
+@pytest.mark.parametrize("own", [
+    lambda *args: "mine",
+    lambda index, value, m, n, matrix: matrix,
+    lambda i, v, m, n, x: torch.sparse_coo_tensor(i, v, (m, n)).to_dense() @ x,
+])  # fmt: skip
+def test_another_function_by_the_name_of_spmm(monkeypatch, own):
+    module = types.ModuleType("torch_sparse")
+    module.spmm = own
+    monkeypatch.setitem(sys.modules, "torch_sparse", module)
+    with gf.compat.patch() as patch:
+        assert module.spmm is own
+    [(name, reason)] = patch.report.left
+    assert name == SPMM and reason == "it is another function than that of torch_sparse"
 
 
 def test_one_model_alone():

@@ -1,6 +1,9 @@
 """`grand-fast run`: a program as Python runs it, and what it says at the end."""
 
+import atexit
+import io
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -107,15 +110,48 @@ def test_a_module(program, monkeypatch, capsys):
     monkeypatch.chdir(program.parent)
     assert main(["-m", "program", "-m", "x"]) == 7
     assert capsys.readouterr().out.startswith("['-m', 'x'] found True")
-    assert main(["-m", "no_such_program"]) == 1
-    assert "No module named no_such_program" in capsys.readouterr().err
+
+
+def test_a_folder_or_package_is_its_main(program, monkeypatch, capsys):
+    folder = program.parent
+    monkeypatch.chdir(folder)
+    (folder / "pack").mkdir()
+    (folder / "pack" / "__main__.py").write_text("import sys\nprint(sys.argv, __package__, "
+        "sys.path[0], sys.modules['__main__'].__file__ == __file__)")  # fmt: skip
+    assert main(["pack", "x"]) == 0
+    assert capsys.readouterr().out == f"['pack', 'x']  {folder}/pack True\n"
+    (folder / "pack" / "__init__.py").write_text("")
+    assert main(["-m", "pack"]) == 0
+    assert capsys.readouterr().out == f"['{folder}/pack/__main__.py'] pack {folder} True\n"
+    sys.modules.pop("pack")
+
+
+def test_what_is_no_program_is_one_line(program, monkeypatch, capsys):
+    folder = program.parent
+    monkeypatch.chdir(folder)
+    (folder / "bare").mkdir()
+    (folder / "bare" / "__init__.py").write_text("")
+    (folder / "wants.py").write_text("import no_such_part")
+    for argv, says in (
+        (["-m", "no_such_program"], "No module named no_such_program."),
+        (["-m", "no_such.program"], "No module named no_such.program."),
+        (["-m", "bare"], "No module named bare.__main__; 'bare' is a package and cannot be "
+                         "directly executed."),
+        (["bare"], "can't find '__main__' module in 'bare'."),
+    ):  # fmt: skip
+        assert main(argv) == 1
+        assert capsys.readouterr().err == f"grand-fast run: {says}\n"
+    sys.modules.pop("bare")
+    assert main(["-m", "wants"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and "named 'no_such_part'" in err and "wants.py" in err
 
 
 def test_bad_arguments(capsys, tmp_path):
     assert main([str(tmp_path / "none.py")]) == 2
     err = capsys.readouterr().err
     assert err == f"grand-fast run: there is no file '{tmp_path}/none.py'.\n"
-    for argv, says in (([], "required: SCRIPT"), (["--fast", "x.py"], "--fast")):
+    for argv, says in (([], "required: SCRIPT (see"), (["--fast", "x.py"], "--fast")):
         assert main(argv) == 2
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == 1
@@ -132,12 +168,101 @@ def test_help_teaches(capsys):
 
 
 def test_python_m_grand_fast_compat(program, monkeypatch, capsys):
+    own, at_exit = sys.modules["__main__"], []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
     monkeypatch.setattr(sys, "argv", ["grand_fast.compat", str(program)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("grand_fast.compat", run_name="__main__")
     assert stop.value.code == 7
+    [finish] = at_exit  # what follows is the program's until then
+    assert capsys.readouterr().err == "" and active.stack
+    assert sys.argv == [str(program)] and sys.modules["__main__"].edge.shape == (2, 4)
+    finish()
     assert capsys.readouterr().err.startswith("grand-fast: on its kernels ran\n")
+    assert sys.modules["__main__"] is own and not active.stack
     monkeypatch.setattr(sys, "argv", ["grand_fast.compat", "none.py"])
     with pytest.raises(SystemExit, match="2"):
         runpy.run_module("grand_fast.compat", run_name="__main__")
     assert capsys.readouterr().err.startswith("python -m grand_fast.compat: there is no file")
+
+
+def test_a_module_of_the_users_own_by_the_name_of_a_stand_in(program, capsys):
+    (program.parent / "torch_sparse.py").write_text("spmm = lambda *a: 'mine'")
+    program.write_text("import torch_sparse\nprint(torch_sparse.spmm(1))")
+    assert main([str(program)]) == 0
+    del sys.modules["torch_sparse"]
+    out, err = capsys.readouterr()
+    assert out == "mine\n" and "torch_sparse: " not in err
+
+
+class Broken(io.StringIO):
+    def flush(self):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("out", ["closed", None, Broken()])
+def test_streams_that_are_closed(program, monkeypatch, capsys, out):
+    if out == "closed":
+        (out := io.StringIO()).close()
+    program.write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        assert main([str(program)]) == 0
+    assert capsys.readouterr().err.startswith("grand-fast: on its")
+    program.write_text("import sys\nsys.exit('x' if 'x' in sys.argv else 0)")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", out)
+        assert main([str(program)]) == 0 and main([str(program), "x"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_program_that_keeps_a_patch_of_its_own(program, capsys):
+    program.write_text(
+        "import sys, grand_fast as gf\np = gf.compat.patch()\n"
+        "if 'fail' in sys.argv: raise KeyError('mine')"
+    )
+    assert main([str(program)]) == 0 and not active.stack
+    assert capsys.readouterr().err.startswith("grand-fast: on its")
+    assert main([str(program), "fail"]) == 1 and not active.stack
+    err = capsys.readouterr().err
+    assert "KeyError: 'mine'\ngrand-fast: on its" in err and "RuntimeError" not in err
+
+
+def test_a_program_is_the_main_module(program, monkeypatch, capsys):
+    program.write_text(
+        '"""Says what it is."""\n'
+        "import os, sys\n"
+        "import dataclasses, inspect, pickle, typing, __main__\n"
+        "@dataclasses.dataclass\nclass A:\n    x: 'int' = 1\n"
+        "os.chdir('/')\n"
+        "print(__file__, sys.argv[0], __name__, __spec__, __cached__, __package__, __doc__)\n"
+        "print(pickle.loads(pickle.dumps(A(3))), typing.get_type_hints(A), __main__.A is A,\n"
+        "      inspect.getsource(A).count('class'), __builtins__.len is len, type(__loader__))\n"
+    )
+    monkeypatch.chdir(program.parent)
+    assert main(["--no-report", program.name]) == 0
+    ours = capsys.readouterr().out
+    theirs = subprocess.run(
+        [sys.executable, program.name], capture_output=True, text=True, cwd=program.parent
+    )
+    assert ours == theirs.stdout and str(program) in ours
+
+
+def test_threads_and_exit_handlers_are_part_of_the_program(program):
+    program.write_text(
+        "import atexit, pickle, threading, time\n"
+        "class A: pass\n"
+        "def late(name):\n"
+        "    time.sleep(0.1)\n"
+        "    import torch_scatter, torch_sparse\n"
+        "    print(name, len(pickle.dumps(A())) > 0, torch_sparse.spmm.__module__, flush=True)\n"
+        "atexit.register(late, 'handler')\n"
+        "threading.Thread(target=late, args=['thread']).start()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "grand_fast.compat", str(program)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0
+    spmm = "True grand_fast.compat.spmm\n"
+    assert done.stdout.startswith(f"thread {spmm}handler {spmm}grand-fast: on its kernels ran\n")

@@ -1,5 +1,6 @@
 """The parts of torch_sparse and torch_scatter that stand in for them."""
 
+import importlib
 import sys
 import types
 
@@ -110,10 +111,10 @@ def test_sparse_tensor():
 def test_only_where_the_import_fails(monkeypatch):
     theirs = types.ModuleType("torch_sparse")
     monkeypatch.setitem(sys.modules, "torch_sparse", theirs)
-    monkeypatch.delitem(sys.modules, "torch_scatter")
+    monkeypatch.delitem(sys.modules, "torch_scatter", raising=False)
     with stand_ins() as reasons:
-        assert sys.modules["torch_sparse"] is theirs
-        assert sys.modules["torch_scatter"] is MODULES["torch_scatter"]
+        assert importlib.import_module("torch_sparse") is theirs
+        assert importlib.import_module("torch_scatter") is MODULES["torch_scatter"]
         assert reasons == {"torch_scatter": "it is not installed"}
         import torch_geometric.typing
 
@@ -121,17 +122,34 @@ def test_only_where_the_import_fails(monkeypatch):
     assert "torch_scatter" not in sys.modules
 
 
+def test_they_are_found_after_all_there_is_on_the_path(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "torch_scatter", raising=False)
+    (tmp_path / "torch_scatter.py").write_text("MINE = True")
+    own = MODULES["torch_scatter"].__spec__
+    with stand_ins():
+        assert importlib.import_module("torch_scatter") is MODULES["torch_scatter"]
+        del sys.modules["torch_scatter"]
+        assert importlib.import_module("torch_scatter") is MODULES["torch_scatter"]
+        assert MODULES["torch_scatter"].__spec__ is own
+        del sys.modules["torch_scatter"]
+        monkeypatch.syspath_prepend(tmp_path)
+        assert importlib.import_module("torch_scatter").MINE
+    assert sys.modules.pop("torch_scatter").MINE
+
+
 def test_a_module_that_is_broken(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "torch_scatter")
+    monkeypatch.delitem(sys.modules, "torch_scatter", raising=False)
     (tmp_path / "torch_scatter").mkdir()
     (tmp_path / "torch_scatter" / "part.py").write_text("")
     file = tmp_path / "torch_scatter" / "__init__.py"
     file.write_text("import torch_scatter.part\nraise OSError('undefined symbol')")
     monkeypatch.syspath_prepend(tmp_path)
     with stand_ins() as reasons:
-        assert reasons == {"torch_scatter": "it cannot be imported: OSError: undefined symbol"}
+        assert reasons["torch_scatter"] == "it cannot be imported: OSError: undefined symbol"
         assert "torch_scatter.part" not in sys.modules
-        assert sys.modules["torch_scatter"] is MODULES["torch_scatter"]
+        for _ in range(2):
+            assert importlib.import_module("torch_scatter") is MODULES["torch_scatter"]
+            del sys.modules["torch_scatter"]
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean", "mul", "max", "min"])
