@@ -191,7 +191,7 @@ def test_an_ensemble_on_sparse_features():
 
 
 REFUSED = {
-    "continuous": "`adjoint` must be 'auto', 'direct' or 'checkpoint' under torch.func and forward mode",
+    "continuous": "`adjoint` must be 'auto', 'direct' or 'checkpoint' under torch.func",
     "memory_limit": "`memory_limit` must be None under torch.func and forward mode, got 1000000",
     "regularizers": "`regularizers` must be kinetic alone .*, got directional",
     "semi_implicit_euler": "`method` must take any f, .*, got semi_implicit_euler",
