@@ -77,12 +77,11 @@ def hooked(forward: Forward) -> Forward:
         if patch is None:
             return forward(self, t, x)
         name = f"{type(self).__name__}, whole field"
-        reason = unusual() or _not_ours(self, x, kind, forward)
-        f = ours(self, x) if reason is None else None
-        if f is not None:
+        found = unusual() or _not_ours(self, x, kind, forward) or ours(self, x)
+        if isinstance(found, Tensor):
             patch.report.use(name)
-            return f
-        patch.report.leave(name, reason or "its weights are no longer those of the state")
+            return found
+        patch.report.leave(name, found)
         return forward(self, t, x)
 
     fused._theirs = forward  # type: ignore[attr-defined]
@@ -133,7 +132,7 @@ def _coefficients(field: Any) -> dict[str, Any]:
     }
 
 
-def _transformer(field: Any, x: Tensor) -> Tensor | None:
+def _transformer(field: Any, x: Tensor) -> Tensor:
     """`alpha (A(x) x − x) + beta x0`."""
     field.nfe += 1
     attention, values = field.multihead_att_layer(x, field.edge_index)
@@ -146,8 +145,8 @@ def _transformer(field: Any, x: Tensor) -> Tensor | None:
     return f if coefficients["x0"] is None else f + coefficients["beta"] * coefficients["x0"]
 
 
-def _laplacian(field: Any, x: Tensor) -> Tensor | None:
-    """`alpha (A x − x) + beta x0` of weights that are given."""
+def _laplacian(field: Any, x: Tensor) -> Tensor | str:
+    """`alpha (A x − x) + beta x0` of weights that are given; or why not by us."""
     block, values = field.opt["block"], field.edge_weight
     if block == "attention":
         values = field.attention_weights.mean(dim=1)
@@ -156,8 +155,8 @@ def _laplacian(field: Any, x: Tensor) -> Tensor | None:
     order: Any = "user"
     try:
         graph = graph_of(field.edge_index, len(x))
-    except (TypeError, ValueError):
-        return None
+    except (TypeError, ValueError) as error:
+        return str(error)
     if isinstance(values, Deferred):
         mean = values.recipe
         if values.written is None and isinstance(mean, Mean) and mean.weights.graph is graph:
@@ -165,6 +164,6 @@ def _laplacian(field: Any, x: Tensor) -> Tensor | None:
         else:
             values = write(values)
     if values.shape != (graph.num_edges,) or values.dtype != x.dtype:
-        return None
+        return "its weights are not [E] of the type of its state"
     field.nfe += 1
     return csr_diffusion(x, values, graph, edge_order=order, **_coefficients(field))

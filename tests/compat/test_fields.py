@@ -149,6 +149,16 @@ def test_a_field_that_differs_is_left(change, reason):
     assert "Transformer, whole field" not in patch.report.used
 
 
+def test_weights_of_another_type_are_left():
+    field = block(Laplacian, True, block="constant")().odefunc
+    field.x0, field.edge_weight = X.clone(), field.edge_weight.float()
+    with gf.compat.patch(solver=None) as patch:
+        ours = field(0.0, X)
+    torch.testing.assert_close(ours, field(0.0, X))
+    reason = "its weights are not [E] of the type of its state"
+    assert list(patch.report.left) == [("Laplacian, whole field", reason)] and field.nfe == 2
+
+
 def test_a_subclass_with_a_product_of_its_own_is_left():
     class Doubled(Transformer):
         def multiply_attention(self, x, attention, v=None):
