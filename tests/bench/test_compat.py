@@ -150,6 +150,17 @@ def test_differences():
     assert differences(run_of(loss=0.0), run_of(loss=0.0))["loss"] == [0.0]
 
 
+def test_the_first_epoch_is_not_timed(monkeypatch):
+    made = run_of()
+    made.values["loss"] *= 3
+    made.seconds = {"wall_s": [9.0, 1.0, 2.0], "cpu_s": [8.0, 3.0, 4.0]}
+    monkeypatch.setattr(compare, "run", lambda program, mode: made)
+    program = Program(Path(), Path("x.py"), (), epochs=2)
+    found = compare.measure(program, keep=False, threads=None, rounds=2, tolerance=1e-3)
+    epochs = [{"wall_s": [1.0, 2.0], "cpu_s": [3.0, 4.0]}] * 2
+    assert found["stock"] == found["patched"] == epochs and not found["failed"]
+
+
 def test_the_worst_is_the_most_of_what_is_allowed():
     row = compare._worst([0.0, 3e-3, 2e-3], [1e-2, 1e-2], tolerance=1e-3)
     assert row == {"ours": 2e-3, "orders": 0.0, "allowed": 1e-3}
