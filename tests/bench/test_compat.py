@@ -82,6 +82,8 @@ def test_command_line(repository, tmp_path, capsys):
     for row in rows:
         assert row["rounds"] == 2 and row["evaluations"] == 8  # two steps of RK4
         assert 0 < row["p10_s"] <= row["median_s"] and row["cpu"]["median_s"] > 0
+    for row, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert row["over_ours"][0] == pytest.approx(row["median_s"] / ours["median_s"])
     assert len(found["figures"]) == 4 and found["header"]["allocator"] == "both"
     one = found["header"]["compat"]["keep"]["differences"]
     assert one["evaluations"]["ours"] == 0 and one["loss"]["ours"] < 1e-5
