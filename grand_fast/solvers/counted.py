@@ -5,17 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from grand_fast.solvers.combination import Add, Combination, Matrix, Scale, check_field
 from grand_fast.solvers.owned import owned
-from grand_fast.solvers.term import (
-    AbstractLinearTerm,
-    AbstractTerm,
-    Add,
-    Combination,
-    Counter,
-    Matrix,
-    Scale,
-    check_field,
-)
+from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm, Counter
 
 
 class CountedTerm(AbstractTerm):

@@ -129,7 +129,9 @@ def continuous(problem: Problem, options: ContinuousOptions, dtype: torch.dtype)
 
     if options.params is None:
         term, tensors = problem.term.detached(), problem.term.tensors()
-        leaves = term.tensors()
+        # One that two parts of a term hold is one leaf, and has one gradient
+        own = {id(leaf): (leaf, t) for leaf, t in zip(term.tensors(), tensors, strict=True)}
+        leaves, tensors = zip(*own.values(), strict=True) if own else ((), ())
     else:
         term, tensors = problem.term, tuple(options.params)
         leaves = tensors
