@@ -68,13 +68,19 @@ class AbstractAddend(ABC):
     def __neg__(self) -> Any:
         return self._sum([(-1.0, (), self)])
 
-    def __mul__(self, scale: Scale) -> Any:
-        if not isinstance(scale, Tensor | float | int):
-            return NotImplemented
+    def scaled(self, scale: Scale) -> Any:
+        """`scale · f`, which `*` writes; torch.compile takes `*` with a tensor for its own.
+
+        Raises:
+            TypeError: the scale is neither a float nor a floating tensor.
+        """
         check_scale("term", "scale", scale)
         if isinstance(scale, Tensor):
             return self._sum([(1.0, (scale,), self)])
         return self._sum([(scale, (), self)])
+
+    def __mul__(self, scale: Scale) -> Any:
+        return self.scaled(scale) if isinstance(scale, Tensor | float | int) else NotImplemented
 
     __rmul__ = __mul__
 

@@ -290,7 +290,7 @@ class HeldTerm(AbstractFusedTerm, AbstractLinearTerm):
 
 
 def _is_fused(part: Part) -> bool:
-    return not part[1] and type(part[2]).axpy is not AbstractTerm.axpy
+    return len(part[1]) == 0 and type(part[2]).axpy is not AbstractTerm.axpy
 
 
 @dataclass(eq=False)

@@ -72,7 +72,7 @@ def attention(layer: AttentionDiffusion, graph: Graph, x0: Tensor | None = None)
     term = NonlinearDiffusion(layer, graph, None)
     term.source = False
     beta = layer.scale.beta
-    return term if beta is None or x0 is None else term + Constant(x0) * beta
+    return term if beta is None or x0 is None else term + Constant(x0).scaled(beta)
 
 
 def blurring_sharpening(diffusion: AbstractTerm, beta: Scale = 1.0) -> AbstractTerm:

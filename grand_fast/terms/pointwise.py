@@ -32,7 +32,7 @@ def source(x0: Tensor, beta: Scale = 1.0) -> AbstractTerm:
     if x0.dtype not in FLOAT_DTYPES:
         raise TypeError(message(op, "x0", "must be floating", str(x0.dtype), "Try .float()."))
     check_scale(op, "beta", beta)
-    term: AbstractTerm = Constant(x0) * beta
+    term: AbstractTerm = Constant(x0).scaled(beta)
     return term
 
 
@@ -77,7 +77,7 @@ def reaction(name: str, coefficient: Scale = 1.0) -> AbstractTerm:
     """
     check_choice("terms.reaction", "name", name, known=tuple(REACTIONS))
     check_scale("terms.reaction", "coefficient", coefficient)
-    term: AbstractTerm = Reaction(REACTIONS[name]) * coefficient
+    term: AbstractTerm = Reaction(REACTIONS[name]).scaled(coefficient)
     return term
 
 

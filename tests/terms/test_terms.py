@@ -279,3 +279,13 @@ def test_what_does_not_fit_is_refused(number):
     call, error, match = list(refused(Problem()))[number]
     with pytest.raises(error, match=match):
         call()
+
+
+def test_a_compiler_makes_one_program_of_a_sum():
+    def solve(problem):
+        term = attention(problem) + gf.terms.reaction("allen_cahn", problem.channels)
+        return gf.integrate(0.5 * term, problem.x, 0.6, method="rk4", step_size=0.3).x
+
+    problem = Problem()
+    compiled = torch.compile(solve, backend="eager", fullgraph=True)
+    assert_close("x", compiled(problem), solve(problem))
