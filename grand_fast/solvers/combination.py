@@ -35,7 +35,7 @@ class Combination:
 
 def pair(scale: Scale, y: Tensor) -> tuple[float, Tensor]:
     """`scale · y` for a combination: a product where the scale is a tensor."""
-    return (1.0, (scale * y).to(y.dtype)) if isinstance(scale, Tensor) else (scale, y)
+    return (1.0, scaled(y, [scale])) if isinstance(scale, Tensor) else (scale, y)
 
 
 def scaled(y: Tensor, scales: Sequence[Tensor]) -> Tensor:

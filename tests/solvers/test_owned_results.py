@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import grand_fast as gf
 from grand_fast.solvers import METHODS, AbstractLinearTerm, AbstractTerm, ContinuousOptions
+from grand_fast.solvers import counted as terms
 from grand_fast.testing import assert_close, random_graph
 from tests._pairwise import pairwise
 
@@ -307,7 +308,7 @@ def copies(monkeypatch, solve):
     for trust in (False, True):
         with monkeypatch.context() as patched, Copies() as counted:
             if trust:
-                patched.setattr(counted, "owned", lambda f: f)
+                patched.setattr(terms, "owned", lambda f: f)
             solve()
         counts.append(counted.count)
     return counts
