@@ -34,8 +34,8 @@ def measure(
         the `report` of the patch; `evaluations` of an epoch; and, if nothing failed, for
         both kinds the seconds of the epochs in each round.
     """
-    if keep:
-        machine.keep_memory()
+    if keep and not machine.keep_memory():
+        return {"errors": "the C library cannot be told to keep memory; try --allocator system"}
     if threads:
         torch.set_num_threads(threads)
     stock = run(program, "stock")

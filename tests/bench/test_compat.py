@@ -161,6 +161,9 @@ def test_the_first_epoch_is_not_timed(monkeypatch):
     found = compare.measure(program, keep=False, threads=None, rounds=2, tolerance=1e-3)
     epochs = [{"wall_s": [1.0, 2.0], "cpu_s": [3.0, 4.0]}] * 2
     assert found["stock"] == found["patched"] == epochs and not found["failed"]
+    monkeypatch.setattr(compare.machine, "keep_memory", lambda: False)
+    found = compare.measure(program, keep=True, threads=None, rounds=2, tolerance=1e-3)
+    assert "--allocator system" in found["errors"]
 
 
 def test_the_worst_is_the_most_of_what_is_allowed():
