@@ -1,9 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 
 from grand_fast.ops import csr_diffusion
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
-from tests.ops._problems import compare, normal
+from tests.ops._problems import compare, compare_added, normal
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -91,22 +93,7 @@ def test_repeatable():
 @pytest.mark.parametrize("kind", ["hub", "empty_rows", "empty"])
 def test_added_tensors(kind):
     graph = random_graph(kind)
-    inputs = problem(graph, 5)
-    inputs |= {name: torch.randn_like(inputs["x"]) for name in ("y", "z")}
-
-    def call(x, a, alpha, beta, x0, y, z, backend):
-        add = [(2.0, x), (-0.5, y), (1.0, z), (0.25, x)]
-        return csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, add=add, backend=backend)
-
-    def separate(x, a, alpha, beta, x0, y, z, backend):
-        f = csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, backend=backend)
-        return f + 2.25 * x - 0.5 * y + z
-
-    for dtype in (torch.float32, torch.float64):
-        compare(call, inputs, backend="cpu", dtype=dtype)
-        assert_close(
-            "f", call(**inputs, backend="reference"), separate(**inputs, backend="reference")
-        )
+    compare_added(partial(csr_diffusion, graph=graph), problem(graph, 5))
 
 
 @pytest.mark.slow
