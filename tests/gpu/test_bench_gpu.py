@@ -2,19 +2,16 @@
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "needs Triton's interpreter, in a process of its own: "
-        "TRITON_INTERPRET=1 pytest tests/gpu/test_bench_gpu.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if not INTERPRETED:
+    skip_module(__file__)
 
 from bench.core import graphs
 from bench.core.harness import Budget, interleave, timed

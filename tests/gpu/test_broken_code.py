@@ -1,14 +1,15 @@
 """Compiled kernels, broken on purpose: the emulator's checks or the reference must find it."""
 
 import functools
-import os
 import re
 
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("needs Triton's compiler: unset TRITON_INTERPRET", allow_module_level=True)
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.gpu_report.compile import compile_launch, record
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion

@@ -4,19 +4,16 @@ It shows what the interpreter cannot: that the compiler's own code computes the 
 its layouts, vector loads, shuffles and shared memory.
 """
 
-import os
-
 import pytest
 import torch
 import triton
 import triton.language as tl
 from torch.autograd import grad
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "needs Triton's compiler: unset TRITON_INTERPRET and run pytest tests/gpu/test_emulator.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from grand_fast import Graph
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
