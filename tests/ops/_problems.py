@@ -66,6 +66,18 @@ def compare_added(call: Callable[..., Tensor], inputs: Inputs) -> None:
             compare(together, {**inputs, **more}, backend=backend, dtype=dtype, specification=after)
 
 
+def compare_one_gradient(
+    call: Callable[..., Tensor], inputs: Inputs, name: str, backend: str
+) -> None:
+    """What a backward skips where one input alone needs a gradient does not change that one."""
+    grads = []
+    for of in (backend, "reference"):
+        leaf = inputs[name].clone().requires_grad_()
+        f = call(**{**inputs, name: leaf}, backend=of)
+        grads.append(torch.autograd.grad(f.square().sum(), leaf)[0])
+    assert_close(f"d{name}", *grads)
+
+
 def _assert_close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
     if want.numel() and want.abs().max() < _NOTHING:
         # Terms of order 1 cancel: what is left is their rounding, which nothing can be compared to.

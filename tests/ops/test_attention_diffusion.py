@@ -15,7 +15,7 @@ from grand_fast.ops import (
 )
 from grand_fast.ops.checks import inner_contiguous
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_edge_index, random_graph
-from tests.ops._problems import compare, compare_added, normal
+from tests.ops._problems import compare, compare_added, compare_one_gradient, normal
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -144,13 +144,7 @@ def test_gradcheck(backend):
 @pytest.mark.parametrize("needed", ["x", "q", "k", "alpha", "beta", "x0"])
 def test_one_gradient_alone(backend, needed):
     graph = random_graph("random")
-    p = problem(graph.num_nodes, 4, 2, 3)
-    grads = []
-    for name in (backend, "reference"):
-        leaf = p[needed].clone().requires_grad_()
-        f = run(graph)(**{**p, needed: leaf}, backend=name)
-        grads.append(torch.autograd.grad(f.square().sum(), leaf)[0])
-    assert_close(f"d{needed}", *grads)
+    compare_one_gradient(run(graph), problem(graph.num_nodes, 4, 2, 3), needed, backend)
 
 
 def test_rows_sum_to_one_so_constants_rest(backend):

@@ -5,7 +5,7 @@ import torch
 
 from grand_fast.ops import csr_diffusion
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
-from tests.ops._problems import compare, compare_added, normal
+from tests.ops._problems import compare, compare_added, compare_one_gradient, normal
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -71,13 +71,7 @@ def test_gradcheck(backend):
 @pytest.mark.parametrize("needed", ["x", "a", "alpha", "beta", "x0"])
 def test_one_gradient_alone(backend, needed):
     graph = random_graph("random")
-    p = problem(graph, 4)
-    grads = []
-    for name in (backend, "reference"):
-        leaf = p[needed].clone().requires_grad_()
-        f = run(graph)(**{**p, needed: leaf}, backend=name)
-        grads.append(torch.autograd.grad(f.square().sum(), leaf)[0])
-    assert_close(f"d{needed}", *grads)
+    compare_one_gradient(run(graph), problem(graph, 4), needed, backend)
 
 
 def test_repeatable():
