@@ -1,6 +1,7 @@
 """The suite `ops`: every operator against its peers and against the floor of memory."""
 
 import argparse
+from importlib import import_module
 from types import ModuleType
 
 from bench.core import floor, graphs, machine
@@ -10,18 +11,7 @@ from bench.core.plots import plot_per_shape
 from bench.core.problem import PAPER_SHAPES, Function, Problem, Shape, runners
 from bench.core.report import Report
 from bench.core.tables import BOTH_TIMES, Column, Row, both_modes, cell, print_table, timed_rows
-from bench.ops import (
-    base,
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_edge_softmax,
-    bench_spmm,
-    bench_stage_update,
-    memory,
-    passes,
-    scaling,
-)
+from bench.ops import base, memory, passes, scaling
 from grand_fast import Graph
 
 EPILOG = """\
@@ -44,14 +34,10 @@ Outputs and gradients of both are compared, then they take turns. The ratio is t
 the base's: the median over the rounds [10th-90th percentile]. Against itself, `--base HEAD`, the
 spread says what this machine cannot tell apart.
 """
-MODULES: tuple[ModuleType, ...] = (  # one an operator; all shapes are of the first
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_edge_softmax,
-    bench_spmm,
-    bench_stage_update,
-)
+# All shapes are of the first
+OPERATORS = ("attention_diffusion", "csr_diffusion", "edge_attention", "edge_softmax", "spmm",
+             "stage_update")  # fmt: skip
+MODULES = tuple(import_module(f"bench.ops.bench_{operator}") for operator in OPERATORS)
 COLUMNS: list[Column] = [
     *BOTH_TIMES,
     ("GB/s", cell("gb_per_s", "{:.1f}")),
