@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -25,11 +26,7 @@ def odeint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     Returns:
         The states at `t`.
     """
-    report = _report(ODEINT, func, options)
-    if report is None:
-        return package.solvers()[0](func, y0, t, **options)
-    report.use(ODEINT)
-    return our_odeint(func, y0, t, **options)
+    return _solved(ODEINT, our_odeint, func, y0, t, options)
 
 
 def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
@@ -41,11 +38,18 @@ def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     Returns:
         The states at `t`.
     """
-    report = _report(ODEINT_ADJOINT, func, options)
+    return _solved(ODEINT_ADJOINT, our_odeint_adjoint, func, y0, t, options)
+
+
+def _solved(
+    name: str, ours: Callable[..., Any], func: Any, y0: Any, t: Tensor, options: dict[str, Any]
+) -> Any:
+    report = _report(name, func, options)
     if report is None:
-        return package.solvers()[1](func, y0, t, **options)
-    report.use(ODEINT_ADJOINT)
-    return our_odeint_adjoint(func, y0, t, **options)
+        theirs = dict(zip((ODEINT, ODEINT_ADJOINT), package.solvers(), strict=True))[name]
+        return theirs(func, y0, t, **options)
+    report.use(name)
+    return ours(func, y0, t, **options)
 
 
 def _report(name: str, func: Any, options: dict[str, Any]) -> Report | None:

@@ -179,10 +179,8 @@ def group_pass(
     scratch = _BUFFERS * buffer
     shares = _dtop_shares(inputs, work.turn.numel())
     outputs: dict[str, Any] = {"delta": delta, "norm_beside_delta": norm_beside_delta, name: d_own}
-    if state is not None:
-        outputs |= state.arguments()
-    if shares is not None:
-        outputs["dtop"] = shares.tensor
+    outputs |= state.arguments() if state else {}
+    outputs |= {"dtop": shares.tensor} if shares else {}
     kernel = _group_kernel(*shape, **switches, needs_dalpha=needs_dalpha, step="whole")
     kernel(work, pieces=False, scratch=scratch, **arguments, **outputs)
     dtop = None if shares is None else shares.total().sum()
@@ -197,10 +195,8 @@ def group_pass(
         partial = empty(pieces, h, d_k, dtype=dtype)
         shares = _dtop_shares(inputs, pieces)
         outputs = {"delta": delta, name: partial}
-        if state is not None:
-            outputs |= state.piece_arguments()
-        if shares is not None:
-            outputs["dtop"] = shares.tensor
+        outputs |= state.piece_arguments() if state else {}
+        outputs |= {"dtop": shares.tensor} if shares else {}
         kernel = _group_kernel(*shape, **switches, needs_dalpha=False, step="sums")
         kernel(work, pieces=True, scratch=scratch, **arguments, **outputs)
         d_own[work.hub_rows] = sum_pieces(partial, work)
