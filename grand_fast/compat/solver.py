@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from grand_fast.solvers import odeint_adjoint as our_odeint_adjoint
 from grand_fast.solvers.torchdiffeq import package
 
 ODEINT, ODEINT_ADJOINT = "torchdiffeq.odeint", "torchdiffeq.odeint_adjoint"
+EXACT = f"{ODEINT_ADJOINT}, by exact gradients"
 
 
 def odeint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
@@ -26,11 +26,17 @@ def odeint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     Returns:
         The states at `t`.
     """
-    return _solved(ODEINT, our_odeint, func, y0, t, options)
+    report = _report(ODEINT, func, options)
+    if report is None:
+        return package.solvers()[0](func, y0, t, **options)
+    report.use(ODEINT)
+    return our_odeint(func, y0, t, **options)
 
 
 def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     """`torchdiffeq.odeint_adjoint`: the same, with its second solve for the gradient.
+
+    Under `patch(solver="exact")` through every stage instead, so by all that `func` holds.
 
     Args:
         func, y0, t, options: as there.
@@ -38,18 +44,16 @@ def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     Returns:
         The states at `t`.
     """
-    return _solved(ODEINT_ADJOINT, our_odeint_adjoint, func, y0, t, options)
-
-
-def _solved(
-    name: str, ours: Callable[..., Any], func: Any, y0: Any, t: Tensor, options: dict[str, Any]
-) -> Any:
-    report = _report(name, func, options)
+    report = _report(ODEINT_ADJOINT, func, options)
     if report is None:
-        theirs = dict(zip((ODEINT, ODEINT_ADJOINT), package.solvers(), strict=True))[name]
-        return theirs(func, y0, t, **options)
-    report.use(name)
-    return ours(func, y0, t, **options)
+        return package.solvers()[1](func, y0, t, **options)
+    patch = active("solver")
+    if patch is not None and patch.solver == "exact":
+        report.use(EXACT)
+        own = {name: value for name, value in options.items() if not name.startswith("adjoint_")}
+        return our_odeint(func, y0, t, **own)
+    report.use(ODEINT_ADJOINT)
+    return our_odeint_adjoint(func, y0, t, **options)
 
 
 def _report(name: str, func: Any, options: dict[str, Any]) -> Report | None:
