@@ -166,7 +166,7 @@ torch.set_num_threads(1)
 loop.STATE_SHARE = float("inf")
 sys.exit(cli.main(sys.argv[1:]))
 """
-ARGUMENTS = ["train", "--data", "rings.npz", "--seeds", "2", "--epochs", "20", "--hidden", "8",
+ARGUMENTS = ["train", "--data", "rings.npz", "--seeds", "2", "--epochs", "30", "--hidden", "8",
              "--heads", "2", "--attention-channels", "8", "--T", "4", "--dropout", "0.3",
              "--batch-norm", "--use-labels", "--out"]  # fmt: skip
 
