@@ -110,3 +110,19 @@ class AttentionGradients(NamedTuple):
     dalpha: Tensor | None = None
     dedge_weight: Tensor | None = None
     dtop: Tensor | None = None
+
+
+class ProductGradients(NamedTuple):
+    """What the backward of an attention's product returns; None where it is not needed.
+
+    dv: [N, H, d]; dq, dk: [N, H, d_k]; dedge_key: [E, H, d_k], dedge_value: [E, H, d] and
+    dedge_weight: [E], slot order of `A`; dtop: [], by the largest score as if it were an input.
+    """
+
+    dv: Tensor | None = None
+    dq: Tensor | None = None
+    dk: Tensor | None = None
+    dedge_key: Tensor | None = None
+    dedge_value: Tensor | None = None
+    dedge_weight: Tensor | None = None
+    dtop: Tensor | None = None

@@ -10,9 +10,9 @@ import grand_fast as gf
 SURFACE = {
     gf: {"Graph", "Solution", "Solve", "Stats", "Status", "__version__", "backend", "compat",
          "diffusion_rewiring", "graph_of", "integrate", "nn", "odeint", "odeint_adjoint", "ops"},
-    gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "csr_diffusion", "edge_attention",
-             "edge_softmax", "error_ratio", "projected_attention_diffusion", "spmm",
-             "stage_update"},
+    gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "attention_product",
+             "csr_diffusion", "edge_attention", "edge_softmax", "error_ratio",
+             "projected_attention_diffusion", "spmm", "stage_update"},
     gf.compat: {"Patch", "Report", "patch", "stand_ins"},
     gf.nn: {"GRAND", "Attention", "AttentionDiffusion", "GRANDConv"},
 }  # fmt: skip
