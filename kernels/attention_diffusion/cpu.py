@@ -129,9 +129,10 @@ def attention_diffusion_bwd(
 
     `may_overwrite_k`: `dk` may then be written over `k`.
     """
-    return attention_bwd(
+    needs = {"dqk": needs_dqk, "dalpha": needs_dalpha, "dedge_weight": needs_dedge_weight}
+    grads = attention_bwd(
         EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
         Upstream(df=df, x=x, alpha=alpha.to(x.dtype), x_scale=x_scale),
-        norm=norm, csr=csr, csr_t=csr_t, needs_dqk=needs_dqk, needs_dalpha=needs_dalpha,
-        needs_dedge_weight=needs_dedge_weight, may_overwrite_k=may_overwrite_k,
+        norm=norm, csr=csr, csr_t=csr_t, needs=needs, may_overwrite_k=may_overwrite_k,
     )  # fmt: skip
+    return AttentionGradients(**grads)

@@ -22,6 +22,7 @@ from functools import lru_cache, partial
 from jaxtyping import Float
 from torch import Tensor
 
+from grand_fast.kernels.cpu.attention.backward import attention_bwd
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec
 from grand_fast.kernels.cpu.attention.normalizer import forward_rows, row_weights, run_forward
 from grand_fast.kernels.cpu.attention.scores import RowBuffer
@@ -31,7 +32,7 @@ from grand_fast.kernels.cpu.language import Int, chunks
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import Weighting, scaled_dot
+from grand_fast.kernels.weighting import ProductGradients, Upstream, Weighting, scaled_dot
 
 
 @lru_cache(maxsize=256)
@@ -108,3 +109,34 @@ def attention_product_fwd(
         sums = sum_pieces(of_pieces, work)
         y[work.hub_rows] = sums.mean(1) if mean_heads else sums
     return y, norm
+
+
+def attention_product_bwd(
+    dy: Float[Tensor, "N H d"] | Float[Tensor, "N d"],
+    v: Float[Tensor, "N H d"],
+    q: Float[Tensor, "N H d_k"],
+    *,
+    k: Float[Tensor, "N H d_k"],
+    weighting: Weighting | None = None,
+    edge_key: Float[Tensor, "E H d_k"] | None = None,
+    edge_value: Float[Tensor, "E H d"] | None = None,
+    edge_weight: Float[Tensor, " E"] | None = None,
+    top: Float[Tensor, ""] | None = None,
+    norm: Float[Tensor, "N 2 H"],
+    csr: Csr,
+    csr_t: Csr,
+    needs_dv: bool,
+    needs_dqk: bool,
+    needs_dedge_key: bool = False,
+    needs_dedge_value: bool = False,
+    needs_dedge_weight: bool = False,
+) -> ProductGradients:
+    """Those that are needed, from the gradient by the sums of heads or by their mean."""
+    needs = {"dv": needs_dv, "dqk": needs_dqk, "dedge_weight": needs_dedge_weight}
+    needs |= {"dedge_key": needs_dedge_key, "dedge_value": needs_dedge_value}
+    grads = attention_bwd(
+        EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top, edge_key),
+        Upstream(df=dy, x=v, edge_value=edge_value),
+        norm=norm, csr=csr, csr_t=csr_t, needs=needs,
+    )  # fmt: skip
+    return ProductGradients(**grads)

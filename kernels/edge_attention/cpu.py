@@ -106,8 +106,7 @@ def edge_attention_bwd(
     needs_dedge_weight: bool = False,
 ) -> AttentionGradients:
     """From the gradient by the weights or by their mean over heads."""
-    return attention_bwd(
-        EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
-        Upstream(da=da), norm=norm, csr=csr, csr_t=csr_t, needs_dqk=True,
-        needs_dedge_weight=needs_dedge_weight,
-    )  # fmt: skip
+    inputs = EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top)
+    needs = {"dqk": True, "dedge_weight": needs_dedge_weight}
+    grads = attention_bwd(inputs, Upstream(da=da), norm=norm, csr=csr, csr_t=csr_t, needs=needs)
+    return AttentionGradients(**grads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -169,6 +170,11 @@ class EdgeView:
         return [(self.others, self.h * self.d_k)]
 
     @property
+    def edge_key(self) -> Matrix | None:
+        """What edges add to the keys."""
+        return self.kernel.matrix("edge_key") if self.keyed else None
+
+    @property
     def weight_tables(self) -> list[tuple[Matrix, int]]:
         """The same for its weight."""
         norm = [] if self.are_groups else [(self.kernel.matrix("norm"), 2 * self.h)]
@@ -178,8 +184,18 @@ class EdgeView:
         """Slot of the view → slot in the graph's own CSR of A."""
         return slot + row.shift if self.rows == "receiver" else self.kernel.indices("slot")[slot]
 
-    def block(self, group: HeadGroup, row: Row, e: Int, tables: list[tuple[Matrix, int]]) -> Block:
-        """The block that begins at `e`; asks for what a later one gathers from `tables`."""
+    def block(
+        self,
+        group: HeadGroup,
+        row: Row,
+        e: Int,
+        tables: list[tuple[Matrix, int]],
+        edge_tables: Sequence[tuple[Matrix, int]] = (),
+    ) -> Block:
+        """The block that begins at `e`; asks for what a later one gathers from `tables`.
+
+        edge_tables: further ones, `[E, …]` in slots of `A`.
+        """
         k = self.kernel
         col = k.indices("col")
         for z in range(group.edges):
@@ -187,15 +203,14 @@ class EdgeView:
             prefetch_rows(col, later, tables)
             if self.weighted and self.rows == "sender":
                 k.vector("edge_weight").at(k.indices("slot")[later]).prefetch(1)
-            if self.keyed and self.rows == "sender":
-                self.prefetch_edge("edge_key", self.h * self.d_k, later)
+            if self.rows == "sender":
+                if self.edge_key:
+                    edge_tables = [*edge_tables, (self.edge_key, self.h * self.d_k)]
+                for table, n in edge_tables:
+                    slot = k.indices("slot")[later]
+                    table.row(slot).prefetch(min(n, PREFETCH_ELEMENTS))
         slots = block_slots(group, row, e)
         return Block(row, e, slots, [col[slot] for slot in slots])
-
-    def prefetch_edge(self, name: str, n: int, e: Int) -> None:
-        """Ask for that edge's row of a table of edges; of its `n` elements."""
-        row = self.kernel.matrix(name).row(self.kernel.indices("slot")[e])
-        row.prefetch(min(n, PREFETCH_ELEMENTS))
 
     def added(self, name: str, block: Block) -> Added:
         """The rows that a table of edges adds to the vectors of senders."""

@@ -59,8 +59,11 @@ class HeadGroup:
         return chunks(self.d_k, self.kernel.lanes, (self.first + h) * self.d_k)
 
     def all_channels(self) -> list[Chunk]:
-        """Where its heads lie, in registers that begin with a head or are shared by heads."""
-        if self.d_k < self.kernel.lanes:
+        """Where its heads lie, in registers that begin with a head or are shared by heads.
+
+        Narrow heads lie side by side, unless what is gathered for them does not.
+        """
+        if self.d_k < self.kernel.lanes and not self.shared:
             return chunks(self.count * self.d_k, self.kernel.lanes, self.first * self.d_k)
         return [c for h in range(self.count) for c in self.channels(h)]
 

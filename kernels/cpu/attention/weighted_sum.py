@@ -21,9 +21,7 @@ def head_terms(
     added: Matrix | None = None,
     end: End = "far",
 ) -> list[Term]:
-    """`Σ_e factors(e)[h] · (table[col[e],h] + added[e,h])` for the heads of the group.
-
-    Narrow heads lie side by side in a register, unless they share what is gathered.
+    """`Σ_e factors(e)[h] · (table[col[e],h] + added[e,h])`, in the registers of `all_channels`.
 
     Args:
         table: of the vectors at that `end` of the edges.
