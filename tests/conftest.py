@@ -14,6 +14,7 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "grand_fast.kernels.attention_diffusion.reference",
+        "grand_fast.kernels.attention_product.reference",
         "grand_fast.kernels.csr_diffusion.reference",
         "grand_fast.kernels.edge_attention.reference",
         "grand_fast.kernels.edge_softmax.reference",

@@ -44,6 +44,11 @@ def mean_weights(graph, *, x, q, k, alpha, beta, x0, a):
     return ops.edge_attention(q, k, graph, mean_heads=True)
 
 
+def sums_of_values(graph, x, q, a, **_):
+    table = a[:, None, None] * torch.ones_like(q[:1])
+    return ops.attention_product(q, q, q.flip(2), graph, edge_key=table, edge_value=table)
+
+
 def products(graph, x, q, a, **_):
     by_head = torch.stack([a, a * a, 1 - a], 1)
     parts = [ops.spmm(graph, a, x), ops.spmm(graph, by_head, x), ops.spmm(graph, by_head, q)]
@@ -56,7 +61,9 @@ def softmaxes(graph, a, **_):
     return torch.cat([ops.edge_softmax(scores, graph, normalize=side) for side in sides], 1)
 
 
-CALLS = [attention, given_weights, weights, mean_weights, products, softmaxes]
+CALLS = [
+    attention, given_weights, weights, mean_weights, sums_of_values, products, softmaxes,
+]  # fmt: skip
 OPERATORS = pytest.mark.parametrize("call", CALLS)
 
 
