@@ -82,9 +82,8 @@ def test_copies_pickles_and_files():
     torch.save(model, file)
     file.seek(0)
     want = model(*given)
-    for again in (
-        copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)
-    ):  # fmt: skip
+    pickled, saved = pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)
+    for again in (copy.deepcopy(model), pickled, saved):
         assert torch.equal(again(*given), want)
         assert type(again.twice) is gf.nn.TransformerConv
 
