@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from grand_fast.compat.options import Options
+from grand_fast.ops.backends import unusual as unusual
 
 stack: list[Options] = []  # the one applied last stands last
 covered: WeakIdKeyDictionary = WeakIdKeyDictionary()  # modules of a patched model → its patches

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from grand_fast.compat.active import active
+from grand_fast.compat.active import active, unusual
 from grand_fast.compat.deferred import defer
 from grand_fast.compat.graphs import graph_of
 from grand_fast.compat.options import Report
@@ -23,7 +23,6 @@ from grand_fast.compat.projections import projections, unlike
 from grand_fast.compat.rest import Rest
 from grand_fast.compat.state import State
 from grand_fast.compat.weights import Weights
-from grand_fast.ops.backends import unusual
 
 CLASS_NAMES = ("SpGraphTransAttentionLayer",)
 _NAMES = {"Q", "K", "h", "d_k"}

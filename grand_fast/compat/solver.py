@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from grand_fast.compat.active import active
+from grand_fast.compat.active import active, unusual
 from grand_fast.compat.options import Report
-from grand_fast.ops.backends import unusual
 from grand_fast.solvers import odeint as our_odeint
 from grand_fast.solvers import odeint_adjoint as our_odeint_adjoint
 from grand_fast.solvers.torchdiffeq import package

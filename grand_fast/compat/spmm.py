@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grand_fast.compat.active import active
+from grand_fast.compat.active import active, unusual
 from grand_fast.compat.deferred import Deferred, write
 from grand_fast.compat.graphs import graph_of, product
 from grand_fast.compat.options import Report
 from grand_fast.compat.weights import Head, Mean
-from grand_fast.ops.backends import unusual
 
 NAME = "torch_sparse.spmm"
 FUSED = f"{NAME}, one pass with the attention"
