@@ -13,6 +13,7 @@ from torch_geometric.utils import add_self_loops, remove_self_loops
 from grand_fast.nn._layers import is_silent
 from grand_fast.nn.message_passing import attended, graph_for, is_whole
 from grand_fast.ops import GAT
+from grand_fast.ops.edge_attention import to_user
 
 
 class GATConv(torch_geometric.nn.GATConv):  # type: ignore[misc]
@@ -80,7 +81,9 @@ class GATConv(torch_geometric.nn.GATConv):  # type: ignore[misc]
             y = y + self.res(x)
         if self.bias is not None:
             y = y + self.bias
-        return (y, (edge_index, weights)) if wanted else y
+        if not wanted or weights is None:
+            return y
+        return y, (edge_index, to_user(weights, graph))
 
     def _of_edges(self, edge_attr: Tensor) -> Tensor:
         """What the features of edges add to the scores, `[E, H, 1]`."""

@@ -17,7 +17,7 @@ from grand_fast.graph import Graph, cached_graph
 from grand_fast.nn._layers import is_silent
 from grand_fast.ops import attention_product, edge_attention, spmm
 from grand_fast.ops.backends import unusual
-from grand_fast.ops.edge_attention import to_slots, to_user
+from grand_fast.ops.edge_attention import to_slots
 from grand_fast.ops.scores import AbstractScore
 
 # What a subclass, or one layer, may have of its own in place of PyG's
@@ -68,7 +68,7 @@ def attended(
     whole: bool, edge_key: Tensor | None = None, edge_value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """The weighted sums, `[N, H·C]` or of their mean `[N, C]`; and of edges, if `whole`, the
-    weights `[E, H]` without and with dropout, in the user's order.
+    weights `[E, H]` without and with dropout, in slot order.
 
     The same elements are dropped as by PyG's code from the same state of the random numbers.
     """
@@ -85,7 +85,7 @@ def attended(
         kept = a * to_slots(scales, graph)
     y = spmm(graph, kept, values, edge_order="csr")
     y = y.flatten(1) if layer.concat else y.mean(1)
-    return y, to_user(a, graph), to_user(kept, graph)
+    return y, a, kept
 
 
 def own_ways(layer: MessagePassing) -> str | None:

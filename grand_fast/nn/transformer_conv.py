@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
 from grand_fast.nn.message_passing import attended, graph_for, is_whole
+from grand_fast.ops.edge_attention import to_user
 
 
 class TransformerConv(torch_geometric.nn.TransformerConv):  # type: ignore[misc]
@@ -73,4 +74,6 @@ class TransformerConv(torch_geometric.nn.TransformerConv):  # type: ignore[misc]
             else:
                 gate = self.lin_beta(torch.cat([y, root, y - root], 1)).sigmoid()
                 y = y.lerp(root, gate)
-        return (y, (edge_index, weights)) if wanted else y
+        if not wanted or weights is None:
+            return y
+        return y, (edge_index, to_user(weights, graph))
