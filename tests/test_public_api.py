@@ -42,8 +42,8 @@ FUNCTIONS = [
     gf.ops.projected_attention_diffusion, gf.ops.stage_update, gf.ops.error_ratio, gf.integrate,
     gf.ops.spmm, gf.ops.edge_softmax, gf.odeint, gf.odeint_adjoint, gf.Graph.from_edge_index,
     gf.Graph.keep_edges, gf.Graph.reorder, gf.diffusion_rewiring, gf.graph_of,
-    gf.compat.accelerate, gf.compat.patch, gf.terms.linear, gf.terms.attention, gf.terms.blurring_sharpening,
-    gf.terms.source, gf.terms.reaction, gf.terms.graphcon,
+    gf.compat.accelerate, gf.compat.patch, gf.terms.linear, gf.terms.attention,
+    gf.terms.blurring_sharpening, gf.terms.source, gf.terms.reaction, gf.terms.graphcon,
 ]  # fmt: skip
 OTHERS = [
     gf.backend, gf.ops.ExpKernel, gf.ops.GAT, gf.nn.GRAND, gf.nn.GRAND.trajectory, gf.nn.GRANDConv,
