@@ -26,6 +26,7 @@ SUITES = {
 SOLVER_PARTS = ("step", "solve", "kept", "precision")
 MODEL_DATASETS = ("Cora", "PubMed", "CoauthorCS", "Computers", "ogbn-arxiv")
 VARIANTS = ("nl", "l")
+LAYERS = ("TransformerConv", "GATConv")
 PAPER_PARTS = ("table1", "table2", "depth", "solvers", "rewiring", "superpixels", "parameters")
 PAPER_DATASETS = ("Cora", "CiteSeer", "PubMed", "CoauthorCS", "Computers", "Photo", "ogbn-arxiv")
 PAPER_MODELS = ("GRAND-l", "GRAND-nl", "GRAND-nl-rw",
@@ -93,6 +94,7 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
     "models": {
         "--dataset": _one(MODEL_DATASETS, "one of them (default: all)"),
         "--variant": _one(VARIANTS, "one of them (default: both; ogbn-arxiv: nl)"),
+        "--layer": _one(LAYERS, "a layer of PyG's against ours, instead of models"),
     },
     "compat": {
         "--repository": {"type": Path, "required": True, "metavar": "DIR", "help": "the checkout"},

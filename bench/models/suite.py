@@ -10,6 +10,7 @@ from bench.core.plots import plot_time_and_memory
 from bench.core.problem import OURS
 from bench.core.report import Report
 from bench.core.tables import Column, Row, add_ratios, cell, print_rows
+from bench.models import layers
 from bench.models.epoch import (
     OURS_CONTINUOUS,
     RELEASED,
@@ -40,7 +41,11 @@ with dropout and without evaluation. The learning rate is 0, so that every epoch
 First all logits are compared: at tight tolerances they must agree to rounding, at the tuned ones
 they differ as two solves do. Then epochs are timed in interleaved rounds, and peak memory above
 the model and its data is taken in fresh processes. ogbn-arxiv is the real graph under random
-features, ours alone, RK4. Data are read from $GRAND_FAST_DATA. Try:
+features, ours alone, RK4.
+
+With --layer, in place of all that: PyG's layer by that name against ours with the same weights, on
+the graphs of PubMed and ogbn-arxiv, everything differentiated.
+Data are read from $GRAND_FAST_DATA. Try:
 python -m bench models --dataset Cora --quick
 """
 PICTURE = "models.png"
@@ -66,6 +71,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
     Raises:
         ValueError: files of a data set are missing; how to get them.
     """
+    if options.layer:
+        return layers.run(options, report)
     datasets = [options.dataset] if options.dataset else list(MODEL_DATASETS)
     if options.quick and not options.dataset:
         datasets = ["Cora"]

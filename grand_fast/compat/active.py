@@ -6,12 +6,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from grand_fast.compat.options import Options
-from grand_fast.ops.backends import transforms_active
+from grand_fast.ops.backends import unusual as unusual
 
 stack: list[Options] = []  # the one applied last stands last
 covered: WeakIdKeyDictionary = WeakIdKeyDictionary()  # modules of a patched model → its patches
@@ -62,14 +61,3 @@ def leave(module: nn.Module, args: object, output: object) -> None:
     for patch in patches_of(module):
         if patch in _thread.inside:
             _thread.inside.remove(patch)
-
-
-def unusual() -> str | None:
-    """Why nothing may be replaced at the moment; None as a rule."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return "it is traced or compiled"
-    if transforms_active():
-        return "a transform of torch.func is at work"
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        return "autocast is on"
-    return None

@@ -11,7 +11,7 @@ from torch import Tensor, UntypedStorage
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from grand_fast.graph.checks import check_weight
-from grand_fast.graph.edge_index import Flow, stored
+from grand_fast.graph.edge_index import Flow, edges_of, stored
 from grand_fast.graph.graph import Graph
 
 _KEPT = 4  # views of one tensor, and graphs of one view: for numbers of nodes, and directions
@@ -21,7 +21,7 @@ _COLUMNS = 1 << 12  # random numbers that a pass over the ids reads again and ag
 
 class _Known(NamedTuple):
     edges: tuple[int, ...]  # how many ids, and their fingerprint
-    graphs: dict[tuple[int, Flow], Graph]  # without weights; used last comes last
+    graphs: dict[tuple[int, Flow, bool], Graph]  # without weights; used last comes last
 
 
 def graph_of(edge_index: Any, num_nodes: int, *, flow: Flow = "source_to_target") -> Graph:
@@ -48,8 +48,14 @@ def graph_of(edge_index: Any, num_nodes: int, *, flow: Flow = "source_to_target"
     return cached_graph(edge_index, num_nodes, flow)
 
 
-def cached_graph(given: Any, num_nodes: int, flow: Flow = "source_to_target") -> Graph:
+def cached_graph(
+    given: Any, num_nodes: int, flow: Flow = "source_to_target", *, one_loop_each: bool = False
+) -> Graph:
     """A `Graph` itself; of any other form of edges their graph.
+
+    With `one_loop_each` the graph of a tensor has no weights and, in place of the loops among its
+    edges, one for each node, after the others: what PyG's `remove_self_loops` and `add_self_loops`
+    make.
 
     That of a tensor is kept while the tensor lives and holds the same edges in the same order,
     which a fingerprint of them tells on each call: version counters miss what is written through
@@ -71,14 +77,23 @@ def cached_graph(given: Any, num_nodes: int, flow: Flow = "source_to_target") ->
         if known is None or known.edges != edges:
             known = _Known(edges, {})
     _keep(views, place, known)
-    graph = known.graphs.pop((num_nodes, flow), None)
-    if graph is None:
+    key = num_nodes, flow, one_loop_each
+    graph = known.graphs.pop(key, None)
+    if graph is None and one_loop_each:
+        graph = Graph.from_edge_index(_one_loop_each(given, num_nodes, flow), num_nodes)
+    elif graph is None:
         graph = Graph.from_edge_index(given, num_nodes, flow=flow).with_edge_weight(None)
-    _keep(known.graphs, (num_nodes, flow), graph)
-    if weight is None:
+    _keep(known.graphs, key, graph)
+    if weight is None or one_loop_each:
         return graph
     check_weight(weight, graph.col, validate=can_read)
     return graph.with_edge_weight(weight)
+
+
+def _one_loop_each(given: Any, num_nodes: int, flow: Flow) -> Tensor:
+    receiver, sender, *_ = edges_of(given, flow, num_nodes)
+    others, nodes = sender != receiver, torch.arange(num_nodes, device=sender.device)
+    return torch.stack([torch.cat([ids[others], nodes]) for ids in (sender, receiver)])
 
 
 def _views_of(given: Tensor) -> tuple[dict[Any, _Known], Any]:

@@ -110,6 +110,17 @@ def transforms_active() -> bool:
     return active or forward_ad._current_level >= 0
 
 
+def unusual() -> str | None:
+    """Why layers of other packages run as they are at the moment; None as a rule."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return "it is traced or compiled"
+    if transforms_active():
+        return "a transform of torch.func is at work"
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return "autocast is on"
+    return None
+
+
 @contextmanager
 def outside_transforms() -> Iterator[None]:
     """A block of plain tensors, as if no transform of torch.func nor any batch were at work.

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.core import machine
-from bench.core.problem import OURS
+from bench.core import graphs, machine
+from bench.core.problem import MODES, OURS, Shape
 from bench.core.report import Report
 from bench.models import epoch as epochs
-from bench.models import suite
+from bench.models import layers, suite
 from bench.models.released import Continuous, ReleasedModel
 from grand_fast.training.presets import Preset
 
@@ -119,7 +119,9 @@ def test_suite_reports_ratios_and_bars(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(suite.fresh, "run", fake)
     report = Report("models", {})
-    options = argparse.Namespace(dataset="PubMed", variant="nl", quick=True, rounds=3, out=tmp_path)
+    options = argparse.Namespace(
+        dataset="PubMed", variant="nl", layer=None, quick=True, rounds=3, out=tmp_path
+    )
     suite.run(options, report)
     assert not report.failed
     assert {row["competitor"] for row in report.rows} == {
@@ -135,6 +137,30 @@ def test_suite_reports_ratios_and_bars(monkeypatch, tmp_path, capsys):
     assert time["unit"] == "× (bar 8)"
     assert "6.00×" in capsys.readouterr().out
     assert (tmp_path / suite.PICTURE).stat().st_size > 0
+
+
+def test_layers_of_pyg(monkeypatch, capsys, tmp_path):
+    name = "TransformerConv"
+
+    def measured(task, **values):
+        return {key: value + 1e6 for key, value in task(**values).items()}  # so small, it may be 0
+
+    monkeypatch.setattr(layers.fresh, "run", measured)
+    monkeypatch.setattr(layers, "_graph", lambda dataset: graphs.load("random", nodes=60))
+    monkeypatch.setattr(layers, "SHAPES", {"PubMed": (Shape(8, 2, 8),)})
+    file = tmp_path / "layers.json"
+    assert main(["models", "--layer", name, "--rounds", "1", "--quick", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert {(row["competitor"], row["mode"]) for row in found["rows"]} == {
+        (competitor, mode) for competitor in (OURS, layers.PYG) for mode in MODES
+    }
+    assert [figure["unit"] for figure in found["figures"]] == ["× (bar 2.5)", "× (bar 4)"]
+    assert f"{name} 8/2/8, PubMed, 60 nodes" in capsys.readouterr().out
+
+    monkeypatch.setitem(layers.PACKAGES, OURS, argparse.Namespace(**{name: lambda *sizes: (
+        getattr(layers.PACKAGES[layers.PYG], name)(*sizes, aggr="mean"))}))  # fmt: skip
+    assert main(["models", "--layer", name, "--rounds", "1", "--quick"]) == 1
+    assert "disagrees with PyG's layer: PubMed 8/2/8: grand-fast: out" in capsys.readouterr().out
 
 
 def test_peak_memory_of_an_epoch(monkeypatch):
