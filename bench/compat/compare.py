@@ -43,7 +43,7 @@ def measure(
     if stock.code or steps < 2:
         made = f"{steps} steps of an optimiser were made, of two that are needed"
         return {"errors": f"{stock.errors}exit code {stock.code}, {made}"}
-    patched, other = run(program, "patched"), run(program, "reversed")
+    patched, other = run(program, "patched"), run(program, "reordered")
     ours, orders = differences(stock, patched), differences(stock, other)
     table = {key: _worst(ours[key], orders[key], tolerance) for key in WHAT}
     failed = [

@@ -63,14 +63,14 @@ class Run:
     report: str = ""
 
 
-def run(program: Program, mode: Literal["stock", "patched", "reversed"]) -> Run:
+def run(program: Program, mode: Literal["stock", "patched", "reordered"]) -> Run:
     """Run a program once in this process, from the same seeds.
 
     Args:
         program: what.
         mode: `"stock"`: as it is, though with stand-ins for torch_sparse and torch_scatter where
-            these cannot be imported; `"patched"`; `"reversed"`: as it is, but that
-            `torch_sparse.spmm` sums the edges from the last to the first.
+            these cannot be imported; `"patched"`; `"reordered"`: as it is, but that
+            `torch_sparse.spmm` sums the edges in another order, drawn once.
     """
     gc.collect()
     random.seed(0)
@@ -84,8 +84,8 @@ def run(program: Program, mode: Literal["stock", "patched", "reversed"]) -> Run:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(contextlib.redirect_stderr(errors))
         reasons = stack.enter_context(stand_ins())
-        if mode == "reversed":
-            _reverse(stack)
+        if mode == "reordered":
+            _reorder(stack)
         applied = stack.enter_context(patch()) if mode == "patched" else None
         _Recorder(made, program.epochs + 1, stack)
         made.code = run_program(script, is_module=False)
@@ -158,11 +158,16 @@ def _own_modules(repository: Path) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _reverse(stack: ExitStack) -> None:
+def _reorder(stack: ExitStack) -> None:
     import torch_sparse  # which may be a stand-in
 
     theirs = torch_sparse.spmm
+
+    def spmm(index: Tensor, value: Tensor, m: int, n: int, matrix: Tensor) -> Tensor:
+        drawn = torch.randperm(len(value), generator=torch.Generator().manual_seed(0))
+        order = drawn.to(value.device)
+        product: Tensor = theirs(index[:, order], value[order], m, n, matrix)
+        return product
+
     stack.callback(setattr, torch_sparse, "spmm", theirs)
-    torch_sparse.spmm = lambda index, value, m, n, matrix: theirs(
-        index.flip(1), value.flip(0), m, n, matrix
-    )
+    torch_sparse.spmm = spmm

@@ -22,7 +22,7 @@ included; it is stopped after --epochs of them and one before, which is not time
 
 First the two are compared at every step: loss, gradients, evaluations of the vector field. They may
 differ by --tolerance, or {ORDERS:g} times what the program as it is differs from itself when
-torch_sparse.spmm sums the edges from the last to the first. What disagrees gets no time.
+torch_sparse.spmm sums the edges in another order. What disagrees gets no time.
 
 Seconds of CPU stand beside those of the clock: on a busy machine they say more. Each allocator has
 a process of its own. What the program needs beside torch_sparse and torch_scatter, for which there

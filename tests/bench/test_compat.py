@@ -123,7 +123,7 @@ def test_no_such_program(repository, capsys):
 
 def test_runs_are_alike_and_sums_in_another_order_are_not(repository):
     program = Program(repository, repository / "src" / "run_GNN.py", (), epochs=2)
-    first, again, other = (run(program, mode) for mode in ("stock", "stock", "reversed"))
+    first, again, other = (run(program, mode) for mode in ("stock", "stock", "reordered"))
     assert len(first.values["loss"]) == 3 and first.report == ""
     assert not any(map(any, differences(first, again).values()))
     found = differences(first, other)
