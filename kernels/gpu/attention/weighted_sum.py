@@ -6,12 +6,8 @@
 import triton
 import triton.language as tl
 
-from grand_fast.kernels.gpu.attention.normalizer import (
-    gather_norm,
-    join_groups,
-    no_scores,
-    online,
-)
+from grand_fast.kernels.gpu.attention.normalizer import gather_norm
+from grand_fast.kernels.gpu.attention.online_softmax import join_groups, no_scores, online
 from grand_fast.kernels.gpu.attention.scores import edge_scores, weight
 from grand_fast.kernels.gpu.sums import (
     add_weighted,
