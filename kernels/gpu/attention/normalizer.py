@@ -26,6 +26,7 @@ from grand_fast.kernels.gpu.attention.scores import (
 )
 from grand_fast.kernels.gpu.sizes import Sizes, score_sizes
 from grand_fast.kernels.gpu.tiles import (
+    add_edge_rows,
     edge_offsets,
     gather_per_head,
     gather_rows,
@@ -55,7 +56,8 @@ def sweep_scores(
         j, j_next = turn_columns(j_next, view, beg, e, offs_e, count, True, sizes)
         k = gather_rows("heads", k_ptr, j, mask_e, stride_k_n, sizes)
         slot = load_slots(view, beg, e + offs_e, mask_e)
-        s = edge_scores(k, q, slot, mask_e, weighting, sizes)[2]
+        k, q_e = add_edge_rows(k, q, weighting.edge_key, slot, mask_e, view, sizes)
+        s = edge_scores(k, q_e, slot, mask_e, weighting, sizes)[2]
         m, l, _, _ = online_heads(m, l, s, mask_e, weighting, top)  # noqa: E741
     largest, total, _ = join_heads(m, l)
     return largest, total
