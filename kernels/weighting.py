@@ -92,6 +92,7 @@ class Upstream:
     def arguments(self) -> dict[str, Any]:
         """What there is of it, by name."""
         named = {"df": self.df, "x": self.x, "alpha": self.alpha, "da": self.da}
+        named["edge_value"] = self.edge_value
         return {name: value for name, value in named.items() if value is not None}
 
     def heads_of_mean(self, h: int) -> int:

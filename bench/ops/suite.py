@@ -13,6 +13,7 @@ from bench.core.tables import BOTH_TIMES, Column, Row, both_modes, cell, print_t
 from bench.ops import (
     base,
     bench_attention_diffusion,
+    bench_attention_product,
     bench_csr_diffusion,
     bench_edge_attention,
     bench_edge_softmax,
@@ -71,7 +72,10 @@ def run(options: argparse.Namespace, report: Report) -> None:
     if options.all:
         scaling.require_memory(options)
     problems = [(bench_attention_diffusion, shape) for shape in shapes]
-    others = (bench_csr_diffusion, bench_edge_attention, bench_edge_softmax, bench_spmm)
+    others = (
+        bench_attention_product, bench_csr_diffusion, bench_edge_attention, bench_edge_softmax,
+        bench_spmm,
+    )  # fmt: skip
     problems += [(module, shapes[0]) for module in others]
     problems.append((bench_stage_update, shapes[0]))
     rounds = options.rounds or (3 if options.quick else 9)

@@ -10,6 +10,7 @@ from bench.core.check import check, expected
 from bench.core.problem import MODES, Mode, Shape, UnavailableError, runner
 from bench.ops import (
     bench_attention_diffusion,
+    bench_attention_product,
     bench_csr_diffusion,
     bench_edge_attention,
     bench_edge_softmax,
@@ -21,6 +22,7 @@ from grand_fast import Graph
 
 MODULES = {
     "attention_diffusion": bench_attention_diffusion,
+    "attention_product": bench_attention_product,
     "csr_diffusion": bench_csr_diffusion,
     "edge_attention": bench_edge_attention,
     "error_ratio": bench_error_ratio,

@@ -34,6 +34,7 @@ from bench.core.problem import (
 from bench.core.report import Report
 from bench.ops import (
     bench_attention_diffusion,
+    bench_attention_product,
     bench_csr_diffusion,
     bench_edge_attention,
     bench_edge_softmax,
@@ -54,6 +55,7 @@ ROOT = Path(__file__).parents[2]
 SHAPE = Shape(10, 2, 6)
 MODULES = (
     bench_attention_diffusion,
+    bench_attention_product,
     bench_csr_diffusion,
     bench_edge_attention,
     bench_edge_softmax,

@@ -9,6 +9,7 @@ from grand_fast import Graph, backend
 from grand_fast.kernels.cpu import row_order, rows
 from grand_fast.ops import (
     attention_diffusion,
+    attention_product,
     csr_diffusion,
     edge_attention,
     edge_softmax,
@@ -52,6 +53,11 @@ def mean_weights(graph, *, x, q, k, alpha, beta, x0, a):
     return edge_attention(q, k, graph, mean_heads=True)
 
 
+def sums_of_values(graph, x, q, a, **_):
+    table = a[:, None, None] * torch.ones_like(q[:1])
+    return attention_product(q, q, q.flip(2), graph, edge_key=table, edge_value=table)
+
+
 def products(graph, x, q, a, **_):
     by_head = torch.stack([a, a * a, 1 - a], 1)
     parts = [spmm(graph, a, x), spmm(graph, by_head, x), spmm(graph, by_head, q)]
@@ -64,7 +70,9 @@ def softmaxes(graph, a, **_):
     return torch.cat([edge_softmax(scores, graph, normalize=side) for side in sides], 1)
 
 
-CALLS = [attention, given_weights, weights, mean_weights, products, softmaxes]
+CALLS = [
+    attention, given_weights, weights, mean_weights, sums_of_values, products, softmaxes,
+]  # fmt: skip
 OPERATORS = pytest.mark.parametrize("call", CALLS)
 
 
