@@ -37,6 +37,7 @@ from bench.core.tables import (
 from bench.gpu.device import Cuda, clock
 from bench.ops import (
     bench_attention_diffusion,
+    bench_attention_product,
     bench_csr_diffusion,
     bench_edge_attention,
     bench_edge_softmax,
@@ -54,6 +55,7 @@ MODULES: tuple[ModuleType, ...] = (
     bench_edge_softmax,
     bench_spmm,
     bench_stage_update,
+    bench_attention_product,
 )
 # What a peer is called where it runs by another library than on a CPU.
 _ON_GPU = {"torch.sparse (MKL)": "cuSPARSE SpMM (torch.sparse)"}
