@@ -60,11 +60,12 @@ def _attention_product_fwd_kernel(
         for group in view.groups:
             buffer = RowBuffer(scratch, group, row)
             normaliser = row_weights(view, group, row, buffer, known=known)
-            if not known:
-                with k.loop(row.begin, row.end, group.edges) as e:
-                    buffer.at(e).store(buffer.at(e).load() * normaliser)
-            terms = head_terms(replace(group, d_k=d), v, buffer.at, added=edge_value)
+            # Infinite in a row without edges, whose sums are 0
+            normaliser = normaliser.first((row.end - row.begin) * k.lanes, k.splat(0.0))
+            values = replace(group, d_k=d)
+            terms = head_terms(values, v, buffer.at, added=edge_value)
             for total, c in sums_of(k, row, terms, prefetch=prefetch):
+                total = total if known else total * values.spread(normaliser, c)
                 place = kept if keeps else k.matrix("partial" if pieces else "y").row(row.out)
                 place.at(c.start).store(total, c.lanes)
         for c in chunks(d, k.lanes) if keeps else []:

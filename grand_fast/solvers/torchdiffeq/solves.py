@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grand_fast.solvers.counted import CountedTerm
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS
 from grand_fast.solvers.methods import tableaux
 from grand_fast.solvers.methods.adams import ExplicitAdams, ImplicitAdams
@@ -15,7 +16,6 @@ from grand_fast.solvers.solution import Status
 from grand_fast.solvers.solver import AbstractSolver, combine
 from grand_fast.solvers.step_control import AbstractStepControl, AdaptiveSteps, FixedSteps, rms_norm
 from grand_fast.solvers.step_control import first_step as choose_first_step
-from grand_fast.solvers.term import CountedTerm
 from grand_fast.solvers.time_loop import run_steps
 from grand_fast.solvers.torchdiffeq.grid import grid_of
 from grand_fast.solvers.torchdiffeq.problem import CALLBACKS, Problem
