@@ -9,8 +9,7 @@ Bytes:    4(N+1) + 4E + 8NH + b(2Nd + 2N·d_att), b bytes per element, if each r
           bE more with edge weights.
 Backward: two passes that recompute the weights (`cpu/attention/backward.py`); nothing of size E.
           Saves x, q, k and norm.
-Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
-          piece: bitwise repeatable for any number of threads.
+Order:    as in `cpu/rows.py`: bitwise repeatable for any number of threads.
 """
 
 from functools import lru_cache

@@ -7,8 +7,7 @@ Bytes:    4(N+1) + 4E + 8NH + b(EH + 2N·d_att), b bytes per element, if each k 
           4(N+1) + 4E + 8NH + b(EH + (N + E)·d_att) if none is reused. EH is E for the mean; bE more
           with edge weights; squareplus reads q and k once more before, for the largest score.
 Backward: two passes that recompute the weights (`cpu/attention/backward.py`). Saves q, k and norm.
-Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
-          piece: bitwise repeatable for any number of threads.
+Order:    as in `cpu/rows.py`: bitwise repeatable for any number of threads.
 """
 
 from functools import lru_cache, partial

@@ -6,8 +6,7 @@ Bytes:    4(N+1) + 4E + b(EH + 2NHd), b bytes per element, if each x row is read
           and b(EH + Ed + NHd).
 Backward: dx = Aᵀ dy by the same sweep on the CSR of Aᵀ, summed over heads if they share x;
           da[e,h] = <dy[i,h,:], x[col[e],h,:]>, blocks of edges and heads. Saves a and x.
-Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
-          piece: bitwise repeatable for any number of threads.
+Order:    as in `cpu/rows.py`: bitwise repeatable for any number of threads.
 """
 
 from functools import lru_cache

@@ -17,6 +17,7 @@ from grand_fast.solvers.solver import AbstractSolver, combine
 from grand_fast.solvers.step_control import AbstractStepControl, AdaptiveSteps, FixedSteps, rms_norm
 from grand_fast.solvers.step_control import first_step as choose_first_step
 from grand_fast.solvers.time_loop import run_steps
+from grand_fast.solvers.tolerances import Tolerance
 from grand_fast.solvers.torchdiffeq.grid import grid_of
 from grand_fast.solvers.torchdiffeq.problem import CALLBACKS, Problem
 
@@ -46,11 +47,7 @@ _FAILURES = {
 
 
 def solve_by_error(
-    problem: Problem,
-    method: str,
-    options: dict[str, Any],
-    rtol: float | Tensor,
-    atol: float | Tensor,
+    problem: Problem, method: str, options: dict[str, Any], rtol: Tolerance, atol: Tolerance
 ) -> list[Tensor]:
     """The states at `problem.t`, by an embedded pair and steps that its error allows."""
     norm = problem.norm(options.get("norm"))
@@ -98,11 +95,7 @@ class _StepsPerOutput(AdaptiveSteps):
 
 
 def solve_on_a_grid(
-    problem: Problem,
-    method: str,
-    options: dict[str, Any],
-    rtol: float | Tensor,
-    atol: float | Tensor,
+    problem: Problem, method: str, options: dict[str, Any], rtol: Tolerance, atol: Tolerance
 ) -> list[Tensor]:
     """The states at `problem.t`, by a method with fixed steps, interpolated as `options` say."""
     interp = options.get("interp", "linear")
