@@ -35,8 +35,8 @@ the base's: the median over the rounds [10th-90th percentile]. Against itself, `
 spread says what this machine cannot tell apart.
 """
 # All shapes are of the first
-OPERATORS = ("attention_diffusion", "csr_diffusion", "edge_attention", "edge_softmax", "spmm",
-             "stage_update", "attention_product")  # fmt: skip
+OPERATORS = ("attention_diffusion", "attention_product", "csr_diffusion", "edge_attention",
+             "edge_softmax", "spmm", "stage_update")  # fmt: skip
 MODULES = tuple(import_module(f"bench.ops.bench_{operator}") for operator in OPERATORS)
 COLUMNS: list[Column] = [
     *BOTH_TIMES,
