@@ -12,9 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from grand_fast.solvers.step_control import Norm
 from grand_fast.solvers.torchdiffeq import package
-from grand_fast.solvers.torchdiffeq.odeint import (
+from grand_fast.solvers.torchdiffeq.calls import (
     check_options,
-    needs_torchdiffeq,
+    check_theirs,
     odeint_as,
     with_defaults,
 )
@@ -84,6 +84,7 @@ def odeint_adjoint(
         )
     if adjoint_params is not None:
         adjoint_params = tuple(adjoint_params)
+    _check_methods(method, adjoint_method)
     is_other = adjoint_method not in (None, method)
     if is_other and options is not None and adjoint_options is None:
         raise ValueError(
@@ -92,7 +93,13 @@ def odeint_adjoint(
         )
     rtol, atol = with_defaults(rtol, atol, y0)
     # A replica's parameters are plain attributes, which torchdiffeq knows how to find.
-    if event_fn is not None or needs_torchdiffeq(y0, t) or getattr(func, "_is_replica", False):
+    reason = package.reason_for_state(y0, t)
+    if event_fn is not None:
+        reason = "it looks for an event"
+    if getattr(func, "_is_replica", False):
+        reason = "`func` is a replica"
+    if reason is not None:
+        check_theirs(_NAME, reason, method)
         theirs = package.solvers()[1]
         answer: State | tuple[Tensor, State] = theirs(
             func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn,
@@ -124,6 +131,21 @@ def odeint_adjoint(
     solve = _Solve(func, shapes, t, forward, backward)
     xs: Tensor = _AdjointFunction.apply(solve, x0, *params)
     return xs if shapes is None else split(xs, shapes)
+
+
+def _check_methods(method: Any, adjoint_method: Any) -> None:
+    for name, value in (("method", method), ("adjoint_method", adjoint_method)):
+        if not isinstance(value, str | None):
+            raise TypeError(
+                f"{_NAME}: `{name}` must be a name or None, got {type(value).__name__}. "
+                "gf.integrate takes solvers, and has this gradient by adjoint='continuous'."
+            )
+    backward = adjoint_method or method
+    if backward in package.OF_A_MATRIX:
+        raise ValueError(
+            f"{_NAME}: `adjoint_method` must be a method for any f, as dopri5, got {backward!r}: "
+            "the adjoint equations have no matrix."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +197,8 @@ class _AdjointFunction(Function):
             found = cast(State, odeint_as(_NAME, solve.func, y0, solve.t, **solve.forward))
             xs = found if isinstance(found, Tensor) else _rows(found)
         ctx.solve = solve
+        # By this name torchdiffeq's users find the norm, or put another in its place
+        ctx.adjoint_options = solve.backward["options"]
         ctx.save_for_backward(xs, *params)
         return xs
 

@@ -1,0 +1,192 @@
+"""A call in torchdiffeq's form: ours or its own, its options, and what it returns."""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from grand_fast.ops.backends import transforms_active
+from grand_fast.ops.checks import check_choice
+from grand_fast.solvers.checks import check_int
+from grand_fast.solvers.half_precision import is_widened
+from grand_fast.solvers.solver import AbstractSolver
+from grand_fast.solvers.tolerances import attainable_by_slopes, default_tolerances, is_narrow
+from grand_fast.solvers.torchdiffeq import package
+from grand_fast.solvers.torchdiffeq.events import solve_until_event
+from grand_fast.solvers.torchdiffeq.problem import (
+    GivenTerm,
+    Problem,
+    State,
+    Tolerance,
+    pose,
+    split,
+)
+from grand_fast.solvers.torchdiffeq.solves import (
+    IMPLICIT,
+    PAIRS,
+    How,
+    method_of,
+    solve_by_error,
+    solve_on_a_grid,
+)
+
+StepsAdjoint = Literal["auto", "direct", "checkpoint"]
+
+
+def odeint_as(
+    operator: str,
+    func: Callable[..., State],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Tolerance | None,
+    atol: Tolerance | None,
+    method: str | AbstractSolver | None,
+    options: Mapping[str, object] | None,
+    event_fn: Callable[..., Tensor] | None = None,
+    adjoint: StepsAdjoint = "direct",
+    memory_limit: int | None = None,
+    warns: bool = True,
+) -> State | tuple[Tensor, State]:
+    """`odeint`, under the name of the operator that the caller called.
+
+    warns: of tolerances that are raised.
+    """
+    check_options(operator, options=options)
+    _check_gradient(operator, adjoint, memory_limit, event_fn)
+    rtol, atol = with_defaults(rtol, atol, y0)
+    reason = package.reason_for_theirs(y0, t, method, options, event_fn)
+    if reason is not None:
+        check_theirs(operator, reason, method, adjoint)
+        theirs = package.solvers()[0]
+        answer: State | tuple[Tensor, State] = theirs(
+            func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
+        )
+        return answer
+    problem = pose(func, y0, t, operator)
+    how, problem = prepared(
+        problem, rtol, atol, method, options, adjoint=adjoint, memory_limit=memory_limit,
+        warns=warns,
+    )  # fmt: skip
+    if event_fn is not None:
+        when, states = solve_until_event(problem, how, event_fn, y0, t)
+        return when, returned(problem, torch.stack(states))
+    solve = solve_by_error if how.chooses_steps else solve_on_a_grid
+    return returned(problem, torch.stack(solve(problem, how)))
+
+
+def prepared(
+    problem: Problem,
+    rtol: Tolerance,
+    atol: Tolerance,
+    method: str | AbstractSolver | None,
+    options: Mapping[str, object] | None,
+    *,
+    adjoint: StepsAdjoint = "direct",
+    memory_limit: int | None = None,
+    warns: bool = True,
+) -> tuple[How, Problem]:
+    """How a problem is solved, and the problem with a state that steps can be added up in."""
+    chosen, operator, dtype = method or "dopri5", problem.operator, problem.dtype
+    given = package.known_options(operator, chosen, dict(options or {}))
+    if not given.pop("implicit", True):
+        chosen = "explicit_adams"
+    kind = method_of(chosen) if isinstance(chosen, str) else chosen
+    if kind.wants_matrix:
+        _check_matrix(problem, kind)
+    if is_widened(kind, dtype, _steps(problem.t, given)):
+        problem = problem.widened()
+    tolerances = problem.tolerance("rtol", rtol), problem.tolerance("atol", atol)
+    if is_narrow(dtype) and (chosen in PAIRS or chosen in IMPLICIT):
+        tolerances = attainable_by_slopes(operator, *tolerances, problem.x0, dtype, warns=warns)
+    if transforms_active():
+        adjoint = "direct"
+    return How(chosen, given, *tolerances, adjoint, memory_limit), problem
+
+
+def returned(problem: Problem, xs: Tensor) -> State:
+    """The states in the caller's type and form."""
+    xs = xs.to(problem.dtype)
+    return xs if problem.shapes is None else split(xs, problem.shapes)
+
+
+def _check_gradient(operator: str, adjoint: str, memory_limit: Any, event_fn: Any) -> None:
+    check_choice(operator, "adjoint", adjoint, known=("auto", "direct", "checkpoint"))
+    if memory_limit is None:
+        return
+    check_int(operator, "memory_limit", memory_limit, low=1, kind="an int or None")
+    if adjoint == "direct":
+        raise ValueError(
+            f"{operator}: `memory_limit` must come with adjoint 'auto' or 'checkpoint', got "
+            "'direct'."
+        )
+    if event_fn is not None or transforms_active():
+        where = "with an event_fn" if event_fn is not None else "under torch.func and forward mode"
+        raise NotImplementedError(
+            f"{operator}: `memory_limit` must be None {where}, got {memory_limit}."
+        )
+
+
+def check_theirs(
+    operator: str, reason: str, method: str | AbstractSolver | None, adjoint: str = "direct"
+) -> None:
+    """A call that torchdiffeq is to answer is one that it can answer.
+
+    Raises:
+        NotImplementedError: the method is ours, or checkpoints are asked for.
+    """
+    if method is not None and package.is_ours_alone(method):
+        got = repr(method) if isinstance(method, str) else type(method).__name__
+        raise NotImplementedError(
+            f"{operator}: `method` must be one of torchdiffeq's where {reason}, got {got}."
+        )
+    if adjoint == "checkpoint":
+        raise NotImplementedError(
+            f"{operator}: `adjoint` must be 'direct' or 'auto' where {reason}, which torchdiffeq "
+            f"answers, got 'checkpoint'."
+        )
+
+
+def _check_matrix(problem: Problem, kind: AbstractSolver) -> None:
+    name, operator = type(kind).__name__, problem.operator
+    if problem.sign < 0:
+        raise ValueError(
+            f"{operator}: `t` must rise for {name}, got times that fall: it is diffusion that it "
+            "solves. Use dopri5."
+        )
+    if not isinstance(problem.term, GivenTerm):
+        got = "a tuple for `y0`" if problem.shapes else type(problem.func).__name__
+        raise TypeError(
+            f"{operator}: `func` must be a term with a matrix for {name}, as those of "
+            f"grand_fast.nn.terms are, got {got}. Use an explicit method such as rk4."
+        )
+
+
+def check_options(operator: str, **options: Any) -> None:
+    """Each is a mapping or None."""
+    for name, given in options.items():
+        if given is not None and not isinstance(given, Mapping):
+            got = type(given).__name__
+            raise TypeError(f"{operator}: `{name}` must be a dict or None, got {got}.")
+
+
+def _steps(t: Tensor, options: Mapping[str, Any]) -> float:
+    """About how many a grid has; by a constructor of its own nobody knows."""
+    step = options.get("step_size")
+    if isinstance(step, int | float) and step > 0:
+        return float(abs(t[-1] - t[0])) / step
+    return len(t) - 1.0
+
+
+def with_defaults(
+    rtol: Tolerance | None, atol: Tolerance | None, y0: State
+) -> tuple[Tolerance, Tolerance]:
+    """torchdiffeq's tolerances for None, or those of half types where the state has one."""
+    defaults = default_tolerances(torch.float64)
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    types = [part.dtype for part in parts if isinstance(part, Tensor)]
+    if types and is_narrow(joint := reduce(torch.promote_types, types)):
+        defaults = default_tolerances(joint)
+    return defaults[0] if rtol is None else rtol, defaults[1] if atol is None else atol
