@@ -108,7 +108,7 @@ def test_choices_that_do_not_go_together():
          {"adjoint": "checkpoint", "memory_limit": 1e6}),
         (NotImplementedError, "`adjoint` must be .* where method 'dopri8' is torchdiffeq's own",
          {"adjoint": "checkpoint", "method": "dopri8"}),
-        (NotImplementedError, "`adjoint` must be .* where `step_t` is tensor",
+        (NotImplementedError, "`adjoint` must be .* where `step_t` is given",
          {"adjoint": "checkpoint", "options": {"step_t": torch.tensor([0.5])}}),
         (NotImplementedError, "`method` must be .* where `y0` is complex, got 'rk4_classic'",
          {"method": "rk4_classic", "y0": y0 + 0j}),

@@ -97,7 +97,10 @@ def reason_for_theirs(
         given = ["perturb"] * bool(options.get("perturb", False))
         if "adams" in str(method) and not 4 <= options.get("max_order", 12) <= 12:
             given.append("max_order")
-    return f"`{given[0]}` is {options[given[0]]}" if given else None
+    if not given:
+        return None
+    name = given[0]
+    return f"`{name}` is {options[name] if name in ('dtype', 'max_order') else 'given'}"
 
 
 def reason_for_state(y0: Any, t: Any) -> str | None:
