@@ -29,7 +29,7 @@ _NAMES = {"Q", "K", "h", "d_k"}
 Forward = Callable[..., Any]
 
 
-def is_attention(cls: type) -> bool:
+def is_one(cls: type) -> bool:
     """Whether a class defines the forward of such a layer itself."""
     code = getattr(vars(cls).get("forward"), "__code__", None)
     if code is None or hasattr(vars(cls)["forward"], "_theirs") or code.co_argcount != 3:

@@ -49,7 +49,11 @@ def describe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "module, as for python -m")  # fmt: skip
     parser.add_argument("--no-spmm", action="store_true", help="leave torch_sparse.spmm as it is")
     parser.add_argument("--no-attention", action="store_true", help="leave attention layers")
-    parser.add_argument("--no-solver", action="store_true", help="leave torchdiffeq's solvers")
+    parser.add_argument("--no-fields", action="store_true", help="leave vector fields in parts")
+    solver = parser.add_mutually_exclusive_group()
+    solver.add_argument("--no-solver", action="store_true", help="leave torchdiffeq's solvers")
+    solver.add_argument("--exact", action="store_true", help="exact gradients in place of those of "
+        "odeint_adjoint: another training")  # fmt: skip
     parser.add_argument("--no-report", action="store_true", help="say nothing at the end")
     parser.add_argument("script", metavar="SCRIPT", help="the program")
     rest = parser.add_argument("arguments", metavar="…", nargs=argparse.REMAINDER,
@@ -108,7 +112,9 @@ def _prepare(options: argparse.Namespace, ending: ExitStack) -> None:
     applied = patch(
         spmm=not options.no_spmm,
         attention=not options.no_attention,
-        solver=None if options.no_solver else "same",
+        fields=None if options.no_fields else "known",
+        solver=None if options.no_solver else "exact" if options.exact else "same",
+        early_stop=not options.no_solver,
     )
     for name, reason in reasons.items():
         applied.report.leave(name, f"{reason}; a stand-in was there")

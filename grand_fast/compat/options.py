@@ -78,11 +78,6 @@ class Options:
                 raise TypeError(f"patch: `{name}` must be a bool, got {type(value).__name__}.")
         if self.fields not in ("known", None):
             raise ValueError(f"patch: `fields` must be 'known' or None, got {self.fields!r}.")
-        if self.solver == "exact":
-            raise NotImplementedError(
-                "patch: solver='exact', which trains what the released adjoint leaves untrained, "
-                "is not there yet. Use solver='same'."
-            )
-        if self.solver not in ("same", None):
+        if self.solver not in ("same", "exact", None):
             expected = "must be 'same', 'exact' or None"
             raise ValueError(f"patch: `solver` {expected}, got {self.solver!r}.")

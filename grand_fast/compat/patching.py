@@ -13,12 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from grand_fast.compat import active, graphs, solver, spmm
+from grand_fast.compat import active, graphs, solver, spmm, steps
 from grand_fast.compat.options import Options, Report
 from grand_fast.compat.replacing import hook_classes, replace, unhook_classes
 from grand_fast.solvers.torchdiffeq import package
 
-_OPTIONS = ("spmm", "attention", "solver")
+_OPTIONS = ("spmm", "attention", "fields", "solver", "early_stop")
+_OF_CLASSES = ("attention", "fields")
 
 
 def patch(
@@ -43,11 +44,14 @@ def patch(
         spmm: `torch_sparse.spmm` multiplies by our kernel, on a graph kept for the edge index.
         attention: layers like `SpGraphTransAttentionLayer` return weights that are computed when
             read; where they reach `spmm` with the state they are of, one pass computes both.
-        fields: whole vector fields as one operator; `"known"`: those whose code is known. None is
-            at present: all are run by the two hooks above.
+        fields: whole vector fields as one operator; `"known"`: those whose code is known, token by
+            token: the released transformer and Laplacian. None: all are run by the two hooks above.
         solver: `"same"`: `torchdiffeq.odeint` and `odeint_adjoint` are ours, with the same steps;
-            None: they stay.
-        early_stop: solvers that stop early along the trajectory as one of ours. None is at present.
+            `"exact"`: and the latter's gradients go through every stage, also to what `func` was
+            given of tensors that are no parameters of its own (attention that is computed once),
+            which the released adjoint leaves untrained; None: they stay.
+        early_stop: Runge-Kutta solvers that derive from torchdiffeq's, as those that stop early
+            along the trajectory, sum their slopes in one pass, where no gradient is asked for.
         verify: a layer is replaced only if a copy of it with random weights agrees with its own
             forward, values and gradients; False: believe the layer's options.
 
@@ -56,7 +60,7 @@ def patch(
 
     Raises:
         TypeError, ValueError: an option is none of these. RuntimeError: the model is patched
-            already. NotImplementedError: `solver="exact"`. Nothing is changed then.
+            already. Nothing is changed then.
     """
     made = Patch(target, spmm, attention, fields, solver, early_stop, verify)
     made._apply()
@@ -153,8 +157,10 @@ def _install(option: str, report: Report) -> None:
     if _users[option] == 0:
         _replaced[option] = _replacements(option, report)
         replace(_replaced[option])
-        if option == "attention":
-            hook_classes()
+        if option in _OF_CLASSES:
+            hook_classes(option)
+        elif option == "early_stop" and (reason := steps.install()) is not None:
+            report.leave(steps.NAME, reason)
     _users[option] += 1
 
 
@@ -162,8 +168,10 @@ def _release(option: str) -> None:
     _users[option] -= 1
     if _users[option] == 0:
         replace((new, old) for old, new in _replaced.pop(option))
-        if option == "attention":
-            unhook_classes()
+        if option in _OF_CLASSES:
+            unhook_classes(option)
+        elif option == "early_stop":
+            steps.uninstall()
 
 
 def _replacements(option: str, report: Report) -> list[tuple[Any, Any]]:

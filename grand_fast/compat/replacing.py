@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from grand_fast.compat.attention import hooked, is_attention
+from grand_fast.compat import attention, fields
 
 # torchdiffeq's own modules go on with its own functions, which ours call; torch has none of them
 _LEFT = ("grand_fast.", "torch.", "torchdiffeq._impl")
 
 
-_found: list[type[nn.Module]] = []  # whose forward is ours
+_found: dict[str, list[type[nn.Module]]] = {}  # option → classes whose forward is ours
+_KINDS = {"attention": attention, "fields": fields}
 
 
 def replace(pairs: Iterable[tuple[Callable[..., Any], Callable[..., Any]]]) -> None:
@@ -29,32 +30,36 @@ def replace(pairs: Iterable[tuple[Callable[..., Any], Callable[..., Any]]]) -> N
             setattr(module, name, by_id[id(vars(module)[name])])
 
 
-def hook_classes() -> None:
-    """All there are, and each as soon as it is defined."""
+def hook_classes(option: str) -> None:
+    """All there are of the kind that the option is about, and each as soon as it is defined."""
+    if not _found:
+        nn.Module.__init_subclass__ = classmethod(_see)  # type: ignore[assignment, arg-type]
+    _found[option] = []
     for cls in set(_subclasses(nn.Module)):
-        _hook(cls)
-    nn.Module.__init_subclass__ = classmethod(_see)  # type: ignore[assignment, arg-type]
+        _hook(cls, option)
 
 
-def unhook_classes() -> None:
+def unhook_classes(option: str) -> None:
     """As it was."""
-    del nn.Module.__init_subclass__
-    while _found:
-        cls = _found.pop()
+    for cls in _found.pop(option):
         theirs = getattr(vars(cls)["forward"], "_theirs", None)
         if theirs is not None:  # not one that somebody has put there since
             cls.forward = theirs
+    if not _found:
+        del nn.Module.__init_subclass__
 
 
 def _see(cls: type[nn.Module], **further: Any) -> None:
     super(nn.Module, cls).__init_subclass__(**further)
-    _hook(cls)
+    for option in _found:
+        _hook(cls, option)
 
 
-def _hook(cls: type[nn.Module]) -> None:
-    if not cls.__module__.startswith(("torch.", "grand_fast.")) and is_attention(cls):
-        cls.forward = hooked(vars(cls)["forward"])
-        _found.append(cls)
+def _hook(cls: type[nn.Module], option: str) -> None:
+    kind = _KINDS[option]
+    if not cls.__module__.startswith(("torch.", "grand_fast.")) and kind.is_one(cls):
+        cls.forward = kind.hooked(vars(cls)["forward"])
+        _found[option].append(cls)
 
 
 def _subclasses(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:

@@ -14,6 +14,7 @@ from grand_fast.solvers import odeint_adjoint as our_odeint_adjoint
 from grand_fast.solvers.torchdiffeq import package
 
 ODEINT, ODEINT_ADJOINT = "torchdiffeq.odeint", "torchdiffeq.odeint_adjoint"
+EXACT = f"{ODEINT_ADJOINT}, by exact gradients"
 
 
 def odeint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
@@ -36,6 +37,8 @@ def odeint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
 def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     """`torchdiffeq.odeint_adjoint`: the same, with its second solve for the gradient.
 
+    Under `patch(solver="exact")` through every stage instead, so by all that `func` holds.
+
     Args:
         func, y0, t, options: as there.
 
@@ -45,6 +48,11 @@ def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     report = _report(ODEINT_ADJOINT, y0, t, options)
     if report is None:
         return package.solvers()[1](func, y0, t, **options)
+    patch = active("solver")
+    if patch is not None and patch.solver == "exact":
+        report.use(EXACT)
+        own = {name: value for name, value in options.items() if not name.startswith("adjoint_")}
+        return our_odeint(func, y0, t, **own)
     report.use(ODEINT_ADJOINT)
     return our_odeint_adjoint(func, y0, t, **options)
 

@@ -98,6 +98,11 @@ class Weights(AbstractRecipe):
             q, k = q[:, head : head + 1], k[:, head : head + 1]
         return attention_diffusion(x, q, k, self.graph, add=[(1.0, x)], **options)
 
+    def field(self, **coefficients: Any) -> Tensor:
+        """`alpha (A x − x) + beta x0` of the state they were computed from, in that one pass."""
+        q, k, options = self._options(*self.inputs)
+        return attention_diffusion(self.x, q, k, self.graph, **coefficients, **options)
+
     def _options(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Any]]:
         q, k, edge_weight, sigma, lengthscale = inputs
         assert q is not None and k is not None

@@ -82,6 +82,22 @@ def test_patches_nest_and_the_last_one_answers():
     assert not off.report.used
 
 
+def test_exact_gradients_reach_attention_that_is_computed_once():
+    def gradient(solver, adjoint=True):
+        torch.manual_seed(3)
+        opt = OPT | {"adjoint": adjoint}
+        with gf.compat.patch(attention=False, solver=solver) as patch:
+            model = _released.Block(_released.Field(opt, edges()), opt, True).double()
+            model(X).square().sum().backward()
+        return model.multihead_att_layer.Q.weight.grad, patch.report.used
+
+    same, _ = gradient("same")
+    exact, used = gradient("exact")
+    plain, _ = gradient("same", adjoint=False)
+    assert same is None and used == {SPMM: used[SPMM], solver.EXACT: 1}
+    assert_close("dQ", exact, plain)
+
+
 def test_out_of_order_and_twice():
     before = names()
     first = gf.compat.patch()
@@ -139,7 +155,6 @@ def test_a_patch_that_is_removed_lets_go_of_its_model():
         ({"verify": None}, TypeError, "`verify` must be a bool"),
         ({"fields": "all"}, ValueError, "`fields` must be 'known' or None, got 'all'"),
         ({"solver": "fast"}, ValueError, "`solver` must be 'same', 'exact' or None"),
-        ({"solver": "exact"}, NotImplementedError, "not there yet. Use solver='same'"),
     ],
     ids=str,
 )

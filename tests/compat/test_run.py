@@ -74,6 +74,24 @@ def test_options_before_the_program(program, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [([], {}), (["--no-fields"], {"fields": None}), (["--exact"], {"solver": "exact"}),
+     (["--no-solver"], {"solver": None, "early_stop": False})],
+    ids=str,
+)  # fmt: skip
+def test_options_of_the_patch(flags, changed, tmp_path, capsys):
+    program = tmp_path / "of_the_patch.py"
+    program.write_text(
+        "from grand_fast.compat import active\n"
+        "p = active.stack[-1]\n"
+        "print({n: getattr(p, n) for n in ('spmm', 'attention', 'fields', 'solver', 'early_stop')})"
+    )
+    assert main([*flags, str(program)]) == 0
+    usual = {"spmm": True, "attention": True, "fields": "known", "solver": "same"}
+    assert capsys.readouterr().out == f"{usual | {'early_stop': True} | changed}\n"
+
+
 @pytest.mark.parametrize(("word", "code", "says"), [("quiet", 0, ""), ("said", 1, "enough\n")])
 def test_how_a_program_ends(program, word, code, says, capsys):
     assert main([str(program), word]) == code
