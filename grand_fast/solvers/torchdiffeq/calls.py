@@ -59,7 +59,7 @@ def odeint_as(
     rtol, atol = with_defaults(rtol, atol, y0)
     reason = package.reason_for_theirs(y0, t, method, options, event_fn)
     if reason is not None:
-        check_theirs(operator, reason, method, adjoint)
+        check_theirs(operator, reason, method, adjoint, memory_limit)
         theirs = package.solvers()[0]
         answer: State | tuple[Tensor, State] = theirs(
             func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
@@ -130,22 +130,27 @@ def _check_gradient(operator: str, adjoint: str, memory_limit: Any, event_fn: An
 
 
 def check_theirs(
-    operator: str, reason: str, method: str | AbstractSolver | None, adjoint: str = "direct"
+    operator: str,
+    reason: str,
+    method: str | AbstractSolver | None,
+    adjoint: str = "direct",
+    memory_limit: int | None = None,
 ) -> None:
     """A call that torchdiffeq is to answer is one that it can answer.
 
     Raises:
-        NotImplementedError: the method is ours, or checkpoints are asked for.
+        NotImplementedError: the method is ours, or less memory is asked for.
     """
     if method is not None and package.is_ours_alone(method):
         got = repr(method) if isinstance(method, str) else type(method).__name__
         raise NotImplementedError(
             f"{operator}: `method` must be one of torchdiffeq's where {reason}, got {got}."
         )
-    if adjoint == "checkpoint":
+    if adjoint == "checkpoint" or memory_limit is not None:
+        got = "a memory_limit" if memory_limit is not None else "'checkpoint'"
         raise NotImplementedError(
-            f"{operator}: `adjoint` must be 'direct' or 'auto' where {reason}, which torchdiffeq "
-            f"answers, got 'checkpoint'."
+            f"{operator}: `adjoint` must be 'direct' or 'auto', without a limit, where {reason}, "
+            f"which torchdiffeq answers, got {got}."
         )
 
 
