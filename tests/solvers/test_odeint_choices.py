@@ -115,7 +115,7 @@ def test_choices_that_do_not_go_together():
          {"adjoint": "checkpoint", "options": {"step_t": torch.tensor([0.5])}}),
         (NotImplementedError, "`method` must be .* where `y0` is complex, got 'rk4_classic'",
          {"method": "rk4_classic", "y0": y0 + 0j}),
-        (NotImplementedError, "`method` must be .* `t` requires a gradient, got ExplicitAdams",
+        (NotImplementedError, "`method` must be .* `t` requires a gradient, got 'ExplicitAdams'",
          {"method": ExplicitAdams(), "t": t.clone().requires_grad_()}),
     ]  # fmt: skip
     for error, text, call in bad:

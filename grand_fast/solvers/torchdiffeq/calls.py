@@ -1,6 +1,7 @@
 """A call in torchdiffeq's form: ours or its own, its options, and what it returns."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from typing import Any, Literal
 
@@ -19,7 +20,6 @@ from grand_fast.solvers.torchdiffeq.problem import (
     GivenTerm,
     Problem,
     State,
-    Tolerance,
     pose,
     split,
 )
@@ -40,36 +40,26 @@ def odeint_as(
     func: Callable[..., State],
     y0: State,
     t: Tensor,
-    *,
-    rtol: Tolerance | None,
-    atol: Tolerance | None,
-    method: str | AbstractSolver | None,
-    options: Mapping[str, object] | None,
+    how: How,
     event_fn: Callable[..., Tensor] | None = None,
-    adjoint: StepsAdjoint = "direct",
-    memory_limit: int | None = None,
+    *,
     warns: bool = True,
 ) -> State | tuple[Tensor, State]:
     """`odeint`, under the name of the operator that the caller called.
 
     warns: of tolerances that are raised.
     """
-    check_options(operator, options=options)
-    _check_gradient(operator, adjoint, memory_limit, event_fn)
-    rtol, atol = with_defaults(rtol, atol, y0)
-    reason = package.reason_for_theirs(y0, t, method, options, event_fn)
+    check_options(operator, options=how.options)
+    _check_gradient(operator, how, event_fn)
+    how = with_defaults(how, y0)
+    reason = package.reason_for_theirs(y0, t, how.method, how.options, event_fn)
     if reason is not None:
-        check_theirs(operator, reason, method, adjoint, memory_limit)
-        theirs = package.solvers()[0]
-        answer: State | tuple[Tensor, State] = theirs(
-            func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
+        check_theirs(operator, reason, how)
+        answer: State | tuple[Tensor, State] = package.solvers()[0](
+            func, y0, t, **shared(how), event_fn=event_fn
         )
         return answer
-    problem = pose(func, y0, t, operator)
-    how, problem = prepared(
-        problem, rtol, atol, method, options, adjoint=adjoint, memory_limit=memory_limit,
-        warns=warns,
-    )  # fmt: skip
+    how, problem = prepared(how, pose(func, y0, t, operator), warns=warns)
     if event_fn is not None:
         when, states = solve_until_event(problem, how, event_fn, y0, t)
         return when, returned(problem, torch.stack(states))
@@ -77,33 +67,28 @@ def odeint_as(
     return returned(problem, torch.stack(solve(problem, how)))
 
 
-def prepared(
-    problem: Problem,
-    rtol: Tolerance,
-    atol: Tolerance,
-    method: str | AbstractSolver | None,
-    options: Mapping[str, object] | None,
-    *,
-    adjoint: StepsAdjoint = "direct",
-    memory_limit: int | None = None,
-    warns: bool = True,
-) -> tuple[How, Problem]:
-    """How a problem is solved, and the problem with a state that steps can be added up in."""
-    chosen, operator, dtype = method or "dopri5", problem.operator, problem.dtype
-    given = package.known_options(operator, chosen, dict(options or {}))
-    if not given.pop("implicit", True):
-        chosen = "explicit_adams"
-    kind = method_of(chosen) if isinstance(chosen, str) else chosen
+def shared(how: How) -> dict[str, Any]:
+    """What torchdiffeq knows of it."""
+    return {name: getattr(how, name) for name in ("rtol", "atol", "method", "options")}
+
+
+def prepared(how: How, problem: Problem, *, warns: bool = True) -> tuple[How, Problem]:
+    """What it comes to, and the problem with a state that steps can be added up in."""
+    method = "dopri5" if how.method is None else how.method
+    operator, dtype = problem.operator, problem.dtype
+    options = package.known_options(operator, method, how.known)
+    if not options.pop("implicit", True):
+        method = "explicit_adams"
+    kind = method_of(method) if isinstance(method, str) else method
     if kind.wants_matrix:
         _check_matrix(problem, kind)
-    if is_widened(kind, dtype, _steps(problem.t, given)):
+    if is_widened(kind, dtype, _steps(problem.t, options)):
         problem = problem.widened()
-    tolerances = problem.tolerance("rtol", rtol), problem.tolerance("atol", atol)
-    if is_narrow(dtype) and (chosen in PAIRS or chosen in IMPLICIT):
-        tolerances = attainable_by_slopes(operator, *tolerances, problem.x0, dtype, warns=warns)
-    if transforms_active():
-        adjoint = "direct"
-    return How(chosen, given, *tolerances, adjoint, memory_limit), problem
+    rtol, atol = problem.tolerance("rtol", how.rtol), problem.tolerance("atol", how.atol)
+    if is_narrow(dtype) and (method in PAIRS or method in IMPLICIT):
+        rtol, atol = attainable_by_slopes(operator, rtol, atol, problem.x0, dtype, warns=warns)
+    adjoint = "direct" if transforms_active() else how.adjoint
+    return How(rtol, atol, method, options, adjoint, how.memory_limit), problem
 
 
 def returned(problem: Problem, xs: Tensor) -> State:
@@ -112,42 +97,34 @@ def returned(problem: Problem, xs: Tensor) -> State:
     return xs if problem.shapes is None else split(xs, problem.shapes)
 
 
-def _check_gradient(operator: str, adjoint: str, memory_limit: Any, event_fn: Any) -> None:
-    check_choice(operator, "adjoint", adjoint, known=("auto", "direct", "checkpoint"))
-    if memory_limit is None:
+def _check_gradient(operator: str, how: How, event_fn: Any) -> None:
+    check_choice(operator, "adjoint", how.adjoint, known=("auto", "direct", "checkpoint"))
+    limit = how.memory_limit
+    if limit is None:
         return
-    check_int(operator, "memory_limit", memory_limit, low=1, kind="an int or None")
-    if adjoint == "direct":
+    check_int(operator, "memory_limit", limit, low=1, kind="an int or None")
+    if how.adjoint == "direct":
         raise ValueError(
             f"{operator}: `memory_limit` must come with adjoint 'auto' or 'checkpoint', got "
             "'direct'."
         )
     if event_fn is not None or transforms_active():
         where = "with an event_fn" if event_fn is not None else "under torch.func and forward mode"
-        raise NotImplementedError(
-            f"{operator}: `memory_limit` must be None {where}, got {memory_limit}."
-        )
+        raise NotImplementedError(f"{operator}: `memory_limit` must be None {where}, got {limit}.")
 
 
-def check_theirs(
-    operator: str,
-    reason: str,
-    method: str | AbstractSolver | None,
-    adjoint: str = "direct",
-    memory_limit: int | None = None,
-) -> None:
+def check_theirs(operator: str, reason: str, how: How) -> None:
     """A call that torchdiffeq is to answer is one that it can answer.
 
     Raises:
         NotImplementedError: the method is ours, or less memory is asked for.
     """
-    if method is not None and package.is_ours_alone(method):
-        got = repr(method) if isinstance(method, str) else type(method).__name__
+    if how.method is not None and package.is_ours_alone(how.method):
         raise NotImplementedError(
-            f"{operator}: `method` must be one of torchdiffeq's where {reason}, got {got}."
+            f"{operator}: `method` must be one of torchdiffeq's where {reason}, got {how.name!r}."
         )
-    if adjoint == "checkpoint" or memory_limit is not None:
-        got = "a memory_limit" if memory_limit is not None else "'checkpoint'"
+    if how.adjoint == "checkpoint" or how.memory_limit is not None:
+        got = "'checkpoint'" if how.memory_limit is None else "a memory_limit"
         raise NotImplementedError(
             f"{operator}: `adjoint` must be 'direct' or 'auto', without a limit, where {reason}, "
             f"which torchdiffeq answers, got {got}."
@@ -185,13 +162,15 @@ def _steps(t: Tensor, options: Mapping[str, Any]) -> float:
     return len(t) - 1.0
 
 
-def with_defaults(
-    rtol: Tolerance | None, atol: Tolerance | None, y0: State
-) -> tuple[Tolerance, Tolerance]:
+def with_defaults(how: How, y0: State) -> How:
     """torchdiffeq's tolerances for None, or those of half types where the state has one."""
     defaults = default_tolerances(torch.float64)
     parts = y0 if isinstance(y0, tuple) else (y0,)
     types = [part.dtype for part in parts if isinstance(part, Tensor)]
     if types and is_narrow(joint := reduce(torch.promote_types, types)):
         defaults = default_tolerances(joint)
-    return defaults[0] if rtol is None else rtol, defaults[1] if atol is None else atol
+    rtol, atol = (
+        d if given is None else given
+        for given, d in zip((how.rtol, how.atol), defaults, strict=True)
+    )
+    return replace(how, rtol=rtol, atol=atol)

@@ -13,10 +13,12 @@ from grand_fast.solvers.torchdiffeq.calls import (
     check_options,
     odeint_as,
     prepared,
+    shared,
     with_defaults,
 )
 from grand_fast.solvers.torchdiffeq.events import DenseOutput
 from grand_fast.solvers.torchdiffeq.problem import State, Tolerance, pose
+from grand_fast.solvers.torchdiffeq.solves import How
 
 
 def odeint(
@@ -73,10 +75,8 @@ def odeint(
     Differentiable by `y0` and whatever `func` holds, through every stage; not by the time of an
     event, for which see `odeint_event`.
     """
-    return odeint_as(
-        "odeint", func, y0, t, rtol=rtol, atol=atol, method=method, options=options,
-        event_fn=event_fn, adjoint=adjoint, memory_limit=memory_limit,
-    )  # fmt: skip
+    how = How(rtol, atol, method, options, adjoint, memory_limit)
+    return odeint_as("odeint", func, y0, t, how, event_fn)
 
 
 def odeint_event(
@@ -159,15 +159,11 @@ def odeint_dense(
         raise TypeError(f"{operator}: `y0` must be a Tensor, got {got}. Join them with torch.cat.")
     dtype = t0.dtype if isinstance(t0, Tensor) else torch.float64
     t = torch.tensor([float(t0), float(t1)], dtype=dtype)
-    reason = package.reason_for_theirs(y0, t, method, options)
-    rtol, atol = with_defaults(rtol, atol, y0)
-    if reason is not None:
+    how = with_defaults(How(rtol, atol, method, options), y0)
+    if package.reason_for_theirs(y0, t, method, options) is not None:
         theirs = package.part("odeint").odeint_dense
-        solution: Callable[..., Tensor] = theirs(
-            func, y0, t[0], t[1], rtol=rtol, atol=atol, method=method, options=options
-        )
+        solution: Callable[..., Tensor] = theirs(func, y0, t[0], t[1], **shared(how))
         sign = -1 if t[0] > t[1] else 1
         return lambda t: solution(sign * torch.as_tensor(t))
-    problem = pose(func, y0, t, operator)
-    how, problem = prepared(problem, rtol, atol, method, options)
+    how, problem = prepared(how, pose(func, y0, t, operator))
     return DenseOutput(problem, how)

@@ -1,7 +1,7 @@
 """The two ways in which `odeint` solves: by error control, and on a grid of times."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,22 +52,24 @@ _FAILURES = {
 
 @dataclass(frozen=True, eq=False)
 class How:
-    """How a problem is solved: what `odeint` was given beside it.
+    """How a problem is solved: what `odeint` was given beside it, or what that comes to."""
 
-    options: those that the method knows.
-    """
-
-    method: str | AbstractSolver
-    options: dict[str, Any]
-    rtol: float | Tensor
-    atol: float | Tensor
+    rtol: Any = None
+    atol: Any = None
+    method: Any = None
+    options: Mapping[str, Any] | None = None
     adjoint: Adjoint = "direct"
     memory_limit: int | None = None
 
     @property
+    def known(self) -> Mapping[str, Any]:
+        """The options."""
+        return self.options or {}
+
+    @property
     def name(self) -> str:
         """Of the method, for warnings."""
-        return self.method if isinstance(self.method, str) else type(self.method).__name__
+        return str(self.method) if isinstance(self.method, str) else type(self.method).__name__
 
     @property
     def chooses_steps(self) -> bool:
@@ -94,7 +96,7 @@ def checked(result: Result, problem: Problem) -> Result:
 
 def by_error(problem: Problem, how: How, times: Sequence[float]) -> time_loop.Problem:
     """The solve through `times` by an embedded pair and steps that its error allows."""
-    options, x0, term = how.options, problem.x0, CountedTerm(problem.term)
+    options, x0, term = how.known, problem.x0, CountedTerm(problem.term)
     solver: AbstractAdaptiveSolver
     if isinstance(how.method, AbstractAdaptiveSolver):
         solver = how.method
@@ -144,7 +146,7 @@ def solve_by_error(problem: Problem, how: How) -> list[Tensor]:
 
 def solve_on_a_grid(problem: Problem, how: How) -> list[Tensor]:
     """The states at `problem.t`, by a method with fixed steps, interpolated as `options` say."""
-    options = how.options
+    options = how.known
     interp = options.get("interp", "linear")
     if interp not in ("linear", "cubic"):
         raise ValueError(f"{problem.operator}: `interp` must be linear or cubic, got {interp!r}.")
@@ -181,7 +183,7 @@ def method_of(name: str) -> AbstractSolver:
 
 
 def _solver(operator: str, how: How) -> AbstractSolver:
-    options, method = how.options, how.method
+    options, method = how.known, how.method
     if isinstance(method, AbstractSolver):
         return method
     if "adams" not in method:
