@@ -3,7 +3,7 @@
 Documentation: the README of the repository, and the docstring of each public name.
 """
 
-from grand_fast import compat, nn, ops
+from grand_fast import compat, nn, ops, terms
 from grand_fast._version import __version__
 from grand_fast.data.rewiring import diffusion_rewiring
 from grand_fast.graph import Graph, graph_of
@@ -23,5 +23,5 @@ from grand_fast.solvers import (
 __all__ = [
     "Graph", "Solution", "Solve", "Stats", "Status", "__version__", "backend", "compat",
     "diffusion_rewiring", "graph_of", "integrate", "nn", "odeint", "odeint_adjoint", "odeint_dense",
-    "odeint_event", "ops",
+    "odeint_event", "ops", "terms",
 ]  # fmt: skip

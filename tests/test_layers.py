@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Each may import itself and what stands before it. Command line: what lies in `grand_fast/` itself.
-LAYERS = ("kernels", "graph", "ops", "solvers", "nn", "data", "training", "compat", "command line",
-          "bench")  # fmt: skip
+LAYERS = ("kernels", "graph", "ops", "solvers", "nn", "terms", "data", "training", "compat",
+          "command line", "bench")  # fmt: skip
 # These may import of the package nothing but: solvers see terms alone, no graph and no kernel.
 ONLY = {"kernels": {"kernels"}, "graph": {"graph", "kernels"}, "solvers": {"solvers", "ops"}}
 # Used by all. `testing` only by tests and bench.

@@ -10,12 +10,14 @@ import grand_fast as gf
 SURFACE = {
     gf: {"Graph", "Solution", "Solve", "Stats", "Status", "__version__", "backend", "compat",
          "diffusion_rewiring", "graph_of", "integrate", "nn", "odeint", "odeint_adjoint",
-         "odeint_dense", "odeint_event", "ops"},
+         "odeint_dense", "odeint_event", "ops", "terms"},
     gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "csr_diffusion", "edge_attention",
              "edge_softmax", "error_ratio", "projected_attention_diffusion", "spmm",
              "stage_update"},
     gf.compat: {"Patch", "Report", "patch", "stand_ins"},
     gf.nn: {"GRAND", "Attention", "AttentionDiffusion", "GRANDConv"},
+    gf.terms: {"Combination", "LinearTerm", "Term", "attention", "blurring_sharpening", "graphcon",
+               "linear", "reaction", "source"},
 }  # fmt: skip
 
 
@@ -41,7 +43,8 @@ FUNCTIONS = [
     gf.ops.spmm, gf.ops.edge_softmax, gf.odeint, gf.odeint_adjoint, gf.odeint_dense,
     gf.odeint_event, gf.Graph.from_edge_index,
     gf.Graph.keep_edges, gf.Graph.reorder, gf.diffusion_rewiring, gf.graph_of,
-    gf.compat.patch,
+    gf.compat.patch, gf.terms.linear, gf.terms.attention, gf.terms.blurring_sharpening,
+    gf.terms.source, gf.terms.reaction, gf.terms.graphcon,
 ]  # fmt: skip
 OTHERS = [
     gf.backend, gf.ops.ExpKernel, gf.ops.GAT, gf.nn.GRAND, gf.nn.GRAND.trajectory, gf.nn.GRANDConv,

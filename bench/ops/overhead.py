@@ -19,7 +19,7 @@ import grand_fast as gf
 from bench.core.report import Report
 from bench.core.tables import Column, cell, print_rows
 from grand_fast.kernels.cpu.dense import Projection
-from grand_fast.solvers.term import CountedTerm
+from grand_fast.solvers.counted import CountedTerm
 
 EPILOG = """\
 One evaluation of f in a warm solve (euler, variant nl, 4 heads) of 40 nodes on one thread: how many

@@ -12,18 +12,12 @@ from grand_fast.graph import Graph
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.ops.calls import Planned
 from grand_fast.ops.csr_diffusion import planned
+from grand_fast.ops.edge_attention import EdgeOrder, to_slots
 from grand_fast.solvers import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
+from grand_fast.solvers.term import AbstractFusedTerm
 
 
-class _Fused(AbstractTerm):
-    """A term whose operator adds what a step has beside `tau · f`."""
-
-    def vf(self, t: float, x: Tensor) -> Tensor:
-        """`f`, shaped like `x`."""
-        return self.axpy(t, x, Combination([]), 1.0)
-
-
-class NonlinearDiffusion(_Fused):
+class NonlinearDiffusion(AbstractFusedTerm):
     """`f = alpha (A(x) x − x) + beta x0`, the attention recomputed from each state (GRAND-nl).
 
     `beta x0` is computed once: its gradient by each evaluation is that by `f`, which takes no pass.
@@ -86,22 +80,43 @@ class NonlinearDiffusion(_Fused):
         return LinearDiffusion(a, self.graph, alpha=alpha, beta=beta, x0=source)
 
 
-class LinearDiffusion(_Fused, AbstractLinearTerm):
+class LinearDiffusion(AbstractFusedTerm, AbstractLinearTerm):
     """`f = alpha (A x − x) + beta x0` with constant weights `a [E]` (GRAND-l, Laplacian)."""
 
     def __init__(
-        self, a: Tensor, graph: Graph, *, alpha: Scale, beta: Scale | None, x0: Tensor | None
+        self,
+        a: Tensor,
+        graph: Graph,
+        *,
+        alpha: Scale = 1.0,
+        beta: Scale | None = None,
+        x0: Tensor | None = None,
+        edge_order: EdgeOrder = "csr",
     ) -> None:
         self.a, self.graph, self.alpha, self.beta, self.source = a, graph, alpha, beta, x0
-        self.matrix = partial(_product, graph)
+        self.edge_order, self.matrix = edge_order, partial(_product, graph, edge_order)
         self._planned: Planned | None = None
+
+    def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:
+        """Itself, its weights in CSR order."""
+        return self._in_slots()
+
+    def linear(self) -> AbstractLinearTerm:
+        """Itself, its weights in CSR order."""
+        return self._in_slots()
+
+    def _in_slots(self) -> "LinearDiffusion":
+        if self.edge_order == "csr":
+            return self
+        a = to_slots(self.a, self.graph)
+        return LinearDiffusion(a, self.graph, alpha=self.alpha, beta=self.beta, x0=self.source)
 
     def planned(self, x: Tensor) -> AbstractTerm:
         """The same by an operator that looks up nothing again; its source goes into the sum."""
         if self.source is not None and not isinstance(self.beta, int | float):
             return self
-        term = copy(self)
-        term._planned = planned(x, self.a, self.graph, alpha=self.alpha)
+        term = copy(self._in_slots())
+        term._planned = planned(x, term.a, self.graph, alpha=self.alpha)
         term.returns_new = True
         return term
 
@@ -130,23 +145,27 @@ class LinearDiffusion(_Fused, AbstractLinearTerm):
             return y
         return ops.csr_diffusion(
             x, self.a, self.graph, alpha=tau * self.alpha,
-            beta=None if beta is None else tau * beta, x0=source, add=add, edge_order="csr",
+            beta=None if beta is None else tau * beta, x0=source, add=add,
+            edge_order=self.edge_order,
         )  # fmt: skip
 
 
-def _product(graph: Graph, a: Tensor, y: Tensor, scale: Scale, add: Add) -> Tensor:
-    """`scale · A y + Σ c z` with weights in CSR order.
+def _product(
+    graph: Graph, edge_order: EdgeOrder, a: Tensor, y: Tensor, scale: Scale, add: Add
+) -> Tensor:
+    """`scale · A y + Σ c z`.
 
     The operator takes y from A y; it is added again, as a source where the scale is a tensor.
     """
     if isinstance(scale, Tensor):
         return ops.csr_diffusion(
-            y, a, graph, alpha=scale, beta=scale, x0=y, add=add, edge_order="csr"
+            y, a, graph, alpha=scale, beta=scale, x0=y, add=add, edge_order=edge_order
         )
-    return ops.csr_diffusion(y, a, graph, alpha=scale, add=[(scale, y), *add], edge_order="csr")
+    add = [(scale, y), *add]
+    return ops.csr_diffusion(y, a, graph, alpha=scale, add=add, edge_order=edge_order)
 
 
-class LinearMixing(_Fused):
+class LinearMixing(AbstractFusedTerm):
     """`f = alpha (W_out mean_h A^h V^h − x) + beta x0` with constant weights `a [E, H]`."""
 
     def __init__(

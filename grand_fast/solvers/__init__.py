@@ -1,5 +1,6 @@
 """Solvers of ordinary differential equations: they know time, and neither graph nor kernel."""
 
+from grand_fast.solvers.combination import Add, Combination, Scale
 from grand_fast.solvers.integrate import integrate
 from grand_fast.solvers.methods.adams import ExplicitAdams, ImplicitAdams
 from grand_fast.solvers.methods.semi_implicit_euler import SemiImplicitEuler
@@ -8,7 +9,7 @@ from grand_fast.solvers.methods.uniformisation import Uniformisation
 from grand_fast.solvers.solution import Solution, SolveError, Stats, Status
 from grand_fast.solvers.solve import Adjoint, ContinuousOptions, Regularizer, Solve
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver, Step
-from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm, Add, Combination, Scale
+from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm
 from grand_fast.solvers.torchdiffeq.odeint import odeint, odeint_dense, odeint_event
 from grand_fast.solvers.torchdiffeq.odeint_adjoint import odeint_adjoint
 

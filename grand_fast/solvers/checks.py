@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from grand_fast.ops.checks import check_float
 
 
@@ -39,6 +41,14 @@ def check_number(name: str, value: float, *, positive: bool) -> None:
     if not is_finite or value < 0 or (positive and value == 0):
         bound = "above 0" if positive else "at least 0"
         raise ValueError(f"integrate: `{name}` must be finite and {bound}, got {value}.")
+
+
+def check_scale(op: str, name: str, value: Any) -> None:
+    """`value` is a float, or a floating tensor."""
+    if not isinstance(value, Tensor):
+        check_float(op, name, value, "Or a Tensor: a scalar, or one value per channel.")
+    elif not value.is_floating_point():
+        raise TypeError(f"{op}: `{name}` must be floating, got {value.dtype}.")
 
 
 def check_count(name: str, value: int | None) -> None:

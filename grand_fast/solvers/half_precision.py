@@ -7,8 +7,9 @@ nothing. Norms of what is small or large leave the range of float16.
 import torch
 from torch import Tensor
 
+from grand_fast.solvers.combination import check_field
 from grand_fast.solvers.solver import AbstractSolver
-from grand_fast.solvers.term import AbstractTerm, check_field
+from grand_fast.solvers.term import AbstractTerm
 from grand_fast.solvers.tolerances import wide
 
 _MOST_ROUNDED = 0.25  # of a state: 32 steps of bfloat16, 256 of float16

@@ -15,6 +15,7 @@ from grand_fast.solvers.checks import (
     check_number,
     check_times,
 )
+from grand_fast.solvers.counted import CountedTerm
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS, checkpoint_differentiating
 from grand_fast.solvers.gradients.checkpoint_adaptive import CheckpointedPair
 from grand_fast.solvers.gradients.continuous import continuous
@@ -28,7 +29,7 @@ from grand_fast.solvers.regularizers import regularized, separated
 from grand_fast.solvers.solution import Solution, Status
 from grand_fast.solvers.solve import Adjoint, Solve
 from grand_fast.solvers.solver import AbstractSolver
-from grand_fast.solvers.term import AbstractTerm, CountedTerm, FunctionTerm
+from grand_fast.solvers.term import AbstractTerm, as_term
 from grand_fast.solvers.time_loop import Problem, Result
 
 _ENDS = ("clamp", "interp")
@@ -98,7 +99,7 @@ def integrate(
         )
     if torch.compiler.is_compiling():
         solve.check_traceable()
-    term = term if isinstance(term, AbstractTerm) else FunctionTerm(term)
+    term = as_term(term)
     if transforms_active():
         solver = method if isinstance(method, AbstractSolver) else METHODS[method](rtol, atol)
         solve.check_transformable(term, x0, solver)

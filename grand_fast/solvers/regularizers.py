@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from grand_fast.solvers.checks import UnsupportedOptionError, check_choice
+from grand_fast.solvers.combination import check_field
 from grand_fast.solvers.owned import owned
 from grand_fast.solvers.solution import Status
 from grand_fast.solvers.solve import Regularizer
 from grand_fast.solvers.solver import AbstractSolver
-from grand_fast.solvers.term import AbstractTerm, check_field
+from grand_fast.solvers.term import AbstractTerm
 from grand_fast.solvers.time_loop import Result
 
 REGULARIZERS = get_args(Regularizer)

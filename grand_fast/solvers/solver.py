@@ -7,7 +7,8 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
-from grand_fast.solvers.term import AbstractTerm, Combination
+from grand_fast.solvers.combination import Combination
+from grand_fast.solvers.term import AbstractTerm
 
 Carry = tuple[Tensor, ...]
 

@@ -1,10 +1,9 @@
 """What is integrated: a vector field, and the matrix of one that is linear."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -12,30 +11,24 @@ from torch import Tensor, nn
 
 from grand_fast.ops import stage_update
 from grand_fast.solvers.checks import OptionTypeError
-from grand_fast.solvers.owned import owned
-
-Scale = float | Tensor  # a float, a scalar tensor, or one value per channel
-Add = Sequence[tuple[float, Tensor]]
-# (a, y, scale, add) → scale · A y + Σ c z, differentiable by all tensors, `a` the entries of A. It
-# must not hold `a`: a solver keeps it for backward, where autograd keeps the entries.
-Matrix = Callable[[Tensor, Tensor, Scale, Add], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Combination:
-    """`Σ_s c_s y_s`, not yet added up: a term may do that in the pass that computes `f`."""
-
-    terms: Sequence[tuple[float, Tensor]]  # at least one; no coefficient is 0
-
-    def evaluate(self) -> Tensor:
-        """The sum; `y` itself, not a copy, where it is all."""
-        if len(self.terms) == 1 and self.terms[0][0] == 1.0:
-            return self.terms[0][1]
-        return stage_update(self.terms)
+from grand_fast.solvers.combination import (
+    AbstractAddend,
+    Add,
+    Combination,
+    Matrix,
+    Part,
+    Scale,
+    check_field,
+    pair,
+    scaled,
+)
 
 
-class AbstractTerm(ABC):
+class AbstractTerm(AbstractAddend):
     """The right-hand side of `dx/dt = f(t, x)`.
+
+    Terms and functions of t and x add up, by `+` and `-`; `*` takes a float, or a tensor that
+    multiplies the state: a scalar, or one value per channel.
 
     A term whose kernel can add `tau · f` to a tensor in the same pass overrides `axpy`; every
     solver then gains from it without knowing. What a method returns may lie in memory that its next
@@ -53,6 +46,9 @@ class AbstractTerm(ABC):
     def __call__(self, t: float, x: Tensor) -> Tensor:
         """`f(t, x)`: a term stands wherever a function is asked for."""
         return self.vf(t, x)
+
+    def _sum(self, parts: Sequence[Part]) -> "Sum":
+        return Sum(parts)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor that `f` depends on beside `x` and that may want a gradient.
@@ -121,31 +117,6 @@ def _detached(value: Any) -> Any:
     return value
 
 
-def check_field(f: Tensor, x: Tensor, given: str = "integrate: `term`") -> Tensor:
-    """`f`, which is like `x`; of any float type where autocast brings them to one.
-
-    given: what returned it, for messages.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    if not isinstance(f, Tensor):
-        got = type(f).__name__
-        raise TypeError(f"{given} must return f as a Tensor, got {got}.")
-    is_other_type = f.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
-    if f.shape != x.shape or is_other_type:
-        raise ValueError(
-            f"{given} must return f like x, {x.dtype} {list(x.shape)}, "
-            f"got {f.dtype} {list(f.shape)}."
-        )
-    if f.device != x.device:
-        raise ValueError(
-            f"{given} must return f where x is, on {x.device}, got {f.device}. "
-            "Move it with .to(x.device)."
-        )
-    return f
-
-
 class AbstractLinearTerm(AbstractTerm):
     """`f = alpha (A x − x) + beta source` with constant A.
 
@@ -174,6 +145,14 @@ class AbstractLinearTerm(AbstractTerm):
         return self
 
 
+class AbstractFusedTerm(AbstractTerm):
+    """A term of which `axpy` is all: `f` is that, added to nothing."""
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`f`, shaped like `x`."""
+        return self.axpy(t, x, Combination([]), 1.0)
+
+
 class FunctionTerm(AbstractTerm):
     """A plain function `f(t, x)` as a term."""
 
@@ -191,85 +170,131 @@ class FunctionTerm(AbstractTerm):
         return super().tensors()
 
 
+class Constant(AbstractTerm):
+    """`f(t, x) = c`, like `x`."""
+
+    def __init__(self, c: Tensor) -> None:
+        self.c = c
+
+    def vf(self, t: float, x: Tensor) -> Tensor:
+        """`c` itself."""
+        return self.c
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """That."""
+        return (self.c,)
+
+    def split_constant(self) -> tuple[AbstractTerm, Tensor]:
+        """Nothing, and `c`."""
+        return Sum([]), self.c
+
+
+def as_term(f: AbstractTerm | Callable[[float, Tensor], Tensor]) -> AbstractTerm:
+    """A term as it is; a function as a term."""
+    return f if isinstance(f, AbstractTerm) else FunctionTerm(f)
+
+
+class Sum(AbstractFusedTerm):
+    """`f = Σ c · s · g`, which `+` and `*` make of terms g.
+
+    Those that have an `axpy`, and are scaled by floats alone, add themselves to what stands before
+    them, one after the other; the values of all others go into the first of these passes.
+
+    semi_implicit_euler takes what has no matrix, as a reaction has none, at the start of each step.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts: list[Part] = []
+        for c, scales, f in parts:
+            inner = f.parts if isinstance(f, Sum) else [(1.0, (), as_term(f))]
+            self.parts += [(c * k, (*scales, *further), g) for k, further, g in inner]
+        self.parts.sort(key=_is_fused)
+        self.returns_new = any(_is_fused(p) and p[2].returns_new for p in self.parts[-1:])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of the terms, and what multiplies them."""
+        return tuple(t for _, scales, g in self.parts for t in (*scales, *g.tensors()))
+
+    def planned(self, x: Tensor) -> "Sum":
+        """The same of planned terms, with the sum of all constants."""
+        rest, constant = self.split_constant()
+        parts: list[Part] = [(c, scales, g.planned(x)) for c, scales, g in rest.parts]
+        if constant is not None:
+            parts.append((1.0, (), Constant(check_field(constant, x))))
+        return Sum(parts)
+
+    def split_constant(self) -> tuple["Sum", Tensor | None]:
+        """The terms without their constants, and the sum of those."""
+        rest, constants = list[Part](), list[tuple[float, Tensor]]()
+        for c, scales, term in self.parts:
+            g, constant = term.split_constant()
+            rest.append((c, scales, g))
+            if constant is not None:
+                constants.append((c, scaled(constant, scales)))
+        return (Sum(rest), Combination(constants).evaluate()) if constants else (self, None)
+
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+        """`base + tau · f`."""
+        pairs = list(base.terms)
+        for c, scales, g in self.parts:
+            if _is_fused((c, scales, g)):
+                pairs = [(1.0, check_field(g.axpy(t, x, Combination(pairs), tau * c), x))]
+            else:
+                pairs.append((tau * c, scaled(check_field(g.vf(t, x), x), scales)))
+        return Combination(pairs).evaluate() if pairs else torch.zeros_like(x)
+
+    def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:
+        """The one that has a matrix with that held; the values of the others at `x` as source."""
+        held = [part for part in self.parts if type(part[2]).freeze is not AbstractTerm.freeze]
+        c, scales, g = self._only(held)
+        rest = [part for part in self.parts if part is not held[0]]
+        return HeldTerm(g.freeze(t, x), c, scales, Sum(rest).vf(t, x) if rest else None)
+
+    def linear(self) -> AbstractLinearTerm:
+        """The one that is linear, with the sum of all constants as source."""
+        rest, constant = self.split_constant()
+        c, scales, g = self._only([(c, s, g.linear()) for c, s, g in rest.parts])
+        return HeldTerm(g, c, scales, constant)
+
+    def _only(self, parts: Sequence[Part]) -> Part:
+        if len(parts) != 1:
+            names = " + ".join(type(g).__name__ for _, _, g in self.parts)
+            raise OptionTypeError(
+                f"integrate: `term` must have one part with a matrix, got {len(parts)} in {names}. "
+                "Use an explicit method such as rk4."
+            )
+        return parts[0]
+
+
+class HeldTerm(AbstractFusedTerm, AbstractLinearTerm):
+    """`c · s · g + further` of a linear term g."""
+
+    def __init__(
+        self, g: AbstractLinearTerm, c: float, scales: Sequence[Tensor], further: Tensor | None
+    ) -> None:
+        factor: Scale = c
+        for scale in scales:
+            factor = scale * factor
+        self.a, self.matrix, self.alpha = g.a, g.matrix, factor * g.alpha
+        pairs = [] if further is None else [(1.0, further)]
+        if g.beta is not None and g.source is not None:
+            pairs.append(pair(factor * g.beta, g.source))
+        self.source = Combination(pairs).evaluate() if pairs else None
+        self.beta = 1.0 if pairs else None
+
+    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
+        """`base + tau · f`, by a product with the matrix."""
+        scale = tau * self.alpha
+        source = [] if self.source is None else [(tau, self.source)]
+        return self.product(x, scale, [*base.terms, *source, pair(-scale, x)])
+
+
+def _is_fused(part: Part) -> bool:
+    return len(part[1]) == 0 and type(part[2]).axpy is not AbstractTerm.axpy
+
+
 @dataclass(eq=False)
 class Counter:
     """Evaluations of f, in an object that outlives the term without holding its tensors."""
 
     nfe: int = 0
-
-
-class CountedTerm(AbstractTerm):
-    """A term that counts its evaluations in `nfe`; a product with its matrix is one.
-
-    What it returns stays as it is while the term is evaluated again.
-    """
-
-    def __init__(self, term: AbstractTerm) -> None:
-        self.term = term
-        self.counter = Counter()
-
-    @property
-    def nfe(self) -> int:
-        """Evaluations so far, those in backward too."""
-        return self.counter.nfe
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Those that the inner term depends on."""
-        return self.term.tensors()
-
-    def split_constant(self) -> tuple[AbstractTerm, Tensor | None]:
-        """Those of the term; g counts here."""
-        term, constant = self.term.split_constant()
-        counted = CountedTerm(term)
-        counted.counter = self.counter
-        return counted, constant
-
-    def vf(self, t: float, x: Tensor) -> Tensor:
-        """`f(t, x)`, counted."""
-        self.counter.nfe += 1
-        if self.term.returns_new:
-            return self.term.vf(t, x)
-        return owned(check_field(self.term.vf(t, x), x))
-
-    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
-        """`base + tau · f(t, x)`, counted once."""
-        self.counter.nfe += 1
-        if self.term.returns_new:
-            return self.term.axpy(t, x, base, tau)
-        return _owned_update(self.term, t, x, base, tau)
-
-    def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:
-        """The frozen term, whose products count here."""
-        return _CountedLinearTerm(self.term.freeze(t, x), self.counter)
-
-    def linear(self) -> AbstractLinearTerm:
-        """The linear term, whose products count here."""
-        return _CountedLinearTerm(self.term.linear(), self.counter)
-
-
-class _CountedLinearTerm(AbstractLinearTerm):
-    def __init__(self, term: AbstractLinearTerm, counter: Counter) -> None:
-        self.a, self.alpha, self.beta, self.source = term.a, term.alpha, term.beta, term.source
-        self.matrix = partial(_counted_product, counter, term.matrix)
-        self._term, self._counter = term, counter
-
-    def vf(self, t: float, x: Tensor) -> Tensor:
-        self._counter.nfe += 1
-        return owned(self._term.vf(t, x))
-
-    def axpy(self, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
-        self._counter.nfe += 1
-        return _owned_update(self._term, t, x, base, tau)
-
-
-def _counted_product(
-    counter: Counter, matrix: Matrix, a: Tensor, y: Tensor, scale: Scale, add: Add
-) -> Tensor:
-    counter.nfe += 1
-    return owned(matrix(a, y, scale, add))
-
-
-def _owned_update(term: AbstractTerm, t: float, x: Tensor, base: Combination, tau: float) -> Tensor:
-    if type(term).axpy is AbstractTerm.axpy or torch.compiler.is_compiling():
-        return term.axpy(t, x, base, tau)  # a sum that was made anew
-    return owned(term.axpy(t, x, base, tau))

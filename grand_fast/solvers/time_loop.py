@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from grand_fast.solvers.counted import CountedTerm
 from grand_fast.solvers.gradients.checkpoint import Differentiate
 from grand_fast.solvers.solution import Stats, Status
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver, Carry, Step
@@ -21,7 +22,7 @@ from grand_fast.solvers.step_control import (
     FixedSteps,
     first_step,
 )
-from grand_fast.solvers.term import AbstractTerm, CountedTerm
+from grand_fast.solvers.term import AbstractTerm
 
 # Called with (t, x, tau) before a step, and after one that counts, or does not.
 Callback = Callable[[float, Tensor, float], None]

@@ -10,7 +10,7 @@ from grand_fast.nn import GRAND
 from grand_fast.nn.attention_diffusion import AttentionDiffusion
 from grand_fast.nn.terms import LinearDiffusion
 from grand_fast.ops import checks
-from grand_fast.solvers.term import Combination
+from grand_fast.solvers.combination import Combination
 from grand_fast.testing import assert_close
 
 N, D = 41, 6

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import grand_fast as gf
 from grand_fast.solvers import METHODS, AbstractLinearTerm, AbstractTerm, ContinuousOptions
-from grand_fast.solvers import term as terms
+from grand_fast.solvers import counted as terms
 from grand_fast.testing import assert_close, random_graph
 from tests._pairwise import pairwise
 

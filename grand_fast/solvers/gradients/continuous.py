@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from grand_fast.ops.backends import is_batched
 from grand_fast.ops.one_by_one import one_by_one
 from grand_fast.solvers.checks import check_choice, check_number
+from grand_fast.solvers.counted import CountedTerm
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS, autocast_of
 from grand_fast.solvers.half_precision import WideTerm, is_widened
 from grand_fast.solvers.methods.embedded_pairs import EmbeddedRungeKutta
@@ -26,7 +27,7 @@ from grand_fast.solvers.methods.table import METHODS, solver_of
 from grand_fast.solvers.solution import SolveError, Status
 from grand_fast.solvers.solve import ContinuousOptions
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver
-from grand_fast.solvers.term import AbstractTerm, CountedTerm
+from grand_fast.solvers.term import AbstractTerm
 from grand_fast.solvers.time_loop import Problem, Result
 from grand_fast.solvers.tolerances import is_narrow, tolerances
 
@@ -128,7 +129,9 @@ def continuous(problem: Problem, options: ContinuousOptions, dtype: torch.dtype)
 
     if options.params is None:
         term, tensors = problem.term.detached(), problem.term.tensors()
-        leaves = term.tensors()
+        # One that two parts of a term hold is one leaf, and has one gradient
+        own = {id(leaf): (leaf, t) for leaf, t in zip(term.tensors(), tensors, strict=True)}
+        leaves, tensors = zip(*own.values(), strict=True) if own else ((), ())
     else:
         term, tensors = problem.term, tuple(options.params)
         leaves = tensors

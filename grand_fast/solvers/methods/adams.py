@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from grand_fast.solvers.checks import check_int
+from grand_fast.solvers.combination import Combination
 from grand_fast.solvers.methods.runge_kutta import ExplicitRungeKutta
 from grand_fast.solvers.methods.tableaux import THREE_EIGHTHS
 from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
-from grand_fast.solvers.term import AbstractTerm, Combination
+from grand_fast.solvers.term import AbstractTerm
 
 _TRUE_ORDER = 4
 # torchdiffeq's: from how many evaluations on it takes a multistep, and its highest order

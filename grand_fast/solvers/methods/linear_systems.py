@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from grand_fast.ops import error_ratio
+from grand_fast.solvers.combination import Add, Scale
 from grand_fast.solvers.solver import combine
-from grand_fast.solvers.term import Add, Scale
 
 Product = Callable[[Tensor, Scale, Add], Tensor]  # (y, scale, add) → scale · A y + Σ c z
 LinearSolver = Literal["auto", "fixed_point", "bicgstab"]

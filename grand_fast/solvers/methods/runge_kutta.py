@@ -5,8 +5,9 @@ from fractions import Fraction
 
 from torch import Tensor
 
+from grand_fast.solvers.combination import Combination
 from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
-from grand_fast.solvers.term import AbstractTerm, Combination
+from grand_fast.solvers.term import AbstractTerm
 
 
 @dataclass(frozen=True)

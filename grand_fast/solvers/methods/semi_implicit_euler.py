@@ -12,16 +12,10 @@ from grand_fast.ops.backends import is_batched
 from grand_fast.ops.checks import check_choice
 from grand_fast.ops.one_by_one import one_by_one
 from grand_fast.solvers.checks import check_share
+from grand_fast.solvers.combination import Add, Combination, Matrix, Scale
 from grand_fast.solvers.methods.linear_systems import LinearSolver, LinearSystem, Product, solve
 from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
-from grand_fast.solvers.term import (
-    AbstractLinearTerm,
-    AbstractTerm,
-    Add,
-    Combination,
-    Matrix,
-    Scale,
-)
+from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm
 
 
 class SemiImplicitEuler(AbstractSolver):

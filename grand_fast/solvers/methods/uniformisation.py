@@ -11,8 +11,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from grand_fast.solvers.checks import check_share
+from grand_fast.solvers.combination import Scale
 from grand_fast.solvers.solver import AbstractSolver, Carry, Step, combine
-from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm, Scale
+from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm
 
 # Of `q` in a step, whose weights then take a few MB; more steps take 4 % more products at most.
 _LARGEST_MEAN = 2.0**16

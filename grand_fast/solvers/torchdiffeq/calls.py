@@ -141,8 +141,8 @@ def _check_matrix(problem: Problem, kind: AbstractSolver) -> None:
     if not isinstance(problem.term, GivenTerm):
         got = "a tuple for `y0`" if problem.shapes else type(problem.func).__name__
         raise TypeError(
-            f"{operator}: `func` must be a term with a matrix for {name}, as those of "
-            f"grand_fast.nn.terms are, got {got}. Use an explicit method such as rk4."
+            f"{operator}: `func` must be a term with a matrix for {name}, as "
+            f"gf.terms.linear makes, got {got}. Use an explicit method such as rk4."
         )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from grand_fast.solvers.combination import Combination, check_field
 from grand_fast.solvers.half_precision import WideTerm
 from grand_fast.solvers.step_control import Norm, rms_norm
-from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm, Combination, check_field
+from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm
 from grand_fast.solvers.time_loop import Callback, Callbacks
 
 State = Tensor | tuple[Tensor, ...]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.solvers import time_loop
+from grand_fast.solvers.counted import CountedTerm
 from grand_fast.solvers.gradients.checkpoint import ADJOINTS
 from grand_fast.solvers.integrate import solve_by_steps
 from grand_fast.solvers.methods import tableaux
@@ -21,7 +22,6 @@ from grand_fast.solvers.solve import Adjoint
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver, Carry, combine
 from grand_fast.solvers.step_control import AdaptiveSteps, FixedSteps, rms_norm
 from grand_fast.solvers.step_control import first_step as choose_first_step
-from grand_fast.solvers.term import CountedTerm
 from grand_fast.solvers.time_loop import Result
 from grand_fast.solvers.torchdiffeq.grid import grid_of
 from grand_fast.solvers.torchdiffeq.problem import CALLBACKS, Problem
