@@ -58,7 +58,7 @@ def odeint_adjoint(
     `integrate` has exact ones.
 
     Args:
-        func, y0, t, rtol, atol, method, options: as for `odeint`.
+        func, y0, t, rtol, atol, method, options: as for `odeint`; methods by name.
         event_fn: as for `odeint`; hands the call to torchdiffeq, as does a complex `y0` or a `t`
             that requires a gradient.
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the second solve; by default
@@ -72,7 +72,7 @@ def odeint_adjoint(
 
     Raises:
         ValueError: `func` is no module and `adjoint_params` is None, or another `adjoint_method`
-            leaves it unclear which of `options` it takes.
+            leaves it unclear which of `options` it takes, or wants a matrix.
 
     Differentiable once, by `y0` and `adjoint_params`.
     Reference: Chen et al. 2018, Neural Ordinary Differential Equations, algorithm 1.
