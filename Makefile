@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH ?= ops
 
-.PHONY: demo test test-others test-gpu-bench bench lint format clean help
+.PHONY: demo test test-gpu test-others test-ops test-gpu-interpreted test-bench bench lint format clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,17 +13,25 @@ help:  ## list the targets
 demo: $(STAMP)  ## train GRAND on the bundled digits; prints test accuracy and the picture's path
 	$(BIN)/grand-fast train
 
-test: $(STAMP)  ## every test; those of the GPU kernels and of bench beside the others
-	@echo "Tests of GPU kernels and of bench run beside the others; what they print follows as they end."
-	@$(MAKE) --no-print-directory -j2 test-others test-gpu-bench
+# The longest part first: whichever of two processes is done takes the next.
+test: $(STAMP)  ## every test, in parts that run two at a time
+	@echo "Tests run in five parts, two at a time; what each but one prints follows as it ends."
+	@$(MAKE) --no-print-directory --keep-going -j2 test-gpu test-others test-ops test-gpu-interpreted test-bench
+
+test-gpu: $(STAMP)
+	@$(call held,$(BIN)/python -m pytest tests/gpu --durations=5)
 
 test-others: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/gpu --ignore=tests/bench --durations=10
+	$(BIN)/python -m pytest tests --ignore=tests/gpu --ignore=tests/bench --ignore=tests/ops --durations=10
+
+test-ops: $(STAMP)
+	@$(call held,$(BIN)/python -m pytest tests/ops --durations=5)
 
 # Triton is told to interpret before it is imported, so one process cannot do both.
-test-gpu-bench: $(STAMP)
-	@$(call held,$(BIN)/python -m pytest tests/gpu --durations=5)
+test-gpu-interpreted: $(STAMP)
 	@$(call held,TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/gpu --durations=5)
+
+test-bench: $(STAMP)
 	@$(call held,$(BIN)/python -m pytest tests/bench --durations=5)
 
 # Prints in one piece, and fails as the command does.

@@ -54,14 +54,17 @@ def scaled_dot(d_k: int) -> Weighting:
     return Weighting(scale=1 / math.sqrt(d_k))
 
 
-# Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads.
-Source = Literal["state", "heads", "mean"]
+# Whence the gradient by the weights: the state, `da [E, H]`, or `da [E]` by the mean over heads; or
+# values per head, of each head's sum or of their mean.
+Source = Literal["state", "heads", "mean", "values", "mean of values"]
 
 
 @dataclass(frozen=True)
 class Upstream:
     """What the gradient by the weights is made of: `da`, or `df`, `x` and `alpha` of a diffusion.
 
+    Of a product: `df`, dy, and `x`, the values, `[N, H, d]`; dy is `[N, d]` if it is by a mean.
+    edge_value: what edges add to the values, `[E, H, d]` in slot order of `A`.
     x_scale: coefficient of `x` in what was added to the field, so of `df` in `dx`.
     """
 
@@ -70,27 +73,31 @@ class Upstream:
     x: Tensor | None = None
     alpha: Tensor | None = None
     x_scale: float = 0.0
+    edge_value: Tensor | None = None
 
     @property
     def source(self) -> Source:
-        """Which of the two."""
-        if self.da is None:
-            return "state"
-        return "mean" if self.da.dim() == 1 else "heads"
+        """Which of them."""
+        if self.da is not None:
+            return "mean" if self.da.dim() == 1 else "heads"
+        assert self.df is not None and self.x is not None
+        of: dict[int, Source] = {4: "state", 5: "mean of values", 6: "values"}
+        return of[self.df.dim() + self.x.dim()]
 
     @property
     def channels(self) -> int:
-        """`d` of the state; 0 without."""
-        return 0 if self.x is None else self.x.shape[1]
+        """`d` of the state or the values; 0 without."""
+        return 0 if self.x is None else self.x.shape[-1]
 
     def arguments(self) -> dict[str, Any]:
         """What there is of it, by name."""
         named = {"df": self.df, "x": self.x, "alpha": self.alpha, "da": self.da}
+        named["edge_value"] = self.edge_value
         return {name: value for name, value in named.items() if value is not None}
 
     def heads_of_mean(self, h: int) -> int:
         """What the gradient by a score is divided by; a mean counts each of its heads 1/H."""
-        return 1 if self.source == "heads" else h
+        return 1 if self.source in ("heads", "values") else h
 
     def swapped(self) -> "Upstream":
         """As seen from the far ends of the edges."""
@@ -108,5 +115,21 @@ class AttentionGradients(NamedTuple):
     dq: Tensor | None = None
     dk: Tensor | None = None
     dalpha: Tensor | None = None
+    dedge_weight: Tensor | None = None
+    dtop: Tensor | None = None
+
+
+class ProductGradients(NamedTuple):
+    """What the backward of an attention's product returns; None where it is not needed.
+
+    dv: [N, H, d]; dq, dk: [N, H, d_k]; dedge_key: [E, H, d_k], dedge_value: [E, H, d] and
+    dedge_weight: [E], slot order of `A`; dtop: [], by the largest score as if it were an input.
+    """
+
+    dv: Tensor | None = None
+    dq: Tensor | None = None
+    dk: Tensor | None = None
+    dedge_key: Tensor | None = None
+    dedge_value: Tensor | None = None
     dedge_weight: Tensor | None = None
     dtop: Tensor | None = None

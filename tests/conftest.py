@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 # Read when torch is loaded. After a call its threads would spin, while others want the core: the
-# other half of `make test`, and our kernels' threads. Twice the time of small tensors.
+# other part of `make test`, and our kernels' threads. Twice the time of small tensors.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -14,6 +14,7 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "grand_fast.kernels.attention_diffusion.reference",
+        "grand_fast.kernels.attention_product.reference",
         "grand_fast.kernels.csr_diffusion.reference",
         "grand_fast.kernels.edge_attention.reference",
         "grand_fast.kernels.edge_softmax.reference",

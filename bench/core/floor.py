@@ -15,6 +15,7 @@ from bench.core.problem import Mode, Problem
 
 GATHERED = {
     "attention_diffusion": ("x", "k"),
+    "attention_product": ("x", "k"),  # x: its values, as wide
     "csr_diffusion": ("x",),
     "edge_attention": ("k",),
     "edge_softmax": (),

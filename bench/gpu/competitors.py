@@ -35,26 +35,10 @@ from bench.core.tables import (
     timed_rows,
 )
 from bench.gpu.device import Cuda, clock
-from bench.ops import (
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_edge_softmax,
-    bench_spmm,
-    bench_stage_update,
-)
 from bench.peers.dgl import PEERS as DGL_PEERS
 from bench.peers.unfused import eager_reference
 from grand_fast.testing import TOLERANCE
 
-MODULES: tuple[ModuleType, ...] = (
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_edge_softmax,
-    bench_spmm,
-    bench_stage_update,
-)
 # What a peer is called where it runs by another library than on a CPU.
 _ON_GPU = {"torch.sparse (MKL)": "cuSPARSE SpMM (torch.sparse)"}
 _CPU_ONLY = ("torch.sparse.mm(reduce)",)

@@ -21,6 +21,7 @@ from bench.gpu_report.compile import MODELLED
 from bench.gpu_report.locality import Reuse, gathered_rows
 from bench.gpu_report.metrics import label, machine_code
 from bench.gpu_report.model import is_modelled, times
+from bench.ops.suite import MODULES
 from grand_fast import Graph
 from grand_fast.ops.backends import unsupported_reasons
 
@@ -69,9 +70,9 @@ def measure(device: Cuda, options: argparse.Namespace, report: Report, **small: 
     print(f"{report.header['device']}: " + ", ".join(f"{k} {v:.0f}" for k, v in bandwidth.items()))
     first, *others = _DTYPES
     # The main shape and the launch parameters first: they are what a short budget is for.
-    main = [(module, shapes[0], first) for module in competitors.MODULES]
-    rest = [(module, shapes[0], dtype) for dtype in others for module in competitors.MODULES]
-    rest += [(competitors.MODULES[0], shape, d) for shape in shapes[1:] for d in _DTYPES]
+    main = [(module, shapes[0], first) for module in MODULES]
+    rest = [(module, shapes[0], dtype) for dtype in others for module in MODULES]
+    rest += [(MODULES[0], shape, d) for shape in shapes[1:] for d in _DTYPES]
     passes = kernel_passes(graph, shapes[0], device)
     report.start(1 + len(main) + len(passes) + len(rest))
     correctness.check_kernels(device, report, budget, **small)

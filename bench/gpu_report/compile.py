@@ -173,7 +173,8 @@ def resources(compiled: CompiledKernel) -> Resources:
 
 def disassembly(compiled: CompiledKernel) -> str:
     """The machine code of a kernel compiled for NVIDIA, with its raw encoding."""
-    return _on_cubin(compiled.asm["cubin"], "nvdisasm", "-c", "-hex")
+    # The flow of data, a third of its time, would only be for a graph
+    return _on_cubin(compiled.asm["cubin"], "nvdisasm", "-c", "-hex", "--no-dataflow")
 
 
 @cache  # nvdisasm takes half a second to start

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import grand_fast as gf
 from bench.core.problem import OURS, Competitor, Function, Problem, Shape
-from bench.peers.sparse import GraphArrays, Product, csr_product, mkl, native
+from bench.peers.sparse import GraphArrays, Product, csr_product, sparse_products
 from bench.peers.unfused import compiled_reference, index_add_diffusion, simple_conv
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion.reference import cost, csr_diffusion_fwd
@@ -46,8 +46,7 @@ def _sparse(problem: Problem, product: Product) -> Function:
 
 COMPETITORS = (
     Competitor(OURS, ours),
-    Competitor("torch.sparse (MKL)", lambda p: _sparse(p, mkl(p.shape.channels))),
-    Competitor("torch.sparse.mm(reduce)", lambda p: _sparse(p, native)),
+    *sparse_products(_sparse),
     Competitor("index_add", index_add_diffusion, lambda shape: 3 * shape.channels, slow=True),
     Competitor("PyG SimpleConv", simple_conv, lambda shape: 4 * shape.channels, slow=True),
     Competitor("torch.compile", compiled_reference, lambda shape: 3 * shape.channels,

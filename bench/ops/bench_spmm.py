@@ -8,7 +8,7 @@ from torch_geometric.nn import SimpleConv
 
 import grand_fast as gf
 from bench.core.problem import OURS, Competitor, Function, Problem, Shape
-from bench.peers.sparse import GraphArrays, Product, csr_product, mkl, native
+from bench.peers.sparse import GraphArrays, Product, csr_product, sparse_products
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.spmm.reference import cost, spmm_fwd
 
@@ -66,8 +66,7 @@ def simple_conv(problem: Problem) -> Function:
 
 COMPETITORS = (
     Competitor(OURS, ours),
-    Competitor("torch.sparse (MKL)", lambda p: _sparse(p, mkl(p.shape.channels))),
-    Competitor("torch.sparse.mm(reduce)", lambda p: _sparse(p, native)),
+    *sparse_products(_sparse),
     Competitor("gather and index_add", gathered, lambda shape: 3 * shape.channels, slow=True),
     Competitor("PyG SimpleConv", simple_conv, lambda shape: 4 * shape.channels, slow=True),
 )

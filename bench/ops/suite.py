@@ -1,6 +1,7 @@
 """The suite `ops`: every operator against its peers and against the floor of memory."""
 
 import argparse
+from importlib import import_module
 from types import ModuleType
 
 from bench.core import floor, graphs, machine
@@ -10,18 +11,7 @@ from bench.core.plots import plot_per_shape
 from bench.core.problem import PAPER_SHAPES, Function, Problem, Shape, runners
 from bench.core.report import Report
 from bench.core.tables import BOTH_TIMES, Column, Row, both_modes, cell, print_table, timed_rows
-from bench.ops import (
-    base,
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_edge_softmax,
-    bench_spmm,
-    bench_stage_update,
-    memory,
-    passes,
-    scaling,
-)
+from bench.ops import base, memory, passes, scaling
 from grand_fast import Graph
 
 EPILOG = """\
@@ -44,6 +34,10 @@ Outputs and gradients of both are compared, then they take turns. The ratio is t
 the base's: the median over the rounds [10th-90th percentile]. Against itself, `--base HEAD`, the
 spread says what this machine cannot tell apart.
 """
+# All shapes are of the first
+OPERATORS = ("attention_diffusion", "attention_product", "csr_diffusion", "edge_attention",
+             "edge_softmax", "spmm", "stage_update")  # fmt: skip
+MODULES = tuple(import_module(f"bench.ops.bench_{operator}") for operator in OPERATORS)
 COLUMNS: list[Column] = [
     *BOTH_TIMES,
     ("GB/s", cell("gb_per_s", "{:.1f}")),
@@ -70,10 +64,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
         machine.require_memory(f"ops {shape}", bytes_needed(graph, shape))
     if options.all:
         scaling.require_memory(options)
-    problems = [(bench_attention_diffusion, shape) for shape in shapes]
-    others = (bench_csr_diffusion, bench_edge_attention, bench_edge_softmax, bench_spmm)
-    problems += [(module, shapes[0]) for module in others]
-    problems.append((bench_stage_update, shapes[0]))
+    problems = [(MODULES[0], shape) for shape in shapes]
+    problems += [(module, shapes[0]) for module in MODULES[1:]]
     rounds = options.rounds or (3 if options.quick else 9)
     weighed = shapes if options.all else shapes[: 0 if options.quick else 1]
     report.start(len(problems) + (1 if options.quick else 2) + len(weighed))
@@ -83,7 +75,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         names[module, shape] = _compare(module, graph, shape, slow, rounds, report)
     passes.run(graph, shapes[0], rounds, report, quick=options.quick)
     for shape in weighed:
-        memory.measure(names[bench_attention_diffusion, shape], graph, shape, options, report)
+        memory.measure(names[MODULES[0], shape], graph, shape, options, report)
     report.close()
     if options.all:
         scaling.measure(options, report)

@@ -8,26 +8,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.core import graphs
 from bench.core.check import check, expected
 from bench.core.problem import MODES, Mode, Shape, UnavailableError, runner
-from bench.ops import (
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_edge_softmax,
-    bench_error_ratio,
-    bench_spmm,
-    bench_stage_update,
-)
+from bench.ops import bench_error_ratio, suite
 from grand_fast import Graph
 
-MODULES = {
-    "attention_diffusion": bench_attention_diffusion,
-    "csr_diffusion": bench_csr_diffusion,
-    "edge_attention": bench_edge_attention,
-    "error_ratio": bench_error_ratio,
-    "edge_softmax": bench_edge_softmax,
-    "spmm": bench_spmm,
-    "stage_update": bench_stage_update,
-}
+MODULES = {m.__name__.split("bench_")[1]: m for m in (*suite.MODULES, bench_error_ratio)}
 CASES = [
     pytest.param(op, competitor, mode, id=f"{op}-{mode}-{competitor.name}")
     for op, module in MODULES.items()

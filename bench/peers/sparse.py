@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function as AutogradFunction
 
+from bench.core.problem import Competitor, Function, Problem
 from grand_fast import Graph
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -74,6 +75,16 @@ def mkl(block: int) -> Product:
 def native(matrix: Tensor, x: Tensor) -> Tensor:
     """`A @ x` by torch's own kernel."""
     return torch.sparse.mm(matrix, x, "sum")
+
+
+def sparse_products(
+    make: Callable[[Problem, Product], Function],
+) -> tuple[Competitor, Competitor]:
+    """What `make` makes of each product of torch with a whole table."""
+    return (
+        Competitor("torch.sparse (MKL)", lambda p: make(p, mkl(p.shape.channels))),
+        Competitor("torch.sparse.mm(reduce)", lambda p: make(p, native)),
+    )
 
 
 def fastest_product(arrays: GraphArrays, width: int) -> Product:

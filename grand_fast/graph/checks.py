@@ -1,12 +1,11 @@
 """Checks of the number of nodes, the ids and the weights of a graph."""
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from grand_fast.graph.edge_index import INT32_MAX, message
-from grand_fast.kernels.cpu.memory import container_limit
+from grand_fast.kernels.cpu.memory import free_memory
 
 _BYTES_PER_NODE = 28  # a rowptr, and what the other one is counted in: three arrays of int64
 _ALWAYS_FITS = 64 << 20  # bytes, of which no machine is asked whether it has them
@@ -24,7 +23,7 @@ def num_nodes_of(given: int | None, size: int | None, receiver: Tensor, sender: 
         raise ValueError(message(argument, expected, got, _RENUMBER))
     needed = _BYTES_PER_NODE * n
     if needed > _ALWAYS_FITS and receiver.device.type == "cpu":  # a GPU says so itself
-        free = min(psutil.virtual_memory().available, container_limit())
+        free = free_memory()
         if needed > free:
             sizes = f"{needed / 1e9:.1f} GB where {free / 1e9:.1f} are free"
             got = f"{got}, so N = {n}, which takes {sizes}"

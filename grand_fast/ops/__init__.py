@@ -1,6 +1,7 @@
 """Differentiable operators: check → choose a backend → autograd."""
 
 from grand_fast.ops.attention_diffusion import attention_diffusion
+from grand_fast.ops.attention_product import attention_product
 from grand_fast.ops.csr_diffusion import csr_diffusion
 from grand_fast.ops.edge_attention import edge_attention
 from grand_fast.ops.edge_softmax import edge_softmax
@@ -11,6 +12,7 @@ from grand_fast.ops.spmm import spmm
 from grand_fast.ops.stage_update import stage_update
 
 __all__ = [
-    "GAT", "ExpKernel", "attention_diffusion", "csr_diffusion", "edge_attention", "edge_softmax",
-    "error_ratio", "projected_attention_diffusion", "spmm", "stage_update",
+    "GAT", "ExpKernel", "attention_diffusion", "attention_product", "csr_diffusion",
+    "edge_attention", "edge_softmax", "error_ratio", "projected_attention_diffusion", "spmm",
+    "stage_update",
 ]  # fmt: skip

@@ -55,6 +55,10 @@ class AbstractScore(ABC):
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors `[N, H, d]` whose dot product, times `weighting(d_k).scale`, is `u`."""
 
+    def prepare_edges(self, edge_key: Tensor) -> Tensor | None:
+        """Vectors `[E, H, d]` to add to the keys that `prepare` made; None: not such a score."""
+        return None
+
     @abstractmethod
     def weighting(self, d_k: int) -> Weighting:
         """Scale of the dot product, and `s` as a function of `u`."""
@@ -80,6 +84,10 @@ class ScaledDot(AbstractScore):
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """q and k as they are."""
         return q, k
+
+    def prepare_edges(self, edge_key: Tensor) -> Tensor:
+        """As they are."""
+        return edge_key
 
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
         """Those by q and k, as they are."""
@@ -231,6 +239,10 @@ class GAT(AbstractScore):
         """A sum as a dot product: [q, 1] and [1, k]."""
         one = torch.ones_like(q)
         return torch.cat([q, one], 2), torch.cat([one, k], 2)
+
+    def prepare_edges(self, edge_key: Tensor) -> Tensor:
+        """In the column that q multiplies by 1."""
+        return torch.cat([torch.zeros_like(edge_key), edge_key], 2)
 
     def gradients(self, given: Pair, made: Pair, of_made: Pair) -> ScoreGradients:
         """Of the one column of each that is not constant."""

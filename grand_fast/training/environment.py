@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -52,6 +53,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
 
 
+@lru_cache
 def version_of(package: str) -> str | None:
     """Of an installed package; None if it is not."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

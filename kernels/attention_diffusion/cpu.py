@@ -9,8 +9,7 @@ Bytes:    4(N+1) + 4E + 8NH + b(2Nd + 2N·d_att), b bytes per element, if each r
           bE more with edge weights.
 Backward: two passes that recompute the weights (`cpu/attention/backward.py`); nothing of size E.
           Saves x, q, k and norm.
-Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
-          piece: bitwise repeatable for any number of threads.
+Order:    as in `cpu/rows.py`: bitwise repeatable for any number of threads.
 """
 
 from functools import lru_cache
@@ -22,10 +21,9 @@ from torch import Tensor
 from grand_fast.kernels.cpu.attention.backward import attention_bwd
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec
 from grand_fast.kernels.cpu.attention.normalizer import (
-    find_hub_norm,
-    find_norm,
     forward_rows,
     row_weights,
+    run_forward,
 )
 from grand_fast.kernels.cpu.attention.scores import RowBuffer
 from grand_fast.kernels.cpu.gathered_sums import (
@@ -87,30 +85,23 @@ def attention_diffusion_fwd(
 ) -> tuple[Float[Tensor, "N d"], Float[Tensor, "N 2 H"]]:
     """The vector field `f`, and `norm` of the scores."""
     n, d = x.shape
-    _, h, d_k = q.shape
-    inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
-    work, has_source = csr.work, x0 is not None
+    inputs = EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top)
+    spec, work = inputs.spec(csr), csr.work
     f = empty(n, d, dtype=x.dtype)
-    spec = inputs.spec(csr)
     buffer = scratch_size(work.longest)
-    arguments: dict[str, Any] = inputs.arguments(csr)
-    arguments |= field_arguments(f, x, alpha=alpha, beta=beta, x0=x0, add=add)
-    arguments["buffer"] = buffer
-    known = inputs.weighting.normalize == "sender"
-    norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=x.dtype)
-    kernel = _attention_diffusion_fwd_kernel(
-        d, spec, has_source=has_source, n_add=len(add), known=known, pieces=False
+    field = field_arguments(f, x, alpha=alpha, beta=beta, x0=x0, add=add)
+    partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
+
+    def kernel(*, known: bool, pieces: bool) -> Compiled:
+        switches = {"has_source": False, "n_add": 0} if pieces else given
+        return _attention_diffusion_fwd_kernel(d, spec, known=known, pieces=pieces, **switches)
+
+    given: Any = {"has_source": x0 is not None, "n_add": len(add)}
+    norm = run_forward(
+        inputs, csr, csr_t, kernel, scratch=2 * buffer, buffer=buffer, partial=partial, **field
     )
-    kernel(work, pieces=False, scratch=2 * buffer, norm=norm, **arguments)
     if work.hub_rows.numel():
-        if not known:
-            find_hub_norm(inputs, csr, norm)
-        kernel = _attention_diffusion_fwd_kernel(
-            d, spec, has_source=False, n_add=0, known=True, pieces=True
-        )
-        partial = empty(work.piece_begin.numel(), d, dtype=x.dtype)
-        kernel(work, pieces=True, scratch=2 * buffer, norm=norm, partial=partial, **arguments)
-        finish_field(partial, work, arguments, add)
+        finish_field(partial, work, field, add)
     return f, norm
 
 
@@ -137,9 +128,10 @@ def attention_diffusion_bwd(
 
     `may_overwrite_k`: `dk` may then be written over `k`.
     """
-    return attention_bwd(
+    needs = {"dqk": needs_dqk, "dalpha": needs_dalpha, "dedge_weight": needs_dedge_weight}
+    grads = attention_bwd(
         EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
         Upstream(df=df, x=x, alpha=alpha.to(x.dtype), x_scale=x_scale),
-        norm=norm, csr=csr, csr_t=csr_t, needs_dqk=needs_dqk, needs_dalpha=needs_dalpha,
-        needs_dedge_weight=needs_dedge_weight, may_overwrite_k=may_overwrite_k,
+        norm=norm, csr=csr, csr_t=csr_t, needs=needs, may_overwrite_k=may_overwrite_k,
     )  # fmt: skip
+    return AttentionGradients(**grads)

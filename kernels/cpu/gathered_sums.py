@@ -79,11 +79,22 @@ def prefetch_rows(col: Ints, e: Int, tables: list[tuple[Matrix, int]]) -> None:
 
 @dataclass(frozen=True)
 class Term:
-    """`Σ_e weight(e) · table[col[e], chunk]`: one register of a weighted sum of rows."""
+    """`Σ_e weight(e) · (table[col[e], chunk] + added[e, chunk])`: a register of a sum of rows.
+
+    added: a table of edges, in slots of `A`.
+    out:   where the sum begins in a row of results, if not where it does in the table's.
+    """
 
     table: Matrix
     chunk: Chunk
     weight: Callable[[Int], Vec]
+    added: Matrix | None = None
+    out: int | None = None
+
+    @property
+    def place(self) -> Chunk:
+        """Of the sum in a row of results."""
+        return self.chunk if self.out is None else Chunk(self.out, self.chunk.lanes)
 
 
 @contextmanager
@@ -112,9 +123,12 @@ def accumulate(
             prefetch(e)
         j = col[e]
         rows = {term.table: term.table.row(j) for term in terms}
+        rows |= {t.added: t.added.row(e + row.shift) for t in terms if t.added}
         weights = {term.weight: term.weight(e) for term in terms}
         for term, partial in zip(terms, sums, strict=True):
-            gathered = rows[term.table].at(term.chunk.start).load(term.chunk.lanes)
+            gathered = _load(rows[term.table], term.chunk)
+            if term.added:
+                gathered = gathered + _load(rows[term.added], term.chunk)
             partial.value = fma(weights[term.weight], gathered, partial.value)
     for partial, total in zip(sums, totals, strict=True):
         total.value = total.value + partial.value

@@ -1,4 +1,8 @@
-"""How the CPU kernels share out a graph: parts of equal work, pieces of long rows, threads."""
+"""How the CPU kernels share out a graph: parts of equal work, pieces of long rows, threads.
+
+Order:    one writer per output element, edges summed in CSR order, the longest rows piece by piece:
+          bitwise repeatable for any number of threads.
+"""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ Bytes:    4(N+1) + 4E + b(E + 2Nd), b bytes per element, if each x row is read o
           4(N+1) + 4E + b(E + Ed + 2Nd) if no x row is reused.
 Backward: dx = alpha · (Aᵀ df − df) by the same sweep on the CSR of Aᵀ;
           da[e] = <alpha · df[i], x[col[e]]>; dalpha = Σ_j x[j] · (Aᵀ df − df)[j]. Saves a and x.
-Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
-          piece: bitwise repeatable for any number of threads.
+Order:    as in `cpu/rows.py`: bitwise repeatable for any number of threads.
 """
 
 import functools

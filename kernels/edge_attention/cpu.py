@@ -7,12 +7,10 @@ Bytes:    4(N+1) + 4E + 8NH + b(EH + 2N·d_att), b bytes per element, if each k 
           4(N+1) + 4E + 8NH + b(EH + (N + E)·d_att) if none is reused. EH is E for the mean; bE more
           with edge weights; squareplus reads q and k once more before, for the largest score.
 Backward: two passes that recompute the weights (`cpu/attention/backward.py`). Saves q, k and norm.
-Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
-          piece: bitwise repeatable for any number of threads.
+Order:    as in `cpu/rows.py`: bitwise repeatable for any number of threads.
 """
 
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,11 +18,10 @@ from torch import Tensor
 from grand_fast.kernels.cpu.attention.backward import attention_bwd
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec
 from grand_fast.kernels.cpu.attention.normalizer import (
-    find_hub_norm,
-    find_norm,
     find_top,
     forward_rows,
     row_weights,
+    run_forward,
 )
 from grand_fast.kernels.cpu.attention.scores import RowBuffer
 from grand_fast.kernels.cpu.memory import empty
@@ -85,23 +82,13 @@ def edge_attention_fwd(
     csr_t: Csr | None = None,
 ) -> tuple[Float[Tensor, "E H"] | Float[Tensor, " E"], Float[Tensor, "N 2 H"]]:
     """Edge weights `a` in slot order (their mean over heads if `mean_heads`), and `norm`."""
-    n, h, d_k = q.shape
+    _, h, d_k = q.shape
     inputs = EdgeInputs(q, k, weighting or scaled_dot(d_k), edge_weight, top)
-    e, work = csr.col.numel(), csr.work
+    e = csr.col.numel()
     a = empty(*((e,) if mean_heads else (e, h)), dtype=q.dtype)
-    arguments: dict[str, Any] = inputs.arguments(csr) | {"a": a}
-    scratch = scratch_size(work.longest)
-    known = inputs.weighting.normalize == "sender"
-    norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=q.dtype)
-    spec = inputs.spec(csr)
-    kernel = _edge_attention_fwd_kernel(spec, mean_heads=mean_heads, known=known, pieces=False)
-    kernel(work, pieces=False, scratch=scratch, norm=norm, **arguments)
-    if work.hub_rows.numel():
-        if not known:
-            find_hub_norm(inputs, csr, norm)
-        kernel = _edge_attention_fwd_kernel(spec, mean_heads=mean_heads, known=True, pieces=True)
-        kernel(work, pieces=True, scratch=scratch, norm=norm, **arguments)
-    return a, norm
+    kernel = partial(_edge_attention_fwd_kernel, inputs.spec(csr), mean_heads=mean_heads)
+    scratch = scratch_size(csr.work.longest)
+    return a, run_forward(inputs, csr, csr_t, kernel, scratch=scratch, a=a)
 
 
 def edge_attention_bwd(
@@ -118,8 +105,7 @@ def edge_attention_bwd(
     needs_dedge_weight: bool = False,
 ) -> AttentionGradients:
     """From the gradient by the weights or by their mean over heads."""
-    return attention_bwd(
-        EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top),
-        Upstream(da=da), norm=norm, csr=csr, csr_t=csr_t, needs_dqk=True,
-        needs_dedge_weight=needs_dedge_weight,
-    )  # fmt: skip
+    inputs = EdgeInputs(q, k, weighting or scaled_dot(q.shape[2]), edge_weight, top)
+    needs = {"dqk": True, "dedge_weight": needs_dedge_weight}
+    grads = attention_bwd(inputs, Upstream(da=da), norm=norm, csr=csr, csr_t=csr_t, needs=needs)
+    return AttentionGradients(**grads)

@@ -20,13 +20,17 @@ def edge_scores(
     k: Float[Tensor, "N H d_k"],
     *,
     weighting: Weighting,
+    edge_key: Float[Tensor, "E H d_k"] | None = None,
     edge_weight: Float[Tensor, " E"] | None = None,
     receiver: Tensor,
     sender: Tensor,
 ) -> Float[Tensor, "E H"]:
     """Scores of the edges `sender → receiver`, before they are normalised, in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    u = weighting.scale * (q.to(wide)[receiver] * k.to(wide)[sender]).sum(2)
+    keys = k.to(wide)[sender]  # [E, H, d_k]
+    if edge_key is not None:
+        keys = keys + edge_key.to(wide)
+    u = weighting.scale * (q.to(wide)[receiver] * keys).sum(2)
     if weighting.function == "exp":
         u = torch.exp(u)
     elif weighting.function == "leaky_relu":

@@ -7,8 +7,7 @@ Bytes:    4(N+1) + 2b·EH + 8NH, b bytes per element, if a row's scores stay in 
           weights are laid out in the order of the CSR of Aᵀ first: 4b·EH more.
 Backward: ds = a ρ (t − Δ), Δ = Σ a t over the group, t = da; two sweeps that compute a again.
           Saves s and norm.
-Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
-          piece: bitwise repeatable for any number of threads.
+Order:    as in `cpu/rows.py`: bitwise repeatable for any number of threads.
 """
 
 import math

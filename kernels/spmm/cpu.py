@@ -6,11 +6,9 @@ Bytes:    4(N+1) + 4E + b(EH + 2NHd), b bytes per element, if each x row is read
           and b(EH + Ed + NHd).
 Backward: dx = Aᵀ dy by the same sweep on the CSR of Aᵀ, summed over heads if they share x;
           da[e,h] = <dy[i,h,:], x[col[e],h,:]>, blocks of edges and heads. Saves a and x.
-Order:    one writer per output element, edges summed in CSR order, the longest rows piece by
-          piece: bitwise repeatable for any number of threads.
+Order:    as in `cpu/rows.py`: bitwise repeatable for any number of threads.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -25,16 +23,9 @@ from grand_fast.kernels.cpu.attention.scores import (
     head_groups,
     load_heads,
 )
-from grand_fast.kernels.cpu.gathered_sums import (
-    MAX_ACCUMULATORS,
-    Term,
-    ahead,
-    block_of,
-    prefetch_rows,
-    store_partial,
-    weighted_sum,
-)
-from grand_fast.kernels.cpu.language import Chunk, Floats, Int, Kernel, Matrix, Vec
+from grand_fast.kernels.cpu.attention.weighted_sum import head_terms, sums_of
+from grand_fast.kernels.cpu.gathered_sums import Term, ahead, block_of, prefetch_rows
+from grand_fast.kernels.cpu.language import Floats, Int, Kernel
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, each_row, sum_pieces
 from grand_fast.kernels.csr import Csr
@@ -55,44 +46,20 @@ def _spmm_fwd_kernel(
         def values(e: Int) -> Floats:
             return a.at((k.indices("slot")[e] if of_senders else e + row.shift) * h)
 
-        # Terms, and where their sums go
-        terms = [t for g in head_groups(k, h, d, shared=shared) for t in _terms(g, x, values)]
-        for i in range(0, len(terms), MAX_ACCUMULATORS):
-            part = terms[i : i + MAX_ACCUMULATORS]
+        def prefetch(terms: list[Term], e: Int) -> None:
+            later = ahead(k, e)
+            prefetch_rows(col, later, [block_of(x, [term.chunk for term in terms])])
+            if of_senders:
+                values(later).prefetch(1)
 
-            def prefetch(e: Int, part: list[tuple[Term, Chunk]] = part) -> None:
-                later = ahead(k, e)
-                prefetch_rows(col, later, [block_of(x, [term.chunk for term, _ in part])])
-                if of_senders:
-                    values(later).prefetch(1)
+        def terms(group: HeadGroup) -> list[Term]:
+            return head_terms(group, x, lambda e: values(e).at(group.first), lanes=group.count)
 
-            sums = weighted_sum(k, row, col, [term for term, _ in part], prefetch=prefetch)
-            store_partial(k, "y", row, [chunk for _, chunk in part], sums)
+        groups = head_groups(k, h, d, shared="far" if shared else None)
+        of_heads = [term for group in groups for term in terms(group)]
+        for total, c in sums_of(k, row, of_heads, prefetch=prefetch):
+            y.row(row.out).at(c.start).store(total, c.lanes)
     return Compiled(k)
-
-
-def _terms(
-    group: HeadGroup, x: Matrix, values: Callable[[Int], Floats]
-) -> list[tuple[Term, Chunk]]:
-    """`Σ_e a[e,h] x[col[e],h]` of the heads of the group, and the place of each sum in a row of y.
-
-    Narrow heads lie side by side in a register, unless what they gather does not.
-    """
-    if group.d_k < group.kernel.lanes and not group.shared:
-
-        def spread(c: Chunk) -> Callable[[Int], Vec]:
-            return lambda e: group.spread(values(e).at(group.first).load(group.count), c)
-
-        return [(Term(x, c, spread(c)), c) for c in group.all_channels()]
-
-    def weight(head: int) -> Callable[[Int], Vec]:
-        return lambda e: values(e).at(group.first + head).splat()
-
-    return [
-        (Term(x, Chunk(group.far_start(head, c), c.lanes), of_head), c)
-        for head, of_head in enumerate(map(weight, range(group.count)))
-        for c in group.channels(head)
-    ]
 
 
 @lru_cache(maxsize=256)
@@ -103,7 +70,7 @@ def _spmm_bwd_da_kernel(
     dy, x, da, col = k.matrix("dy"), k.matrix("x"), k.vector("da"), k.indices("col")
     in_place = da if h == 1 else None
     with each_row(k, pieces=pieces, own_rows=[(dy, h * d)], own_edges=in_place) as row:
-        for group in head_groups(k, h, d, shared=shared):
+        for group in head_groups(k, h, d, shared="far" if shared else None):
             own = load_heads(group, dy.row(row.node))
             with k.loop(row.begin, row.end, group.edges) as e:
                 for z in range(group.edges):

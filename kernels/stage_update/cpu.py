@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grand_fast.kernels.cpu.language import Int, Kernel, Vec
+from grand_fast.kernels.cpu.language import Floats, Int, Kernel, Vec
 from grand_fast.kernels.cpu.math import fma
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, slabs
@@ -26,12 +26,17 @@ _TASK_ELEMENTS = 1 << 16  # some 0.05 ms; whole registers of any type
 _LARGE_BYTES = 8 << 20
 
 
+def _terms(k: Kernel, count: int) -> tuple[list[Floats], list[Vec]]:
+    """The tensors that the kernel reads or writes, and the scale of each."""
+    scale = k.vector("scale")
+    tensors = [k.vector(f"term_{s}") for s in range(count)]
+    return tensors, [scale.at(s).splat() for s in range(count)]
+
+
 @lru_cache(maxsize=64)
 def _stage_update_fwd_kernel(terms: int, dtype: torch.dtype) -> Compiled:
     k = Kernel("stage_update_fwd", dtype, torch.int64)
-    y, scale = k.vector("y"), k.vector("scale")
-    tensors = [k.vector(f"term_{s}") for s in range(terms)]
-    scales = [scale.at(s).splat() for s in range(terms)]
+    y, (tensors, scales) = k.vector("y"), _terms(k, terms)
 
     def total(i: Int, count: Int | None) -> Vec:
         first, *rest = (t.at(i).load() if count is None else t.at(i).load_first(count)
@@ -55,9 +60,7 @@ def _stage_update_fwd_kernel(terms: int, dtype: torch.dtype) -> Compiled:
 @lru_cache(maxsize=64)
 def _stage_update_bwd_kernel(terms: int, dtype: torch.dtype) -> Compiled:
     k = Kernel("stage_update_bwd", dtype, torch.int64)
-    dy, scale = k.vector("dy"), k.vector("scale")
-    grads = [k.vector(f"term_{s}") for s in range(terms)]
-    scales = [scale.at(s).splat() for s in range(terms)]
+    dy, (grads, scales) = k.vector("dy"), _terms(k, terms)
     bounds = k.longs("bounds")
     with k.tasks() as task:
         begin, end = bounds[task], bounds[task + 1]

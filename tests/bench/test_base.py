@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,6 +18,7 @@ from bench.ops import base, base_trees, base_worker
 from grand_fast.testing import random_graph
 
 ROOT = Path(__file__).parents[2]
+Fails = Callable[..., str]
 CASES = (base.Case("csr_diffusion"), base.Case("edge_attention"))
 SMALL = ["--nodes", "200", "--channels", "8", "--heads", "1", "--attention-channels", "1",
          "--rounds", "2", "--threads", "1"]  # fmt: skip
@@ -74,14 +76,19 @@ def _nothing_left(clone: Path, tmp_path: Path) -> bool:
     return len(worktrees) == 1 and not any(tmp_path.rglob("grand-fast-base-*"))
 
 
-def _fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     """The one line on standard error of a run that must end with 2."""
-    with pytest.raises(SystemExit) as stop:
-        main(["ops", *SMALL, *arguments])
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if " steps, " not in line]
-    assert len(lines) == 1
-    return lines[0]
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["ops", *SMALL, *arguments])
+        assert stop.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if " steps, " not in line]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
 
 
 def test_ratio_of_a_dirty_tree(
@@ -130,7 +137,7 @@ def test_a_base_with_other_results_gets_no_number(
 
 
 def test_a_base_that_lacks_every_operator(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clone: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     def skip(case: base.Case, *arguments: object) -> None:
         report = next(a for a in arguments if isinstance(a, Report))
@@ -138,34 +145,28 @@ def test_a_base_that_lacks_every_operator(
 
     monkeypatch.setattr(base, "worker", lambda *_: contextlib.nullcontext(Mock()))
     monkeypatch.setattr(base, "_measure", skip)
-    line = _fails(["--base", "HEAD"], capsys)
+    line = fails("--base", "HEAD")
     assert "nothing can be compared. csr_diffusion: gone" in line
 
 
-def test_an_unknown_commit(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "has no commit 'nonsense'" in _fails(["--base", "nonsense"], capsys)
+def test_an_unknown_commit(clone: Path, fails: Fails) -> None:
+    assert "has no commit 'nonsense'" in fails("--base", "nonsense")
 
 
 def test_no_checkout(
-    clone: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     monkeypatch.setattr(base_trees, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert "is not a git checkout" in _fails(["--base", "HEAD"], capsys)
+    assert "is not a git checkout" in fails("--base", "HEAD")
 
 
 @pytest.mark.parametrize("option", [["--all"], ["--out", "plots"]], ids=lambda option: option[0])
 def test_options_that_mean_nothing(
-    option: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "neither --all nor --out" in _fails(["--base", "HEAD", *option], capsys)
+    assert "neither --all nor --out" in fails("--base", "HEAD", *option)
 
 
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)

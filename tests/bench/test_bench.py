@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import jaxtyping
 import pytest
@@ -22,26 +22,11 @@ from bench.core.configurations import CONFIGURATIONS, Configuration
 from bench.core.fresh import run as run_fresh
 from bench.core.harness import MIN_ROUNDS, Timing, interleave
 from bench.core.options import SUITES
-from bench.core.problem import (
-    OURS,
-    Competitor,
-    Function,
-    Problem,
-    Shape,
-    UnavailableError,
-    gradients,
-)
+from bench.core.problem import OURS, Competitor, Problem, Shape, UnavailableError, gradients
 from bench.core.report import Report
-from bench.ops import (
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_edge_softmax,
-    bench_spmm,
-    bench_stage_update,
-    scaling,
-)
+from bench.ops import bench_attention_diffusion, bench_csr_diffusion, scaling
 from bench.ops.passes import csr_passes, hub_graphs
+from bench.ops.suite import MODULES
 from bench.peers.unfused import has_compiler
 from bench.tuned import problem as tuned
 from bench.tuned import suite
@@ -52,14 +37,6 @@ from tests.bench import _fresh_tasks
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Shape(10, 2, 6)
-MODULES = (
-    bench_attention_diffusion,
-    bench_csr_diffusion,
-    bench_edge_attention,
-    bench_edge_softmax,
-    bench_spmm,
-    bench_stage_update,
-)
 
 
 def _slow_if_compiled(module: ModuleType, competitor: Competitor) -> list[pytest.MarkDecorator]:
@@ -202,7 +179,7 @@ def test_check_refuses_a_wrong_gradient() -> None:
 def test_what_disagrees_or_is_missing_is_named_and_not_timed() -> None:
     problem = bench_csr_diffusion.setup(graphs.load("random", nodes=100), SHAPE)
 
-    def missing(problem: Problem) -> Function:
+    def missing(problem: Problem) -> NoReturn:
         raise UnavailableError("not installed")
 
     competitors = [

@@ -11,6 +11,7 @@ from grand_fast.kernels.cpu import rows
 from grand_fast.kernels.cpu.language import Kernel
 from grand_fast.ops import (
     attention_diffusion,
+    attention_product,
     csr_diffusion,
     edge_attention,
     edge_softmax,
@@ -119,6 +120,16 @@ def products(graph, *, x, q, a, backend):
     return torch.cat([part.flatten(1) for part in parts], 1)
 
 
+def of_values(graph, *, x, q, k, a, backend, **options):
+    """With tables of edges, where weights may have them."""
+    values, table = x[:, None] * q[:, :, :1], a[:, None, None] * torch.ones(2, 3).to(a)
+    keys = {} if options.get("normalizer") else {"edge_key": table}
+    tables = keys | {"edge_value": a[:, None, None] * values[:1]}
+    return attention_product(
+        values, q, k, graph, edge_weight=a, backend=backend, **tables, **options
+    )
+
+
 def softmax(graph, *, q, backend, **options):
     sender, receiver = graph.edge_index()
     scores = q[sender, :, 0] + q[receiver, :, 1]
@@ -133,6 +144,8 @@ CALLS = {
     "attention_diffusion by sender": (partial(attention, **OTHERS), STATE + QK),
     "projected": (projected, ("x", "weight", "bias", "alpha")),
     "spmm": (products, ("x", "q", "a")),
+    "attention_product": (of_values, ("x", *QK)),
+    "attention_product by sender": (partial(of_values, reduce="cat", **OTHERS), ("x", *QK)),
     "edge_softmax": (softmax, ("q",)),
     "edge_softmax by sender": (partial(softmax, **OTHERS), ("q",)),
     "edge_attention": (edges, QK),

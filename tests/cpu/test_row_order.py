@@ -5,16 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grand_fast import Graph, backend
+from grand_fast import Graph, backend, ops
 from grand_fast.kernels.cpu import row_order, rows
-from grand_fast.ops import (
-    attention_diffusion,
-    csr_diffusion,
-    edge_attention,
-    edge_softmax,
-    projected_attention_diffusion,
-    spmm,
-)
 from grand_fast.testing import assert_close, random_edge_index
 
 N = 1 << 15  # the smallest graph for which an order is sought
@@ -37,34 +29,41 @@ def visited(graph: Graph, order: torch.Tensor | None) -> Graph:
 
 
 def attention(graph, *, x, q, k, alpha, beta, x0, a):
-    return attention_diffusion(x, q, k, graph, alpha=alpha, beta=beta, x0=x0, add=[(0.5, x)])
+    return ops.attention_diffusion(x, q, k, graph, alpha=alpha, beta=beta, x0=x0, add=[(0.5, x)])
 
 
 def given_weights(graph, *, x, q, k, alpha, beta, x0, a):
-    return csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, add=[(0.5, x)])
+    return ops.csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, add=[(0.5, x)])
 
 
 def weights(graph, *, x, q, k, alpha, beta, x0, a):
-    return edge_attention(q, k, graph)
+    return ops.edge_attention(q, k, graph)
 
 
 def mean_weights(graph, *, x, q, k, alpha, beta, x0, a):
-    return edge_attention(q, k, graph, mean_heads=True)
+    return ops.edge_attention(q, k, graph, mean_heads=True)
+
+
+def sums_of_values(graph, x, q, a, **_):
+    table = a[:, None, None] * torch.ones_like(q[:1])
+    return ops.attention_product(q, q, q.flip(2), graph, edge_key=table, edge_value=table)
 
 
 def products(graph, x, q, a, **_):
     by_head = torch.stack([a, a * a, 1 - a], 1)
-    parts = [spmm(graph, a, x), spmm(graph, by_head, x), spmm(graph, by_head, q)]
+    parts = [ops.spmm(graph, a, x), ops.spmm(graph, by_head, x), ops.spmm(graph, by_head, q)]
     return torch.cat([part.flatten(1) for part in parts], 1)
 
 
 def softmaxes(graph, a, **_):
     scores = torch.stack([a, a * a, 1 - a], 1)
     sides = ("receiver", "sender")
-    return torch.cat([edge_softmax(scores, graph, normalize=side) for side in sides], 1)
+    return torch.cat([ops.edge_softmax(scores, graph, normalize=side) for side in sides], 1)
 
 
-CALLS = [attention, given_weights, weights, mean_weights, products, softmaxes]
+CALLS = [
+    attention, given_weights, weights, mean_weights, sums_of_values, products, softmaxes,
+]  # fmt: skip
 OPERATORS = pytest.mark.parametrize("call", CALLS)
 
 
@@ -102,7 +101,7 @@ def test_projected_backward_twice_with_cut_rows():
     x, weight, bias = leaves = [
         torch.randn(*size).requires_grad_() for size in ((graph.num_nodes, 8), (12, 8), (12,))
     ]
-    f = projected_attention_diffusion(x, weight, bias, graph, heads=2)
+    f = ops.projected_attention_diffusion(x, weight, bias, graph, heads=2)
     first = torch.autograd.grad(f, leaves, torch.ones_like(f), retain_graph=True)
     second = torch.autograd.grad(f, leaves, torch.ones_like(f))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -3,6 +3,7 @@
 import torch
 
 from grand_fast import Graph
+from grand_fast.kernels.attention_diffusion.reference import attention_diffusion_fwd
 from grand_fast.kernels.gpu import pieces
 
 PIECE_EDGES = 16  # instead of 256: rows of several pieces stay cheap
@@ -36,6 +37,12 @@ def make_inputs(shape, dtype, graph):
     x, x0, df = (torch.randn(n, d).to(dtype) for _ in range(3))
     q, k = torch.randn(n, 2, h, d_att // h).to(dtype).unbind(1)
     return {"x": x, "q": q, "k": k, "x0": x0, "df": df}
+
+
+def diffusion_in_float64(x, q, k, *, graph, **scales):
+    """`f` and `norm` of the reference."""
+    wide = {name: t.double() for name, t in {"x": x, "q": q, "k": k, **scales}.items()}
+    return attention_diffusion_fwd(**wide, csr=graph.csr())
 
 
 def make_scales(d):

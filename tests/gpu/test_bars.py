@@ -1,13 +1,11 @@
 """The bars that the report holds the kernels to, on figures made up."""
 
-import os
-
 import pytest
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "the report needs Triton's compiler: unset TRITON_INTERPRET", allow_module_level=True
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.core.problem import Shape
 from bench.core.report import Report

@@ -1,24 +1,24 @@
 """Compiled kernels, broken on purpose: the emulator's checks or the reference must find it."""
 
 import functools
-import os
 import re
 
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("needs Triton's compiler: unset TRITON_INTERPRET", allow_module_level=True)
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.gpu_report.compile import compile_launch, record
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
-from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
 from grand_fast.testing import assert_close
 from tests.gpu.ptx.emulator import run
 from tests.gpu.ptx.parser import EmulationError
 
-from ._compiled import cut_views, make_graph, make_inputs, make_scales
+from ._compiled import cut_views, diffusion_in_float64, make_graph, make_inputs, make_scales
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nan_filled")]
 
@@ -35,10 +35,7 @@ class _Forward:
             self.f, self.norm = attention_diffusion.attention_diffusion_fwd(
                 x, q, k, **scales, x0=x0, csr=csr
             )
-        wide = {name: value.double() for name, value in scales.items()}
-        self.want = attention_diffusion_reference.attention_diffusion_fwd(
-            x.double(), q.double(), k.double(), **wide, x0=x0.double(), csr=graph.csr()
-        )
+        self.want = diffusion_in_float64(x, q, k, **scales, x0=x0, graph=graph)
 
     def run(self, *, only=lambda launch: True, edit=None):
         """`edit` changes the PTX of the main kernel."""

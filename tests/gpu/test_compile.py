@@ -4,7 +4,6 @@ The launchers are run with a stand-in that notes their launches, so no list of k
 can go out of date.
 """
 
-import os
 import sys
 from functools import cache
 
@@ -13,11 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "needs Triton's compiler: unset TRITON_INTERPRET and run pytest tests/gpu/test_compile.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.core.problem import PAPER_SHAPES
 from bench.gpu_report.compile import TARGETS, compile_launch, record, resources

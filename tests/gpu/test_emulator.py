@@ -4,19 +4,16 @@ It shows what the interpreter cannot: that the compiler's own code computes the 
 its layouts, vector loads, shuffles and shared memory.
 """
 
-import os
-
 import pytest
 import torch
 import triton
 import triton.language as tl
 from torch.autograd import grad
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "needs Triton's compiler: unset TRITON_INTERPRET and run pytest tests/gpu/test_emulator.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from grand_fast import Graph
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
@@ -38,7 +35,14 @@ from grand_fast.kernels.weighting import Weighting
 from grand_fast.testing import assert_close
 from tests.gpu.ptx.emulator import emulated
 
-from ._compiled import PIECE_EDGES, cut_views, make_graph, make_inputs, make_scales
+from ._compiled import (
+    PIECE_EDGES,
+    cut_views,
+    diffusion_in_float64,
+    make_graph,
+    make_inputs,
+    make_scales,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nan_filled")]
 
@@ -291,10 +295,7 @@ def test_keys_that_are_the_state(d):
             )
         got.append({"f": f, "norm": norm})
         loaded.append(sum(launch.sectors_loaded for launch in launches))
-    wide = {name: value.double() for name, value in scales.items()}
-    want = attention_diffusion_reference.attention_diffusion_fwd(
-        x.double(), q.double(), x[:, None].double(), **wide, x0=t["x0"].double(), csr=graph.csr()
-    )
+    want = diffusion_in_float64(x, q, x[:, None], **scales, x0=t["x0"], graph=graph)
     for values in got:
         _check(values, dict(zip(("f", "norm"), want, strict=True)))
     assert loaded[0] < loaded[1]
@@ -313,11 +314,7 @@ def test_pieces_of_the_real_length():
     x, q, k, x0 = t["x"], t["q"], t["k"], t["x0"]
     with emulated("sm_80"):
         f, _ = attention_diffusion.attention_diffusion_fwd(x, q, k, **scales, x0=x0, csr=csr)
-    wide = {name: value.double() for name, value in scales.items()}
-    want, _ = attention_diffusion_reference.attention_diffusion_fwd(
-        x.double(), q.double(), k.double(), **wide, x0=x0.double(), csr=graph.csr()
-    )
-    assert_close("f", f, want)
+    assert_close("f", f, diffusion_in_float64(x, q, k, **scales, x0=x0, graph=graph)[0])
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
@@ -332,11 +329,7 @@ def test_strided_rows_at_odd_addresses_and_long_indices(dtype):
     q, k = torch.randn(n, 2, h, d_k).to(dtype).unbind(1)
     with emulated("sm_90"):
         f, _ = attention_diffusion.attention_diffusion_fwd(x, q, k, **scales, x0=x, csr=csr)
-    wide = {name: value.double() for name, value in scales.items()}
-    want, _ = attention_diffusion_reference.attention_diffusion_fwd(
-        x.double(), q.double(), k.double(), **wide, x0=x.double(), csr=graph.csr()
-    )
-    assert_close("f", f, want)
+    assert_close("f", f, diffusion_in_float64(x, q, k, **scales, x0=x, graph=graph)[0])
 
 
 def test_bytes_requested_are_those_of_cost():

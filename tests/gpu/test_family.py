@@ -4,18 +4,15 @@ The cases have every pair of switches of the kernels, on rows of every length, i
 """
 
 import functools
-import os
 
 import pytest
 import torch
 from torch.autograd import grad
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "needs Triton's interpreter, in a process of its own: "
-        "TRITON_INTERPRET=1 pytest tests/gpu/test_family.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if not INTERPRETED:
+    skip_module(__file__)
 
 from grand_fast.kernels.gpu import pieces
 from grand_fast.ops import ExpKernel, attention_diffusion, edge_attention

@@ -3,18 +3,14 @@
 Sets of kernels that have every switch, not every combination.
 """
 
-import os
-
 import pytest
 import torch
 from torch.autograd import grad
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "needs Triton's compiler: unset TRITON_INTERPRET and run "
-        "pytest tests/gpu/test_family_compiled.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.core.problem import Shape
 from bench.gpu_report.compile import compile_launch, resources

@@ -1,16 +1,14 @@
 """The machine code of every GPU kernel is no worse than golden.json has it."""
 
 import json
-import os
 from dataclasses import replace
 
 import pytest
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "needs Triton's compiler: unset TRITON_INTERPRET and run pytest tests/gpu/test_golden.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.gpu_report import golden
 from bench.gpu_report.compile import MODELLED

@@ -6,19 +6,16 @@ It says nothing about races inside a program, compilation (`test_compile.py`) or
 
 import functools
 import math
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.autograd import grad
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "needs Triton's interpreter, in a process of its own: "
-        "TRITON_INTERPRET=1 pytest tests/gpu/test_interpreter.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if not INTERPRETED:
+    skip_module(__file__)
 
 from grand_fast import Graph
 from grand_fast.kernels.edge_attention import reference

@@ -2,18 +2,15 @@
 
 import functools
 import math
-import os
 
 import pytest
 import torch
 from torch.autograd import grad
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "needs Triton's interpreter, in a process of its own: "
-        "TRITON_INTERPRET=1 pytest tests/gpu/test_large_scores.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if not INTERPRETED:
+    skip_module(__file__)
 
 from grand_fast.kernels.gpu import pieces
 from grand_fast.kernels.weighting import scaled_dot

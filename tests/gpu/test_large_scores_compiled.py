@@ -1,16 +1,12 @@
 """Scores up to 10⁵ in the compiled kernels, run as PTX: weights that sum to 1 in both passes."""
 
-import os
-
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "needs Triton's compiler: unset TRITON_INTERPRET and run "
-        "pytest tests/gpu/test_large_scores_compiled.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from tests.gpu.ptx.emulator import emulated
 

@@ -1,15 +1,12 @@
 """What the gather loops of `attention_diffusion` must not have, and must have, in machine code."""
 
-import os
-
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "needs Triton's compiler: unset TRITON_INTERPRET and run pytest tests/gpu/test_loops.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.core.problem import Shape
 from bench.gpu_report.compile import MODELLED

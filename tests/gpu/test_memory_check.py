@@ -1,19 +1,15 @@
 """The memory check of the interpreter, on kernels with one bug each."""
 
-import os
-
 import pytest
 import torch
 import triton
 import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "needs Triton's interpreter, in a process of its own: "
-        "TRITON_INTERPRET=1 pytest tests/gpu/test_memory_check.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if not INTERPRETED:
+    skip_module(__file__)
 
 from ._memory import checked_memory
 

@@ -1,13 +1,14 @@
 """The emulator's instructions one at a time, against PyTorch and Python."""
 
 import math
-import os
 
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("imports Triton's compiler: unset TRITON_INTERPRET", allow_module_level=True)
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from ._ptx import LANES, lanes, per_lane
 

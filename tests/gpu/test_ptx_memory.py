@@ -1,12 +1,12 @@
 """The emulator on small kernels: loops, memories, what it counts, and what it refuses."""
 
-import os
-
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("imports Triton's compiler: unset TRITON_INTERPRET", allow_module_level=True)
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from tests.gpu.ptx import emulator
 from tests.gpu.ptx.emulator import execute

@@ -1,15 +1,13 @@
 """The command `gpu-report`, on a small graph."""
 
 import json
-import os
 
 import pytest
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "needs Triton's compiler: unset TRITON_INTERPRET and run pytest tests/gpu/test_report.py",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.__main__ import main
 from bench.gpu_report import golden

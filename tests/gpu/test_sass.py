@@ -1,16 +1,13 @@
 """The reader of machine code and the model, on code short enough to count by hand."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip(
-        "the launches are recorded from the compiler's launch path: unset TRITON_INTERPRET",
-        allow_module_level=True,
-    )
+from ._mode import INTERPRETED, skip_module
+
+if INTERPRETED:
+    skip_module(__file__)
 
 from bench.core.problem import Shape
 from bench.gpu_report import sass

@@ -5,6 +5,7 @@ import math
 import torch
 
 import grand_fast as gf
+from grand_fast.testing import random_edge_index
 
 
 def dense_scores(layer, x):
@@ -44,6 +45,24 @@ def dense_attention(layer, x, graph, weight):
         p = (v + torch.sqrt(v * v + 4)) / 2 * count
     group = 2 if layer.normalize == "receiver" else 1
     return p / p.sum(group, keepdim=True).clamp_min(1e-300)
+
+
+def dense_field(layer, a, x, x0=None):
+    """`alpha (mean_h A^h x − x) + beta x0` of `a [H, N, N]`; or of the heads' own values."""
+    if layer.mix_features:
+        v = layer.value(x).view(x.shape[0], layer.heads, -1)
+        ax = layer.out(torch.einsum("hij,jhc->ihc", a, v).mean(1))
+    else:
+        ax = a.mean(0) @ x
+    f = layer.scale.alpha * (ax - x)
+    return f if x0 is None else f + layer.scale.beta * x0
+
+
+def weighted_graph(kind):
+    """A random graph, and the weights `[N, N]` that those of its edges are from."""
+    edges, n = random_edge_index(kind)
+    weight = 0.5 + torch.rand(n, n, dtype=torch.float64)
+    return gf.Graph.from_edge_index(edges, n, weight[edges[1], edges[0]]), weight
 
 
 def dense_random_walk(graph, weight=None):

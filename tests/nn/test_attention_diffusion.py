@@ -6,21 +6,14 @@ import torch
 
 import grand_fast as gf
 from grand_fast.nn import AttentionDiffusion
-from grand_fast.testing import assert_close, random_edge_index, random_graph
+from grand_fast.testing import assert_close, random_graph
 
-from ._dense import dense_attention
+from ._dense import dense_attention, dense_field, weighted_graph
 
 
 def dense(layer, x, graph, x0=None, weight=None):
     """The layer's formula on an N×N matrix per head."""
-    a = dense_attention(layer, x, graph, weight)
-    if layer.mix_features:
-        v = layer.value(x).view(x.shape[0], layer.heads, -1)
-        ax = layer.out(torch.einsum("hij,jhc->ihc", a, v).mean(1))
-    else:
-        ax = a.mean(0) @ x
-    f = layer.scale.alpha * (ax - x)
-    return f if x0 is None else f + layer.scale.beta * x0
+    return dense_field(layer, dense_attention(layer, x, graph, weight), x, x0)
 
 
 LAYERS = {
@@ -46,9 +39,8 @@ LAYERS = {
 @pytest.mark.parametrize("kind", ["repeated", "empty_rows"])
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
 def test_against_dense(backend, options, kind):
-    edges, n = random_edge_index(kind)
-    weight = 0.5 + torch.rand(n, n, dtype=torch.float64)
-    graph = gf.Graph.from_edge_index(edges, n, weight[edges[1], edges[0]])
+    graph, weight = weighted_graph(kind)
+    n = graph.num_nodes
     layer = AttentionDiffusion(6, 8, heads=2, **options).double()
     for parameter in (p for p in layer.parameters() if p.dim() < 2):
         torch.nn.init.uniform_(parameter, 0.5, 1.5)

@@ -15,7 +15,7 @@ import grand_fast as gf
 from grand_fast.nn import GRANDConv
 from grand_fast.testing import assert_close, random_edge_index
 
-from ._dense import dense_attention
+from ._dense import dense_attention, dense_field
 
 OPTIONS = {
     "nl": {},
@@ -35,13 +35,7 @@ def dense(conv, x, graph, weight, steps=2):
     for _ in range(steps):
         if conv.variant == "nl":
             a = dense_attention(field, h, graph, weight)
-        if field.mix_features:
-            v = field.value(h).view(h.shape[0], field.heads, -1)
-            ax = field.out(torch.einsum("hij,jhc->ihc", a, v).mean(1))
-        else:
-            ax = a.mean(0) @ h
-        f = field.scale.alpha * (ax - h)
-        h = h + (f if field.scale.beta is None else f + field.scale.beta * x)
+        h = h + dense_field(field, a, h, None if field.scale.beta is None else x)
     return h
 
 

@@ -8,7 +8,7 @@ import grand_fast as gf
 from grand_fast.nn import GRAND
 from grand_fast.testing import assert_close, random_edge_index, random_graph
 
-from ._dense import dense_attention, dense_random_walk
+from ._dense import dense_attention, dense_random_walk, weighted_graph
 
 
 def euler(model, a, h, steps):
@@ -31,9 +31,8 @@ MIXED = {
 @pytest.mark.parametrize("kind", ["repeated", "empty_rows"])
 @pytest.mark.parametrize("options", MIXED.values(), ids=MIXED)
 def test_mixed_against_dense(backend, options, kind):
-    edges, n = random_edge_index(kind)
-    weight = 0.5 + torch.rand(n, n, dtype=torch.float64)
-    graph = gf.Graph.from_edge_index(edges, n, weight[edges[1], edges[0]])
+    graph, weight = weighted_graph(kind)
+    n = graph.num_nodes
     model = GRAND(3, 4, 2, variant="mixed", T=2.0, method="euler", **{"heads": 2} | options)
     model = model.double()
     for parameter in (p for p in model.parameters() if p.dim() < 2):

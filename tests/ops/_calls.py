@@ -17,6 +17,11 @@ def bare_attention(graph, x, q, k, **_):
     return ops.attention_diffusion(x, q, k, graph)
 
 
+def attention_product(graph, x, q, k, a, **_):
+    values, edge_key = x[:, None].expand(-1, 2, -1), a[:, None, None].expand(-1, 2, 3)
+    return ops.attention_product(values, q, k, graph, edge_key=edge_key, edge_weight=a)
+
+
 def edges(graph, q, k, **_):
     return ops.edge_attention(q, k, graph)
 
@@ -51,6 +56,7 @@ def stage(graph, x, y, x0, **_):
 CALLS = {
     "attention_diffusion": attention,
     "bare": bare_attention,
+    "attention_product": attention_product,
     "edge_attention": edges,
     "edge_softmax": softmax,
     "csr_diffusion": diffusion,

@@ -53,19 +53,9 @@ def _multiplicity(edges: Tensor) -> Tensor:
     return torch.tensor(which, dtype=torch.int64)
 
 
-def edge_attention(
-    q: Tensor,
-    k: Tensor,
-    edges: Tensor,
-    *,
-    score: str,
-    normalizer: str,
-    normalize: str,
-    edge_weight: Tensor | None = None,
-    **parameters: Any,
-) -> Tensor:
+def edge_attention(q: Tensor, k: Tensor, edges: Tensor, **options: Any) -> Tensor:
     """The weights `[E, H]` of `edges [2, E]`, row 0 sends and row 1 receives, in their order."""
-    a, index = _attention(q, k, edges, score, normalizer, normalize, edge_weight, parameters)
+    a, index = _attention(q, k, edges, **options)
     return a[index[0], index[1], :, index[2]]
 
 
@@ -78,14 +68,10 @@ def attention_diffusion(
     alpha: float | Tensor = 1.0,
     beta: float | Tensor | None = None,
     x0: Tensor | None = None,
-    score: str,
-    normalizer: str,
-    normalize: str,
-    edge_weight: Tensor | None = None,
-    **parameters: Any,
+    **options: Any,
 ) -> Tensor:
     """`f = alpha (mean_h A^h x − x) + beta x0`, `[N, d]`."""
-    a, _ = _attention(q, k, edges, score, normalizer, normalize, edge_weight, parameters)
+    a, _ = _attention(q, k, edges, **options)
     f = alpha * (a.sum(3).mean(2) @ x - x)
     return f if beta is None or x0 is None else f + beta * x0
 
@@ -94,11 +80,12 @@ def _attention(
     q: Tensor,
     k: Tensor,
     edges: Tensor,
+    *,
     score: str,
     normalizer: str,
     normalize: str,
-    edge_weight: Tensor | None,
-    parameters: dict[str, Any],
+    edge_weight: Tensor | None = None,
+    **parameters: Any,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """`a [N, N, H, M]`, 0 where there is no edge, and where in it the edges are."""
     n, h = q.shape[:2]

@@ -12,7 +12,7 @@ from grand_fast import ops
 from grand_fast.testing import GraphKind, random_edge_index
 from tests._pairwise import Values, pairwise
 from tests.ops import _dense
-from tests.ops._problems import normal
+from tests.ops._problems import Inputs, compare, normal
 
 PARAMETERS = ("sigma", "lengthscale")  # of the score exp_kernel
 
@@ -82,7 +82,7 @@ def problem(
     return inputs
 
 
-def without_state(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_state(inputs: Inputs) -> dict[str, Tensor]:
     """What `edge_attention` takes of them."""
     return {k: t for k, t in inputs.items() if k not in ("x", "alpha", "beta", "x0")}
 
@@ -113,6 +113,29 @@ def attention(
         return ops.edge_attention(graph=graph, backend=backend, **inputs, **options)
 
     return call
+
+
+def compare_diffusion(
+    member: Member, edges: Tensor, n: int, inputs: Inputs, backend: str, dtype: torch.dtype,
+    tolerance: float | None = None,
+) -> None:  # fmt: skip
+    """`diffusion` in `dtype` with its formulas: the output and every gradient."""
+    compare(
+        diffusion(member, gf.Graph.from_edge_index(edges, n)), inputs, backend=backend,
+        dtype=dtype, tolerance=tolerance, specification=dense_diffusion(member, edges),
+    )  # fmt: skip
+
+
+def compare_attention(
+    member: Member, edges: Tensor, n: int, inputs: Inputs, backend: str, dtype: torch.dtype,
+    tolerance: float | None = None, *, mean_heads: bool = False,
+) -> None:  # fmt: skip
+    """`attention`, likewise, of those inputs that it takes."""
+    compare(
+        attention(member, gf.Graph.from_edge_index(edges, n), mean_heads=mean_heads),
+        without_state(inputs), backend=backend, dtype=dtype, tolerance=tolerance,
+        specification=dense_attention(member, edges, mean_heads=mean_heads),
+    )  # fmt: skip
 
 
 def dense_diffusion(member: Member, edges: Tensor) -> Callable[..., Tensor]:

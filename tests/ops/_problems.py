@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,34 @@ def compare(
     got, want = results
     for name in got:
         _assert_close(name, got[name], want[name], tolerance or TOLERANCE[dtype])
+
+
+def compare_added(call: Callable[..., Tensor], inputs: Inputs) -> None:
+    """What is given to `call(x=…, add=…)` to add, among it x, is added; with every gradient."""
+    more = {name: normal(*inputs["x"].shape, seed=seed) for seed, name in enumerate("yz")}
+
+    def together(*, y: Tensor, z: Tensor, **given: Any) -> Tensor:
+        x = given["x"]
+        return call(**given, add=[(2.0, x), (-0.5, y), (1.0, z), (0.25, x)])
+
+    def after(*, y: Tensor, z: Tensor, **given: Any) -> Tensor:
+        return call(**given, backend="reference") + 2.25 * given["x"] - 0.5 * y + z
+
+    for dtype in (torch.float32, torch.float64):
+        for backend in ("cpu", "reference"):
+            compare(together, {**inputs, **more}, backend=backend, dtype=dtype, specification=after)
+
+
+def compare_one_gradient(
+    call: Callable[..., Tensor], inputs: Inputs, name: str, backend: str
+) -> None:
+    """What a backward skips where one input alone needs a gradient does not change that one."""
+    grads = []
+    for of in (backend, "reference"):
+        leaf = inputs[name].clone().requires_grad_()
+        f = call(**{**inputs, name: leaf}, backend=of)
+        grads.append(torch.autograd.grad(f.square().sum(), leaf)[0])
+    assert_close(f"d{name}", *grads)
 
 
 def _assert_close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:

@@ -1,5 +1,6 @@
 import math
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from grand_fast.ops import (
 )
 from grand_fast.ops.checks import inner_contiguous
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_edge_index, random_graph
-from tests.ops._problems import compare, normal
+from tests.ops._problems import compare, compare_added, compare_one_gradient, normal
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -143,13 +144,7 @@ def test_gradcheck(backend):
 @pytest.mark.parametrize("needed", ["x", "q", "k", "alpha", "beta", "x0"])
 def test_one_gradient_alone(backend, needed):
     graph = random_graph("random")
-    p = problem(graph.num_nodes, 4, 2, 3)
-    grads = []
-    for name in (backend, "reference"):
-        leaf = p[needed].clone().requires_grad_()
-        f = run(graph)(**{**p, needed: leaf}, backend=name)
-        grads.append(torch.autograd.grad(f.square().sum(), leaf)[0])
-    assert_close(f"d{needed}", *grads)
+    compare_one_gradient(run(graph), problem(graph.num_nodes, 4, 2, 3), needed, backend)
 
 
 def test_rows_sum_to_one_so_constants_rest(backend):
@@ -228,24 +223,7 @@ def test_saves_nothing_of_edge_size():
 @pytest.mark.parametrize("kind", ["hub", "empty_rows", "empty"])
 def test_added_tensors(kind):
     graph = random_graph(kind)
-    inputs = problem(graph.num_nodes, 5, 3, 2)
-    inputs |= {name: torch.randn_like(inputs["x"]) for name in ("y", "z")}
-
-    def call(x, q, k, alpha, beta, x0, y, z, backend):
-        add = [(2.0, x), (-0.5, y), (1.0, z), (0.25, x)]
-        return attention_diffusion(
-            x, q, k, graph, alpha=alpha, beta=beta, x0=x0, add=add, backend=backend
-        )
-
-    def separate(x, q, k, alpha, beta, x0, y, z, backend):
-        f = attention_diffusion(x, q, k, graph, alpha=alpha, beta=beta, x0=x0, backend=backend)
-        return f + 2.25 * x - 0.5 * y + z
-
-    for dtype in (torch.float32, torch.float64):
-        compare(call, inputs, backend="cpu", dtype=dtype)
-        assert_close(
-            "f", call(**inputs, backend="reference"), separate(**inputs, backend="reference")
-        )
+    compare_added(partial(attention_diffusion, graph=graph), problem(graph.num_nodes, 5, 3, 2))
 
 
 @pytest.mark.slow

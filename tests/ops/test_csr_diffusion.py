@@ -1,9 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 
 from grand_fast.ops import csr_diffusion
 from grand_fast.testing import GRAPH_KINDS, assert_close, random_graph
-from tests.ops._problems import compare, normal
+from tests.ops._problems import compare, compare_added, compare_one_gradient, normal
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -69,13 +71,7 @@ def test_gradcheck(backend):
 @pytest.mark.parametrize("needed", ["x", "a", "alpha", "beta", "x0"])
 def test_one_gradient_alone(backend, needed):
     graph = random_graph("random")
-    p = problem(graph, 4)
-    grads = []
-    for name in (backend, "reference"):
-        leaf = p[needed].clone().requires_grad_()
-        f = run(graph)(**{**p, needed: leaf}, backend=name)
-        grads.append(torch.autograd.grad(f.square().sum(), leaf)[0])
-    assert_close(f"d{needed}", *grads)
+    compare_one_gradient(run(graph), problem(graph, 4), needed, backend)
 
 
 def test_repeatable():
@@ -91,22 +87,7 @@ def test_repeatable():
 @pytest.mark.parametrize("kind", ["hub", "empty_rows", "empty"])
 def test_added_tensors(kind):
     graph = random_graph(kind)
-    inputs = problem(graph, 5)
-    inputs |= {name: torch.randn_like(inputs["x"]) for name in ("y", "z")}
-
-    def call(x, a, alpha, beta, x0, y, z, backend):
-        add = [(2.0, x), (-0.5, y), (1.0, z), (0.25, x)]
-        return csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, add=add, backend=backend)
-
-    def separate(x, a, alpha, beta, x0, y, z, backend):
-        f = csr_diffusion(x, a, graph, alpha=alpha, beta=beta, x0=x0, backend=backend)
-        return f + 2.25 * x - 0.5 * y + z
-
-    for dtype in (torch.float32, torch.float64):
-        compare(call, inputs, backend="cpu", dtype=dtype)
-        assert_close(
-            "f", call(**inputs, backend="reference"), separate(**inputs, backend="reference")
-        )
+    compare_added(partial(csr_diffusion, graph=graph), problem(graph, 5))
 
 
 @pytest.mark.slow

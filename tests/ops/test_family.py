@@ -10,14 +10,13 @@ from tests._pairwise import pairwise
 from tests.conftest import BACKENDS
 from tests.ops._family import (
     FAMILY,
-    attention,
+    compare_attention,
+    compare_diffusion,
     dense_attention,
-    dense_diffusion,
     diffusion,
     edges_of,
     members,
     problem,
-    without_state,
 )
 from tests.ops._problems import compare, normal
 
@@ -88,14 +87,7 @@ def columns_apart(t):
 
 
 def check_diffusion(member, edges, n, inputs, run):
-    compare(
-        diffusion(member, gf.Graph.from_edge_index(edges, n)),
-        inputs,
-        backend=run[0],
-        dtype=run[1],
-        tolerance=TOLERANCES[run[1]],
-        specification=dense_diffusion(member, edges),
-    )
+    compare_diffusion(member, edges, n, inputs, *run, TOLERANCES[run[1]])
 
 
 @members(3, run={"reference": REFERENCE, "cpu": F64}, mean_heads=YES_NO)
@@ -111,14 +103,8 @@ def test_attention_on_other_graphs(member, kind, run):
 
 
 def check_attention(member, edges, n, run, *, mean_heads):
-    compare(
-        attention(member, gf.Graph.from_edge_index(edges, n), mean_heads=mean_heads),
-        without_state(problem(member, edges, n)),
-        backend=run[0],
-        dtype=run[1],
-        tolerance=TOLERANCES[run[1]],
-        specification=dense_attention(member, edges, mean_heads=mean_heads),
-    )
+    inputs = problem(member, edges, n)
+    compare_attention(member, edges, n, inputs, *run, TOLERANCES[run[1]], mean_heads=mean_heads)
 
 
 @pairwise(normalizer=["softmax", "squareplus"], slope=[0.0, 0.2, 1.5, -0.3], backend=BACKENDS)

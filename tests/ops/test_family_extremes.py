@@ -12,6 +12,8 @@ from tests.ops._family import (
     PARAMETERS,
     Member,
     attention,
+    compare_attention,
+    compare_diffusion,
     dense_attention,
     dense_diffusion,
     diffusion,
@@ -31,22 +33,11 @@ def is_squareplus_of_dots(member):
     return member.normalizer == "squareplus" and member.score == "scaled_dot"
 
 
-def check(member, edges, n, inputs, backend, dtype, tolerance=None):
-    compare(
-        diffusion(member, gf.Graph.from_edge_index(edges, n)),
-        inputs,
-        backend=backend,
-        dtype=dtype,
-        tolerance=tolerance,
-        specification=dense_diffusion(member, edges),
-    )
-
-
 @members(kind=["no_edges", "empty", "single", "path"], backend=BACKENDS)
 def test_hardly_any_edges(member, kind, backend):
     edges, n = edges_of(kind)
     for dtype in DTYPES:
-        check(member, edges, n, problem(member, edges, n), backend, dtype)
+        compare_diffusion(member, edges, n, problem(member, edges, n), backend, dtype)
     inputs = without_state(problem(member, edges, n))
     a = attention(member, gf.Graph.from_edge_index(edges, n))(backend, **inputs)
     assert_close("a", a, dense_attention(member, edges)(**inputs))
@@ -76,13 +67,7 @@ def test_the_gradient_of_the_largest_score_is_shared_by_ties(tie, member, dtype,
     inputs = {"q": q.double(), "k": k.double(), "edge_weight": w.double()}
     s = _dense.node_scores(q, k, "scaled_dot")[edges[1], edges[0]] * w[:, None]
     assert (s == s.max()).sum() == {"edges": 2, "heads": 2, "rows": 2, "repeated": 3}[tie]
-    compare(
-        attention(member, gf.Graph.from_edge_index(edges, 4)),
-        inputs,
-        backend=backend,
-        dtype=dtype,
-        specification=dense_attention(member, edges),
-    )
+    compare_attention(member, edges, 4, inputs, backend, dtype)
 
 
 @members(where=is_squareplus_of_dots, backend=BACKENDS)
@@ -119,7 +104,7 @@ def test_all_scores_equal(member, kind, dtype, backend):
         backend, **{name: t.to(dtype) for name, t in without_state(inputs).items()}
     )
     assert_close("a", a, (1 / degree)[:, None].expand_as(a))
-    check(member, edges, n, inputs, backend, dtype)
+    compare_diffusion(member, edges, n, inputs, backend, dtype)
 
 
 @members(dtype=DTYPES, value=[0.0, -50.0], backend=BACKENDS)
@@ -128,7 +113,9 @@ def test_weights_that_are_zero_or_negative(member, value, dtype, backend):
     inputs = problem(member, edges, n)
     inputs["edge_weight"][::2] = value
     # Scores of hundreds keep their digits behind the point less well.
-    check(member, edges, n, inputs, backend, dtype, 1e-4 if dtype == torch.float32 else 1e-11)
+    compare_diffusion(
+        member, edges, n, inputs, backend, dtype, 1e-4 if dtype == torch.float32 else 1e-11
+    )
 
 
 @members(backend=BACKENDS)
@@ -138,7 +125,7 @@ def test_all_weights_zero(member, backend):
     inputs = problem(member, edges, n)
     inputs["edge_weight"] *= 0
     for dtype in DTYPES:
-        check(member, edges, n, inputs, backend, dtype)
+        compare_diffusion(member, edges, n, inputs, backend, dtype)
 
 
 @members(3, dtype=DTYPES, backend=BACKENDS)
@@ -207,7 +194,7 @@ def test_distant_nodes_have_a_score_of_zero(score, normalizer, backend):
     inputs = problem(member, edges, n, scale=30.0)
     inputs["lengthscale"] = torch.tensor(1.0).double()
     for dtype in DTYPES:
-        check(member, edges, n, inputs, backend, dtype, tolerance=1e-4)
+        compare_diffusion(member, edges, n, inputs, backend, dtype, tolerance=1e-4)
 
 
 def test_sigma_of_either_sign_and_tiny(backend):
@@ -219,7 +206,7 @@ def test_sigma_of_either_sign_and_tiny(backend):
         for dtype in DTYPES:
             # σ² = 100 multiplies the rounding of a score.
             tolerance = 1e-3 if dtype == torch.float32 else 1e-11
-            check(member, edges, n, inputs, backend, dtype, tolerance)
+            compare_diffusion(member, edges, n, inputs, backend, dtype, tolerance)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 1e-25])
@@ -248,7 +235,7 @@ def test_lanes_without_a_head_have_no_part(backend):
     edges, n = edges_of("random")
     inputs = problem(member, edges, n)
     inputs["edge_weight"] = torch.linspace(80.0, 100.0, edges.shape[1]).double()
-    check(member, edges, n, inputs, backend, torch.float32, 1e-4)
+    compare_diffusion(member, edges, n, inputs, backend, torch.float32, 1e-4)
 
 
 def test_exp_kernel_far_from_the_origin(backend):
@@ -258,14 +245,16 @@ def test_exp_kernel_far_from_the_origin(backend):
     inputs = problem(member, edges, n)
     for name in ("q", "k"):
         inputs[name] += 300.0
-    check(member, edges, n, inputs, backend, torch.float32, 2e-3)
+    compare_diffusion(member, edges, n, inputs, backend, torch.float32, 2e-3)
 
 
 @members(dtype=[torch.float16, torch.bfloat16])
 def test_half_types_through_the_reference(member, dtype):
     """`auto` on a CPU; sums are wide. Prepared q and k and their gradients are rounded too."""
     edges, n = edges_of("random")
-    check(member, edges, n, problem(member, edges, n), "auto", dtype, 2 * TOLERANCE[dtype])
+    compare_diffusion(
+        member, edges, n, problem(member, edges, n), "auto", dtype, 2 * TOLERANCE[dtype]
+    )
 
 
 def test_parameters_may_be_of_another_type_or_shape():

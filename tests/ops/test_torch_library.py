@@ -28,6 +28,7 @@ OPS = torch.ops.grand_fast
 def cases(name, dtype):
     t = tensors(GRAPH, dtype)
     w = normal(GRAPH.num_edges, seed=20).to(dtype).requires_grad_()
+    edges = normal(GRAPH.num_edges, 2, 3, seed=21).to(dtype).requires_grad_()
     top = torch.tensor(3.0, dtype=dtype, requires_grad=True)
     x, q, k, alpha = t["x"], t["q"], t["k"], t["alpha"]
     beta = torch.ones(5, dtype=dtype, requires_grad=True)
@@ -40,6 +41,11 @@ def cases(name, dtype):
             (x, q, k, alpha, None, None, *source, ARRAYS, "auto", *SOFTMAX, *options),
             (x, q, k, alpha, None, None, *bare, ARRAYS, "auto", *SOFTMAX, *plain),
             (x, q, k, alpha, w, top, *source, ARRAYS, "reference", *SQUAREPLUS, *options),
+        ],
+        "attention_product": [
+            (q, q, k, None, None, None, None, ARRAYS, "auto", *SOFTMAX, True),
+            (q, q, k, edges, edges, w, None, ARRAYS, "auto", *SOFTMAX, False),
+            (q, q, k, None, edges, w, top, ARRAYS, "reference", *SQUAREPLUS, True),
         ],
         "edge_attention": [
             (q, k, None, None, ARRAYS, "auto", *SOFTMAX, False),
@@ -72,8 +78,9 @@ def cases(name, dtype):
     }[name]  # fmt: skip
 
 
-NAMES = ["attention_diffusion", "edge_attention", "edge_softmax", "csr_diffusion",
-         "projected_attention_diffusion", "score_top", "spmm", "stage_update"]  # fmt: skip
+NAMES = ["attention_diffusion", "attention_product", "edge_attention", "edge_softmax",
+         "csr_diffusion", "projected_attention_diffusion", "score_top", "spmm",
+         "stage_update"]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

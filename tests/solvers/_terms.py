@@ -4,9 +4,17 @@ import torch
 
 from grand_fast.nn import AttentionDiffusion
 from grand_fast.nn.terms import LinearDiffusion, NonlinearDiffusion
+from grand_fast.solvers import ContinuousOptions
 from grand_fast.testing import random_graph
 
 ADJOINTS = ("direct", "checkpoint")
+GRADIENTS = {
+    "direct": {"adjoint": "direct"},
+    "checkpoint": {"adjoint": "checkpoint"},
+    "limited": {"memory_limit": 10**6},
+    "continuous": {"adjoint": "continuous", "adjoint_options": ContinuousOptions(params=())},
+    "regularized": {"regularizers": ["kinetic"]},
+}
 
 
 def row_stochastic(graph, *, dtype=torch.float64):

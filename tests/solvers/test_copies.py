@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import grand_fast as gf
-from grand_fast.solvers import METHODS, ContinuousOptions
+from grand_fast.solvers import METHODS
 from grand_fast.testing import random_graph
-from tests.solvers._terms import linear_problem, linear_term
+from tests.solvers._terms import GRADIENTS, linear_problem, linear_term
 
 F64 = torch.float64
 
@@ -23,23 +23,15 @@ def assert_own(y, x):
     assert torch.equal(x, before)
 
 
-ADJOINTS = {
-    "direct": {"adjoint": "direct"},
-    "checkpoint": {"adjoint": "checkpoint"},
-    "limited": {"memory_limit": 10**6},
-    "continuous": {"adjoint": "continuous", "adjoint_options": ContinuousOptions(params=())},
-    "regularized": {"regularizers": ["kinetic"]},
-}
-
-
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("adjoint", GRADIENTS)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_time(method, adjoint):
     if adjoint == "regularized" and METHODS[method](1.0, 1.0).wants_matrix:
         pytest.skip("takes a matrix")
     leaf = torch.randn(3, 2, dtype=F64, requires_grad=True)
     x0 = leaf * 1  # which may be written, as a leaf may not
-    solution = gf.integrate(decay, x0, 0.0, method=method, times=[0.0], **ADJOINTS[adjoint]).check()
+    options = {"method": method, "times": [0.0], **GRADIENTS[adjoint]}
+    solution = gf.integrate(decay, x0, 0.0, **options).check()
     (dx,) = torch.autograd.grad((solution.x * 3 + solution.xs[0]).sum(), leaf, retain_graph=True)
     assert torch.equal(dx, torch.full_like(dx, 4.0))
     for y in (solution.x, solution.xs[0]):

@@ -12,6 +12,7 @@ from grand_fast.solvers import METHODS, AbstractLinearTerm, AbstractTerm, Contin
 from grand_fast.solvers import counted as terms
 from grand_fast.testing import assert_close, random_graph
 from tests._pairwise import pairwise
+from tests.solvers._terms import GRADIENTS
 
 F64 = torch.float64
 GENERAL = [name for name, make in METHODS.items() if not make(1e-6, 1e-6).wants_matrix]
@@ -102,19 +103,14 @@ def test_a_slope_stays_when_its_function_is_called_again(method, make):
     assert_close("x(T)", got.x, start() * math.exp(-1), tolerance=6e-2)
 
 
-GRADIENTS = {
-    "direct": {"adjoint": "direct"},
-    "checkpoint": {"adjoint": "checkpoint"},
-    "limited": {"memory_limit": 10**6},
-    "continuous": {"adjoint": "continuous", "adjoint_options": ContinuousOptions(params=())},
-    "kinetic": {"regularizers": ["kinetic"]},
+PENALIZED = {
     "all penalties": {"regularizers": ["kinetic", "directional", "jacobian"]},
     "direct penalties": {"regularizers": ["kinetic", "directional"], "adjoint": "direct"},
 }
 
 
 @pairwise(
-    gradient=list(GRADIENTS),
+    gradient=GRADIENTS | PENALIZED,
     method=["rk4", *HOLDING],
     make={"graphed": graphed, "written_in_place": written_in_place},
 )
@@ -123,7 +119,7 @@ def test_gradients(method, make, gradient):
     for f in (make(), fresh):
         x0 = start().requires_grad_()
         torch.manual_seed(0)
-        solution = gf.integrate(f, x0, 1.0, **options_of(method), **GRADIENTS[gradient])
+        solution = gf.integrate(f, x0, 1.0, **options_of(method), **gradient)
         loss = solution.x.square().sum() + sum(p.sum() for p in solution.penalties.values())
         found.append((solution.x.detach(), *torch.autograd.grad(loss, x0)))
     for got, want in zip(*found, strict=True):

@@ -109,45 +109,52 @@ def test_patience_counts_across_a_stop(tmp_path):
 
 
 def test_a_run_killed_at_any_write_goes_on_to_the_same_results(tmp_path, monkeypatch):
-    """Before each file is written, half-way, before it gets its name, and after."""
-    run_seeds(experiment(tmp_path / "whole"), silent)
-    want = results_of(tmp_path / "whole")
-    real, written, deadly = checkpoint.write_whole, 0, 0
+    """Half-way or, every other one, before it gets its name; and after. And before it is written,
+    if the folder is not the same then as after the write before."""
+    real, folder = checkpoint.write_whole, tmp_path / "whole"
+    moments, left, written, deadly = [], None, 0, None
 
-    def write_whole(path, content):
-        nonlocal written
-        moment = deadly - 4 * written
-        written += 1
-        if moment == 0:
-            raise Killed
-        if moment in (1, 2):
-            part = content if moment == 2 else content[: len(content) // 2]
-            path.with_name(f"{path.name}.part").write_bytes(part)
-            raise Killed
+    def files():
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    def note(path, content):
+        nonlocal left, written
+        moments.extend((written, name) for name in (("half", "whole")[written % 2], "after"))
+        if files() != left:
+            moments.append((written, "before"))
         real(path, content)
-        if moment == 3:
+        written, left = written + 1, files()
+
+    def kill(path, content):
+        nonlocal written
+        moment = deadly[1] if written == deadly[0] else None
+        written += 1
+        if moment in ("half", "whole"):
+            part = content if moment == "whole" else content[: len(content) // 2]
+            path.with_name(f"{path.name}.part").write_bytes(part)
+        elif moment != "before":
+            real(path, content)
+        if moment is not None:
             raise Killed
 
-    for name in ("checkpoint", "folder", "history"):
-        monkeypatch.setattr(f"grand_fast.training.{name}.write_whole", write_whole)
-    kills = 0
-    while True:
-        folder = tmp_path / str(deadly)
-        written = 0
-        try:
-            run_seeds(experiment(folder), silent)
-        except Killed:
-            kills += 1
-        else:
-            break
-        deadly, written, now = 10**9, 0, deadly
-        run_seeds(experiment(folder), silent)
-        deadly = now + 1
-        assert results_of(folder) == want, f"killed at moment {now}"
-        assert {file.suffix for file in (folder / SEEDS_FOLDER).iterdir()} == {".json"}
+    def write_by(function):
+        for name in ("checkpoint", "folder", "history"):
+            monkeypatch.setattr(f"grand_fast.training.{name}.write_whole", function)
+
+    write_by(note)
+    run_seeds(experiment(folder), silent)
+    want = results_of(folder)
     # The run's file, the metrics; a state an epoch and one at the end, the figures; the weights
-    assert kills == 4 * written and written >= 2 + 2 * (2 + 1 + 1) + 2
-    assert results_of(folder) == want
+    assert written >= 2 + 2 * (2 + 1 + 1) + 2
+    for number, deadly in enumerate(moments):
+        folder, written = tmp_path / str(number), 0
+        write_by(kill)
+        with pytest.raises(Killed):
+            run_seeds(experiment(folder), silent)
+        write_by(real)
+        run_seeds(experiment(folder), silent)
+        assert results_of(folder) == want, f"killed at {deadly}"
+        assert {file.suffix for file in (folder / SEEDS_FOLDER).iterdir()} == {".json"}
 
 
 COMMAND = """

@@ -1,19 +1,22 @@
 """The training loop, on a graph of two groups that is learnt in seconds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from grand_fast.data.datasets import NodeData, Split, accuracy
+from grand_fast.data.datasets import NodeData, accuracy
 from grand_fast.graph import Graph
 from grand_fast.nn import GRAND
 from grand_fast.nn.grand import VARIANTS
 from grand_fast.solvers import Status
 from grand_fast.training.loop import fit
 from grand_fast.training.trainer import OPTIMIZERS, Fit
+from tests._small_run import N, two_rings
 
-N = 60
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = {
     "in_channels": 5,
     "hidden_channels": 8,
@@ -25,26 +28,13 @@ MODEL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On graphs this small, threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def groups():
     """Two rings of 30 nodes; the features say little, the edges all."""
-    ids = torch.arange(N)
-    half = N // 2
-    ring = ids // half * half + (ids + 1) % half
-    edge_index = torch.cat([torch.stack([ids, ring]), torch.stack([ring, ids])], dim=1)
-    y = ids // half
-    x = 0.7 * torch.randn(N, 5) + y[:, None]
-    split = Split(ids[::6], ids[1::6], torch.cat([ids[k::6] for k in (2, 3, 4, 5)]))
-    return NodeData("groups", x, y, edge_index), Graph.from_edge_index(edge_index, N), split
+    data = two_rings()
+    noise = data.x - data.y[:, None]
+    data = replace(data, x=0.7 * noise + data.y[:, None])
+    return data, Graph.from_edge_index(data.edge_index, N), data.public_split
 
 
 def train(model, groups, epochs=30, **more) -> Fit:

@@ -9,16 +9,24 @@ Group pass: on the view whose rows are the groups over which weights are normali
 Other pass: on the other view; gathers Δ and what normalises; gives that of the others' vectors.
 Both compute a again. The one on A gives dw, the one on Aᵀ dx of a diffusion.
 t comes from `da`, or in a diffusion from the state: t[e,h] = <alpha · df[i], x[col[e]]> / H.
+
+A product has values v for each head, and edges may add to keys and values:
+t[e,h] = <dy[i,h], v[col[e],h] + edge_value[e,h]>, of a mean over heads <dy[i], …> / H, and
+dv[j,h] = Σ_e a[e,h] dy[i,h] is found in place of dx. Keys are k[col[e]] + edge_key[e] above. The
+pass on A gives dedge_key[e,h] = du[e,h] q[i,h] and dedge_value[e,h] = a[e,h] dy[i,h].
 """
+
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward_far_side import other_pass
 from grand_fast.kernels.cpu.attention.backward_normalized_side import group_pass
+from grand_fast.kernels.cpu.attention.backward_results import Results, StateGradient
 from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.csr import Csr
-from grand_fast.kernels.weighting import AttentionGradients, Upstream
+from grand_fast.kernels.weighting import Upstream
 
 
 def attention_bwd(
@@ -28,40 +36,41 @@ def attention_bwd(
     norm: Tensor,
     csr: Csr,
     csr_t: Csr,
-    needs_dqk: bool,
-    needs_dedge_weight: bool,
-    needs_dalpha: bool = False,
+    needs: Mapping[str, bool],
     may_overwrite_k: bool = False,
-) -> AttentionGradients:
-    """All gradients; without `needs_dqk` only `dx` and `dalpha`."""
+) -> dict[str, Tensor]:
+    """Gradients by name: `dx` of a diffusion, and those of which `needs` says that they are needed.
+
+    `dqk`, which all by edges come with; `dalpha`, `dv`; `dedge_weight`, `dedge_key`, `dedge_value`.
+    """
     q, k = inputs.q, inputs.k
-    if not needs_dqk:
-        dx, dalpha = other_pass(
-            inputs, upstream, norm=norm, delta=None, csr=csr_t, d_own=None, dedge_weight=None,
-            needs_dalpha=needs_dalpha,
-        )  # fmt: skip
-        return AttentionGradients(dx=dx, dalpha=dalpha)
+    tables = {"dedge_weight": inputs.edge_weight, "dedge_key": inputs.edge_key}
+    tables["dedge_value"] = upstream.edge_value
+    of_edges = {name: _like(t) for name, t in tables.items() if t is not None and needs.get(name)}
+
+    def by_senders(**own: Tensor) -> Results:
+        state = None
+        if upstream.source == "state":
+            state = StateGradient(upstream, csr_t.work, needs_dalpha=needs.get("dalpha", False))
+        if upstream.x is not None and needs.get("dv"):
+            own["dv"] = _like(upstream.x)
+        return Results(own, {}, state)
+
+    if not needs["dqk"] and not of_edges:
+        return other_pass(inputs, upstream, by_senders(), norm=norm, delta=None, csr=csr_t)
     of_receivers = inputs.weighting.normalize == "receiver"
     # The last pass must gather no keys if their rows are to be overwritten one by one.
     if may_overwrite_k and of_receivers:
         dq, dk = empty(*q.shape, dtype=q.dtype), k
     else:  # side by side: one product then takes both back through the projections
         dq, dk = empty(q.shape[0], 2, *q.shape[1:], dtype=q.dtype).unbind(1)
-    dw = None
-    if needs_dedge_weight:
-        assert inputs.edge_weight is not None
-        dw = empty(inputs.edge_weight.numel(), dtype=inputs.edge_weight.dtype)
-    own, far = (csr, dq), (csr_t, dk)  # each with what is written there
+    own, far = (csr, Results({"dq": dq}, of_edges)), (csr_t, by_senders(dk=dk))
     if not of_receivers:
         own, far = far, own
-    grads = group_pass(
-        inputs, upstream, norm=norm, csr=own[0], d_own=own[1],
-        dedge_weight=dw if of_receivers else None, needs_dalpha=needs_dalpha,
-    )  # fmt: skip
-    dx, dalpha = other_pass(
-        inputs, upstream, norm=grads.norm, delta=grads.delta, csr=far[0], d_own=far[1],
-        dedge_weight=None if of_receivers else dw, needs_dalpha=needs_dalpha,
-    )  # fmt: skip
-    if not of_receivers:
-        dx, dalpha = grads.dx, grads.dalpha
-    return AttentionGradients(dx, dq, dk, dalpha, dw, grads.dtop)
+    grads = group_pass(inputs, upstream, own[1], norm=norm, csr=own[0])
+    found = other_pass(inputs, upstream, far[1], norm=grads.norm, delta=grads.delta, csr=far[0])
+    return grads.found | found | ({} if grads.dtop is None else {"dtop": grads.dtop})
+
+
+def _like(t: Tensor) -> Tensor:
+    return empty(*t.shape, dtype=t.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.scores import (
+    Added,
     HeadGroup,
     block_products,
     block_slots,
@@ -17,7 +19,7 @@ from grand_fast.kernels.cpu.attention.scores import (
 from grand_fast.kernels.cpu.gathered_sums import ahead, prefetch_rows
 from grand_fast.kernels.cpu.language import Floats, Int, Kernel, Matrix, Vec
 from grand_fast.kernels.cpu.math import exp, fma, sqrt, where_positive
-from grand_fast.kernels.cpu.rows import Row
+from grand_fast.kernels.cpu.rows import PREFETCH_ELEMENTS, Row
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.weighting import Weighting
 
@@ -33,6 +35,7 @@ class EdgeInputs:
     weighting: Weighting
     edge_weight: Tensor | None
     top: Tensor | None
+    edge_key: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, torch.dtype]:
@@ -41,7 +44,8 @@ class EdgeInputs:
 
     def spec(self, csr: Csr) -> EdgeSpec:
         """What kernels are compiled for, for a pass over the view `csr`."""
-        return EdgeSpec(*self.shape, csr.col.dtype, self.weighting, self.edge_weight is not None)
+        given = self.edge_weight is not None, self.edge_key is not None
+        return EdgeSpec(*self.shape, csr.col.dtype, self.weighting, *given)
 
     def arguments(self, csr: Csr) -> dict[str, Any]:
         """What kernels are given, for a pass over the view `csr`."""
@@ -49,6 +53,7 @@ class EdgeInputs:
         named |= {"last_edge": csr.col.numel() - 1}
         top = None if self.top is None else self.top.to(self.q.dtype)
         given = {"slot": csr.slot, "edge_weight": self.edge_weight, "top": top}
+        given |= {"edge_key": self.edge_key}
         return named | {name: value for name, value in given.items() if value is not None}
 
 
@@ -62,11 +67,12 @@ class EdgeSpec:
     index: torch.dtype
     weighting: Weighting
     weighted: bool
+    keyed: bool
 
     def view(self, name: str, rows: Side) -> EdgeView:
         """The edges in a new kernel of that name."""
         k = Kernel(name, self.dtype, self.index)
-        return EdgeView(k, rows, self.h, self.d_k, self.weighting, self.weighted)
+        return EdgeView(k, rows, self.h, self.d_k, self.weighting, self.weighted, self.keyed)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ class EdgeView:
     """The edges as a kernel sees them, whose rows are receivers (CSR of A) or senders (of Aᵀ).
 
     Either way the row's own vectors meet those at the far ends of its edges.
+
+    weighted, keyed: there are `edge_weight` and `edge_key`.
     """
 
     kernel: Kernel
@@ -112,6 +120,7 @@ class EdgeView:
     d_k: int
     weighting: Weighting
     weighted: bool
+    keyed: bool = False
 
     @property
     def own_name(self) -> str:
@@ -161,6 +170,11 @@ class EdgeView:
         return [(self.others, self.h * self.d_k)]
 
     @property
+    def edge_key(self) -> Matrix | None:
+        """What edges add to the keys."""
+        return self.kernel.matrix("edge_key") if self.keyed else None
+
+    @property
     def weight_tables(self) -> list[tuple[Matrix, int]]:
         """The same for its weight."""
         norm = [] if self.are_groups else [(self.kernel.matrix("norm"), 2 * self.h)]
@@ -170,8 +184,18 @@ class EdgeView:
         """Slot of the view → slot in the graph's own CSR of A."""
         return slot + row.shift if self.rows == "receiver" else self.kernel.indices("slot")[slot]
 
-    def block(self, group: HeadGroup, row: Row, e: Int, tables: list[tuple[Matrix, int]]) -> Block:
-        """The block that begins at `e`; asks for what a later one gathers from `tables`."""
+    def block(
+        self,
+        group: HeadGroup,
+        row: Row,
+        e: Int,
+        tables: list[tuple[Matrix, int]],
+        edge_tables: Sequence[tuple[Matrix, int]] = (),
+    ) -> Block:
+        """The block that begins at `e`; asks for what a later one gathers from `tables`.
+
+        edge_tables: further ones, `[E, …]` in slots of `A`.
+        """
         k = self.kernel
         col = k.indices("col")
         for z in range(group.edges):
@@ -179,14 +203,28 @@ class EdgeView:
             prefetch_rows(col, later, tables)
             if self.weighted and self.rows == "sender":
                 k.vector("edge_weight").at(k.indices("slot")[later]).prefetch(1)
+            if self.rows == "sender":
+                if self.edge_key:
+                    edge_tables = [*edge_tables, (self.edge_key, self.h * self.d_k)]
+                for table, n in edge_tables:
+                    slot = k.indices("slot")[later]
+                    table.row(slot).prefetch(min(n, PREFETCH_ELEMENTS))
         slots = block_slots(group, row, e)
         return Block(row, e, slots, [col[slot] for slot in slots])
+
+    def added(self, name: str, block: Block) -> Added:
+        """The rows that a table of edges adds to the vectors of senders."""
+        slots = [self.slot_in_a(block.row, slot) for slot in block.slots]
+        rows = [self.kernel.matrix(name).row(slot) for slot in slots]
+        return Added(rows, "own" if self.rows == "sender" else "far")
 
     def scores(self, group: HeadGroup, own: list[list[Vec]], block: Block) -> Scores:
         """Of the row's own vectors, head by head, with those at the far ends."""
         k, weighting = self.kernel, self.weighting
         scale = k.splat(weighting.scale)
-        u = block_products(group, own, [self.others.row(node) for node in block.nodes]) * scale
+        added = self.added("edge_key", block) if self.keyed else None
+        others = [self.others.row(node) for node in block.nodes]
+        u = block_products(group, own, others, added) * scale
         if weighting.function == "exp":
             phi = exp(u)
             du_factor = scale * phi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -109,6 +110,31 @@ def find_norm(inputs: EdgeInputs, csr_t: Csr | None) -> Tensor:
     arguments = inputs.arguments(csr_t) | {"norm": norm}
     kernel(csr_t.work, pieces=False, scratch=scratch_size(csr_t.work.longest), **arguments)
     find_hub_norm(inputs, csr_t, norm)
+    return norm
+
+
+def run_forward(
+    inputs: EdgeInputs,
+    csr: Csr,
+    csr_t: Csr | None,
+    kernel: Callable[..., Compiled],
+    *,
+    scratch: int,
+    **arguments: Tensor | int,
+) -> Tensor:
+    """Run the forward kernels over the view of A, and on the pieces of long rows; returns `norm`.
+
+    `kernel` says which they are, by `known`, as `row_weights` has it, and `pieces`.
+    """
+    n, h, _ = inputs.q.shape
+    work, known = csr.work, inputs.weighting.normalize == "sender"
+    norm = find_norm(inputs, csr_t) if known else empty(n, 2, h, dtype=inputs.q.dtype)
+    arguments |= inputs.arguments(csr) | {"norm": norm}
+    kernel(known=known, pieces=False)(work, pieces=False, scratch=scratch, **arguments)
+    if work.hub_rows.numel():
+        if not known:
+            find_hub_norm(inputs, csr, norm)
+        kernel(known=True, pieces=True)(work, pieces=True, scratch=scratch, **arguments)
     return norm
 
 

@@ -7,24 +7,28 @@ are added up together by one transposed sum.
 
 A head that is narrower than a register shares it with its neighbours, and if `d_k` divides the
 register, with those of the block's other edges: `d_k` registers hold all products of a block.
+Values of heads, `[N, H, d]`, are such vectors too: the same heads with `d` in place of `d_k`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from grand_fast.kernels.cpu.gathered_sums import BLOCK_EDGES
 from grand_fast.kernels.cpu.language import Chunk, Floats, Int, Kernel, Vec, chunks
 from grand_fast.kernels.cpu.math import add, butterfly, fma, transposed_sum
 from grand_fast.kernels.cpu.rows import Row
 
+End = Literal["own", "far"]
+
 
 @dataclass(frozen=True)
 class HeadGroup:
     """Heads that share a register: `first` … `first + count − 1`, `width` lanes an edge.
 
-    shared: of the far ends of the edges all heads see the same vector.
+    shared: the end of the edges of which all heads see the same vector.
     """
 
     kernel: Kernel
@@ -32,7 +36,7 @@ class HeadGroup:
     count: int
     d_k: int
     width: int
-    shared: bool = False
+    shared: End | None = None
 
     @property
     def edges(self) -> int:
@@ -46,17 +50,20 @@ class HeadGroup:
             not self.shared and self.d_k < self.kernel.lanes and self.kernel.lanes % self.d_k == 0
         )
 
-    def far_start(self, h: int, channels: Chunk) -> int:
-        """Where `channels` of the `h`-th head begin in a row of a far end."""
-        return channels.start - (self.first + h) * self.d_k * self.shared
+    def start(self, h: int, channels: Chunk, end: End) -> int:
+        """Where `channels` of the `h`-th head begin in a row of that end of an edge."""
+        return channels.start - (self.first + h) * self.d_k * (self.shared == end)
 
     def channels(self, h: int) -> list[Chunk]:
         """Where the `h`-th head of the group lies in a row of q or k."""
         return chunks(self.d_k, self.kernel.lanes, (self.first + h) * self.d_k)
 
     def all_channels(self) -> list[Chunk]:
-        """Where its heads lie, in registers that begin with a head or are shared by heads."""
-        if self.d_k < self.kernel.lanes:
+        """Where its heads lie, in registers that begin with a head or are shared by heads.
+
+        Narrow heads lie side by side, unless what is gathered for them does not.
+        """
+        if self.d_k < self.kernel.lanes and not self.shared:
             return chunks(self.count * self.d_k, self.kernel.lanes, self.first * self.d_k)
         return [c for h in range(self.count) for c in self.channels(h)]
 
@@ -121,7 +128,7 @@ class HeadGroup:
         return self.kernel.constant([value if u else 0.0 for u in used])
 
 
-def head_groups(k: Kernel, h: int, d_k: int, *, shared: bool = False) -> list[HeadGroup]:
+def head_groups(k: Kernel, h: int, d_k: int, *, shared: End | None = None) -> list[HeadGroup]:
     """All heads; more than a register has lanes make several groups."""
     width = min(max(1 << (h - 1).bit_length(), k.lanes // BLOCK_EDGES), k.lanes)
     return [HeadGroup(k, i, min(width, h - i), d_k, width, shared) for i in range(0, h, width)]
@@ -131,7 +138,8 @@ def load_heads(group: HeadGroup, row: Floats) -> list[list[Vec]]:
     """A row of q or k, head by head; packed, as the registers of one edge."""
     if not group.is_packed:
         return [
-            [row.at(c.start).load(c.lanes) for c in group.channels(h)] for h in range(group.count)
+            [row.at(group.start(h, c, "own")).load(c.lanes) for c in group.channels(h)]
+            for h in range(group.count)
         ]
     lanes, per_edge = group.kernel.lanes, group.width * group.d_k
     vecs = [row.at(c.start).load(c.lanes) for c in group.all_channels()]
@@ -145,7 +153,21 @@ def block_slots(group: HeadGroup, row: Row, e: Int) -> list[Int]:
     return [(e + z).minimum(row.end - 1) for z in range(group.edges)]
 
 
-def block_products(group: HeadGroup, own: list[list[Vec]], others: Sequence[Floats]) -> Vec:
+@dataclass(frozen=True)
+class Added:
+    """A row `[H, d_k]` for each edge of a block, added to the vectors at one end."""
+
+    rows: Sequence[Floats]
+    end: End
+
+    def meet(self, own: Vec, far: Vec, more: Vec) -> tuple[Vec, Vec]:
+        """The two ends, with `more` where it belongs."""
+        return (own + more, far) if self.end == "own" else (own, far + more)
+
+
+def block_products(
+    group: HeadGroup, own: list[list[Vec]], others: Sequence[Floats], added: Added | None = None
+) -> Vec:
     """`<own, other>` for each head and each of the block's rows `others`.
 
     Products and sums run in the same order for receivers and for senders as `own`, so that all
@@ -153,35 +175,51 @@ def block_products(group: HeadGroup, own: list[list[Vec]], others: Sequence[Floa
     """
     k = group.kernel
     if group.is_packed:
-        return _packed_products(group, own[0], others)
+        return _packed_products(group, own[0], others, added)
 
     def dot(z: int, h: int) -> Vec:
         total = k.splat(0.0)
         if h < group.count:
             for own_c, c in zip(own[h], group.channels(h), strict=True):
-                total = fma(own_c, others[z].at(group.far_start(h, c)).load(c.lanes), total)
+                other = others[z].at(group.start(h, c, "far")).load(c.lanes)
+                ends = own_c, other
+                if added:
+                    ends = added.meet(*ends, added.rows[z].at(c.start).load(c.lanes))
+                total = fma(*ends, total)
         return total
 
     parts = [lambda z=z, h=h: dot(z, h) for z in range(group.edges) for h in range(group.width)]
     return transposed_sum(parts, k.lanes)
 
 
-def _packed_products(group: HeadGroup, own: list[Vec], others: Sequence[Floats]) -> Vec:
-    k, n = group.kernel, group.count * group.d_k
-    per_edge = group.width * group.d_k
+def _packed_registers(group: HeadGroup, rows: Sequence[Floats]) -> Iterator[list[Vec]]:
+    """A row for each edge of a block: one register of several edges, or the registers of one."""
+    k, per_edge = group.kernel, group.width * group.d_k
+    if per_edge >= k.lanes:
+        for row in rows:
+            yield [row.at(c.start).load(c.lanes) for c in group.all_channels()]
+        return
+    for first in range(0, group.edges, k.lanes // per_edge):
+        vec = k.splat(0.0)
+        for z in range(k.lanes // per_edge):
+            row = rows[first + z].at(group.first * group.d_k)
+            vec = row.load_into(vec, z * per_edge, group.count * group.d_k)
+        yield [vec]
+
+
+def _packed_products(
+    group: HeadGroup, own: list[Vec], others: Sequence[Floats], added: Added | None
+) -> Vec:
+    k = group.kernel
+    of_edges = _packed_registers(group, added.rows) if added else None
     parts: list[Vec] = []
-    if per_edge < k.lanes:
-        for first in range(0, group.edges, k.lanes // per_edge):
-            vec = k.splat(0.0)
-            for z in range(k.lanes // per_edge):
-                other = others[first + z].at(group.first * group.d_k)
-                vec = other.load_into(vec, z * per_edge, n)
-            parts.append(own[0] * vec)
-    else:
-        for other in others:
-            rows = [other.at(c.start).load(c.lanes) for c in group.all_channels()]
-            parts += [own_c * c for own_c, c in zip(own, rows, strict=True)]
-            parts += [k.splat(0.0)] * (per_edge // k.lanes - len(rows))
+    for far in _packed_registers(group, others):
+        ends = list(zip(own, far, strict=True))
+        if added and of_edges:
+            more = next(of_edges)
+            ends = [added.meet(*pair, vec) for pair, vec in zip(ends, more, strict=True)]
+        parts += [own_c * far_c for own_c, far_c in ends]
+        parts += [k.splat(0.0)] * (group.width * group.d_k // k.lanes - len(far))
     # The products of a head lie side by side: neighbours are added until one lane a head is left.
     even, odd = range(0, 2 * k.lanes, 2), range(1, 2 * k.lanes, 2)
     while len(parts) > 1:

@@ -2,57 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from grand_fast.kernels.cpu.attention.head_blocks import Block, EdgeView
-from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer
-from grand_fast.kernels.cpu.gathered_sums import Term, finish_field_gradient
+from grand_fast.kernels.cpu.attention.scores import End, HeadGroup, block_products, load_heads
 from grand_fast.kernels.cpu.language import Chunk, Int, Matrix, Vec, chunks
 from grand_fast.kernels.cpu.math import fma, transposed_sum
-from grand_fast.kernels.cpu.memory import empty
-from grand_fast.kernels.cpu.rows import Row, Shares, Work
+from grand_fast.kernels.cpu.rows import Row
 from grand_fast.kernels.weighting import Source, Upstream
 
 
-class StateGradient:
-    """`dx` of a diffusion, and `dalpha` if needed, of a pass over the CSR of Aᵀ."""
+class UpstreamSpec(NamedTuple):
+    """What kernels are compiled for of an `Upstream`."""
 
-    def __init__(self, upstream: Upstream, work: Work, *, needs_dalpha: bool) -> None:
-        assert upstream.x is not None
-        n, d = upstream.x.shape
-        dtype = upstream.x.dtype
-        self._upstream, self._work = upstream, work
-        self._shares = Shares(work.turn.numel(), d, dtype) if needs_dalpha else None
-        self._partial: Tensor | None = None
-        self.dx = empty(n, d, dtype=dtype)
-        self.dalpha: Tensor | None = None
+    source: Source
+    d: int
+    valued: bool
 
-    def arguments(self) -> dict[str, Any]:
-        """What the kernel of whole rows is given."""
-        scale = self.dx.new_tensor([self._upstream.x_scale])
-        named = {"dx": self.dx, "x_scale": scale}
-        return named if self._shares is None else named | {"dalpha": self._shares.tensor}
+    @classmethod
+    def of(cls, upstream: Upstream) -> UpstreamSpec:
+        """That of `upstream`."""
+        return cls(upstream.source, upstream.channels, upstream.edge_value is not None)
 
-    def piece_arguments(self) -> dict[str, Any]:
-        """What the kernel of pieces is given."""
-        pieces = self._work.piece_begin.numel()
-        self._partial = empty(pieces, self.dx.shape[1], dtype=self.dx.dtype)
-        return {"partial": self._partial}
+    @property
+    def has_rows(self) -> bool:
+        """Whether `t` is a product of rows of `df` and `x`, of a diffusion or of values."""
+        return self.source not in ("heads", "mean")
 
-    def finish(self) -> None:
-        """After the kernels: add up."""
-        u = self._upstream
-        assert u.df is not None and u.x is not None and u.alpha is not None
-        if self._shares is not None:
-            self.dalpha = self._shares.total()
-        if self._partial is not None:
-            finish_field_gradient(
-                self.dx, self.dalpha, self._partial, self._work, df=u.df, x=u.x, alpha=u.alpha,
-                x_scale=u.x_scale,
-            )  # fmt: skip
+    def factor(self, h: int) -> float:
+        """Of `a ρ (t − Δ)`: the 1/H of a mean over heads, which `t` and `Δ` leave out."""
+        return 1.0 if self.source in ("heads", "values") else 1.0 / h
+
+    def width(self, name: str, h: int) -> int:
+        """Numbers in a row of `df`, `x` or their gradients."""
+        of_all = self.source == "state" or (name == "df" and self.source == "mean of values")
+        return self.d if of_all else h * self.d
+
+    def values(self, view: EdgeView, group: HeadGroup) -> HeadGroup:
+        """The heads of the group in rows of values and of their gradients."""
+        shared: End | None = None
+        if self.source == "mean of values":
+            shared = "own" if view.rows == "receiver" else "far"
+        return replace(group, d_k=self.d, shared=shared)
+
+    def far_tables(self, view: EdgeView) -> list[tuple[Matrix, int]]:
+        """Tables of which `t` of an edge reads the row of its far end."""
+        name = "x" if view.rows == "receiver" else "df"
+        return self._tables(view, name) if self.has_rows else []
+
+    def edge_tables(self, view: EdgeView) -> list[tuple[Matrix, int]]:
+        """Tables of which it reads the row of the edge."""
+        return self._tables(view, "edge_value") if self.valued else []
+
+    def own_rows(self, view: EdgeView, *outputs: str) -> list[tuple[Matrix, int]]:
+        """Tables of which a row reads its own row, or writes it to one of the `outputs`."""
+        if not self.has_rows:
+            return []
+        own = ["df"] if view.rows == "receiver" else ["x"] + ["df"] * ("dx" in outputs)
+        return self._tables(view, *own, *outputs)
+
+    def _tables(self, view: EdgeView, *names: str) -> list[tuple[Matrix, int]]:
+        return [(view.kernel.matrix(name), self.width(name, view.h)) for name in names]
 
 
 def _ready(vec: Vec) -> Callable[[], Vec]:
@@ -60,22 +72,21 @@ def _ready(vec: Vec) -> Callable[[], Vec]:
 
 
 def weight_gradient_of(
-    view: EdgeView, source: Source, d: int, row: Row
+    view: EdgeView, upstream: UpstreamSpec, row: Row
 ) -> Callable[[HeadGroup, Block], Vec]:
     """Writes `t` of a block.
 
-    From the state or the mean over heads: not yet divided by H.
+    From the state or a mean over heads: not yet divided by H.
     """
     k, h = view.kernel, view.h
-    if source == "state":
+    if upstream.has_rows:
         own, others = ("df", "x") if view.rows == "receiver" else ("x", "df")
-        alpha, row_own = k.vector("alpha"), k.matrix(own).row(row.node)
-        channels = chunks(d, k.lanes)
+        row_own = k.matrix(own).row(row.node)
 
         def from_state(group: HeadGroup, block: Block) -> Vec:
             rows = [k.matrix(others).row(node) for node in block.nodes]
             totals = [k.splat(0.0) for _ in rows]
-            for c in channels:
+            for c in chunks(upstream.d, k.lanes):
                 # Read anew for each block: the scores need the registers.
                 own_c = alpha.at(c.start).load(c.lanes) * row_own.at(c.start).load(c.lanes)
                 totals = [
@@ -84,6 +95,15 @@ def weight_gradient_of(
                 ]
             return transposed_sum([_ready(total) for total in totals], k.lanes)
 
+        def from_values(group: HeadGroup, block: Block) -> Vec:
+            rows = [k.matrix(others).row(node) for node in block.nodes]
+            values = upstream.values(view, group)
+            added = view.added("edge_value", block) if upstream.valued else None
+            return block_products(values, load_heads(values, row_own), rows, added)
+
+        if upstream.source != "state":
+            return from_values
+        alpha = k.vector("alpha")
         return from_state
 
     da = k.vector("da")
@@ -97,54 +117,16 @@ def weight_gradient_of(
     def from_mean(group: HeadGroup, block: Block) -> Vec:
         return group.load_edges([da.at(view.slot_in_a(row, slot)) for slot in block.slots])
 
-    return from_heads if source == "heads" else from_mean
+    return from_heads if upstream.source == "heads" else from_mean
 
 
-def state_tables(view: EdgeView, source: Source, d: int) -> list[tuple[Matrix, int]]:
-    """Tables of which `t` of an edge reads the row of its far end."""
-    name = "x" if view.rows == "receiver" else "df"
-    return [(view.kernel.matrix(name), d)] if source == "state" else []
-
-
-def own_state_rows(
-    view: EdgeView, source: Source, d: int, *, stores_dx: bool
-) -> list[tuple[Matrix, int]]:
-    """Tables of the state of which a row reads or writes its own row."""
-    if source != "state":
-        return []
-    if view.rows == "receiver":
-        return [(view.kernel.matrix("df"), d)]
-    names = ("x", "df", "dx") if stores_dx else ("x",)
-    return [(view.kernel.matrix(name), d) for name in names]
-
-
-def score_factor(source: Source, h: int) -> float:
-    """Of `a ρ (t − Δ)`: the 1/H of a mean over heads, which `t` and `Δ` leave out."""
-    return 1.0 if source == "heads" else 1.0 / h
-
-
-def add_dw(view: EdgeView, group: HeadGroup, row: Row, e: Int, source: Source, dw: Vec) -> None:
+def add_dw(view: EdgeView, group: HeadGroup, row: Row, e: Int, factor: float, dw: Vec) -> None:
     """Its sum over heads → `dedge_weight`; `dw` is `φ a ρ (t − Δ)` of the block at `e`."""
-    dw = group.over_heads(dw * group.of_heads(score_factor(source, view.h)))
+    dw = group.over_heads(dw * group.of_heads(factor))
     place = view.kernel.vector("dedge_weight").at(view.slot_in_a(row, e))
     group.add_edges(place, dw, (row.end - e).minimum(group.edges))
 
 
-def head_terms(group: HeadGroup, table: Matrix, du: RowBuffer) -> list[Term]:
-    """`Σ_e du[e,h] · table[col[e],h]` for the heads of the group."""
-    if group.d_k < group.kernel.lanes:
-
-        def weight(c: Chunk) -> Callable[[Int], Vec]:
-            return lambda e: group.spread(du.at(e).load(), c)
-
-        return [Term(table, c, weight(c)) for c in group.all_channels()]
-    return [
-        Term(table, c, weight)
-        for i, weight in enumerate(du.splat(lane) for lane in range(group.count))
-        for c in group.channels(i)
-    ]
-
-
-def head_chunks(view: EdgeView) -> list[Chunk]:
-    """A row of `q` or `k`, head by head."""
-    return [c for group in view.groups for c in group.all_channels()]
+def head_chunks(groups: Sequence[HeadGroup]) -> list[Chunk]:
+    """A row of `q`, `k` or values, head by head."""
+    return [c for group in groups for c in group.all_channels()]

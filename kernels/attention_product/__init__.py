@@ -1,0 +1,1 @@
+"""The attention's product with values per head."""
