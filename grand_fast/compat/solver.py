@@ -52,7 +52,7 @@ def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     if patch is not None and patch.solver == "exact":
         report.use(EXACT)
         own = {name: value for name, value in options.items() if not name.startswith("adjoint_")}
-        return our_odeint(func, y0, t, **own)
+        return our_odeint(func, y0, t, adjoint="auto", **own)
     report.use(ODEINT_ADJOINT)
     return our_odeint_adjoint(func, y0, t, **options)
 
