@@ -23,6 +23,7 @@ from grand_fast.compat.deferred import Deferred, write
 from grand_fast.compat.graphs import graph_of
 from grand_fast.compat.spmm import spmm
 from grand_fast.compat.weights import Mean, Weights
+from grand_fast.graph import Graph
 from grand_fast.ops import csr_diffusion
 
 Kind = Literal["transformer", "laplacian"]
@@ -46,7 +47,12 @@ _LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER)
 
 @functools.lru_cache(maxsize=256)
 def fingerprint(function: Callable[..., Any]) -> str | None:
-    """Of a function's source without comments and spacing; None where there is no source."""
+    """Of a function's source without comments and spacing; None where there is no source.
+
+    None of one that wraps another, too: `inspect` would give the source of that.
+    """
+    if hasattr(function, "__wrapped__"):
+        return None
     try:
         source = textwrap.dedent(inspect.getsource(function))
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
@@ -69,15 +75,13 @@ def is_one(cls: type) -> bool:
 def hooked(forward: Forward) -> Forward:
     """`forward` of a class, or in its place one operator, while a patch covers the field."""
     kind = FORWARDS[fingerprint(forward)]  # type: ignore[index]
-    ours = _transformer if kind == "transformer" else _laplacian
-
     @functools.wraps(forward)
     def fused(self: Any, t: Any, x: Any) -> Tensor:
         patch = active("fields")
         if patch is None:
             return forward(self, t, x)
         name = f"{type(self).__name__}, whole field"
-        found = unusual() or _not_ours(self, x, kind, forward) or ours(self, x)
+        found = unusual() or _not_ours(self, x, kind) or _ours(self, x, kind)
         if isinstance(found, Tensor):
             patch.report.use(name)
             return found
@@ -88,12 +92,12 @@ def hooked(forward: Forward) -> Forward:
     return fused
 
 
-def _not_ours(field: Any, x: Any, kind: Kind, forward: Forward) -> str | None:
+def _not_ours(field: Any, x: Any, kind: Kind) -> str | None:
     method = _METHODS[kind]
     product = getattr(type(field), method, None)
     if method in vars(field) or PRODUCTS.get(fingerprint(product) or "") != kind:
         return f"its {method} is another than the released one"
-    if getattr(forward.__globals__.get("torch_sparse"), "spmm", None) is not spmm:
+    if getattr(product.__globals__.get("torch_sparse"), "spmm", None) is not spmm:
         return "torch_sparse.spmm is left"
     if field.opt.get("mix_features") and kind == "transformer":
         return "it mixes features"
@@ -103,7 +107,7 @@ def _not_ours(field: Any, x: Any, kind: Kind, forward: Forward) -> str | None:
     if any(t is not None and (type(t) not in _TENSORS or t.dtype != x.dtype) for t in given):
         return "its coefficients or its source are of another type than its state"
     beta, x0 = given[1:]
-    if any(t is not None and t.numel() != 1 for t in (field.alpha_train, beta)):
+    if any(t is not None and (t.numel() != 1 or t.dim() > 2) for t in (field.alpha_train, beta)):
         return "its coefficients are no single numbers"
     if field.opt["add_source"] and (x0 is None or x0.shape != x.shape):
         return "its source is not like its state"
@@ -132,20 +136,29 @@ def _coefficients(field: Any) -> dict[str, Any]:
     }
 
 
-def _transformer(field: Any, x: Tensor) -> Tensor:
+def _ours(field: Any, x: Tensor, kind: Kind) -> Tensor | str:
+    """The field by one operator, or why not by us."""
+    try:
+        graph = graph_of(field.edge_index, len(x))
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return _transformer(field, x, graph) if kind == "transformer" else _laplacian(field, x, graph)
+
+
+def _transformer(field: Any, x: Tensor, graph: Graph) -> Tensor:
     """`alpha (A(x) x − x) + beta x0`."""
     field.nfe += 1
     attention, values = field.multihead_att_layer(x, field.edge_index)
     coefficients = _coefficients(field)
     if isinstance(attention, Deferred) and attention.written is None:
         weights = attention.recipe
-        if isinstance(weights, Weights) and weights.x is x and weights.graph.num_nodes == len(x):
+        if isinstance(weights, Weights) and weights.x is x and weights.graph is graph:
             return weights.field(**coefficients)
     f: Tensor = coefficients["alpha"] * (field.multiply_attention(x, attention, values) - x)
     return f if coefficients["x0"] is None else f + coefficients["beta"] * coefficients["x0"]
 
 
-def _laplacian(field: Any, x: Tensor) -> Tensor | str:
+def _laplacian(field: Any, x: Tensor, graph: Graph) -> Tensor | str:
     """`alpha (A x − x) + beta x0` of weights that are given; or why not by us."""
     block, values = field.opt["block"], field.edge_weight
     if block == "attention":
@@ -153,10 +166,6 @@ def _laplacian(field: Any, x: Tensor) -> Tensor | str:
     elif block in ("mixed", "hard_attention"):
         values = field.attention_weights
     order: Any = "user"
-    try:
-        graph = graph_of(field.edge_index, len(x))
-    except (TypeError, ValueError) as error:
-        return str(error)
     if isinstance(values, Deferred):
         mean = values.recipe
         if values.written is None and isinstance(mean, Mean) and mean.weights.graph is graph:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,34 +35,34 @@ class _Theirs:
     fit: Callable[..., Any]
 
 
-def _module() -> ModuleType:
-    from torchdiffeq._impl import rk_common
-
-    return rk_common  # type: ignore[no-any-return]
+_installed: list[tuple[Any, str, Any, Any]] = []  # where, name, ours, theirs
 
 
 def install() -> str | None:
     """Put ours in their place; or why this torchdiffeq is left as it is."""
-    rk_common = _module()
+    try:
+        from torchdiffeq._impl import rk_common
+    except ImportError as error:
+        return f"torchdiffeq cannot be imported: {error}"
     solver = getattr(rk_common, "RKAdaptiveStepsizeODESolver", None)
     found = {_STEP: getattr(rk_common, _STEP, None), _FIT: getattr(solver, _FIT, None)}
     for name, function in found.items():
         if function is None or list(inspect.signature(function).parameters) != _ARGUMENTS[name]:
             return f"its {name} is not the one that is known"
     _Theirs.step, _Theirs.fit = found[_STEP], found[_FIT]  # type: ignore[assignment]
-    setattr(rk_common, _STEP, _step)
-    setattr(solver, _FIT, _fit)
+    _installed.append((rk_common, _STEP, _step, _Theirs.step))
+    _installed.append((solver, _FIT, _fit, _Theirs.fit))
+    for place, name, ours, _ in _installed:
+        setattr(place, name, ours)
     return None
 
 
 def uninstall() -> None:
     """As it was; what somebody else has put there since stays."""
-    rk_common = _module()
-    solver = rk_common.RKAdaptiveStepsizeODESolver
-    if getattr(rk_common, _STEP) is _step:
-        setattr(rk_common, _STEP, _Theirs.step)
-    if vars(solver)[_FIT] is _fit:
-        setattr(solver, _FIT, _Theirs.fit)
+    while _installed:
+        place, name, ours, theirs = _installed.pop()
+        if vars(place)[name] is ours:
+            setattr(place, name, theirs)
 
 
 def _is_ours(y0: Any, f0: Any) -> bool:
@@ -75,6 +74,8 @@ def _is_ours(y0: Any, f0: Any) -> bool:
     if not all(type(t) is Tensor and t.layout is torch.strided and t.numel() for t in of):
         return False
     if y0.dtype not in (torch.float32, torch.float64) or unusual() is not None:
+        return False
+    if (f0.dtype, f0.shape) != (y0.dtype, y0.shape):  # theirs converts and spreads it, or raises
         return False
     patch.report.use(NAME)
     return True

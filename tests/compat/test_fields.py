@@ -1,6 +1,8 @@
 """Vector fields whose code is known, as one operator: values, gradients, evaluations."""
 
 import copy
+import functools
+import types
 
 import pytest
 import torch
@@ -118,8 +120,8 @@ def test_weights_that_are_plain(name):
         assert report.used["Laplacian, whole field"] > 6
 
 
-def with_vector(name):
-    return lambda f: setattr(f, name, nn.Parameter(torch.rand(D, dtype=F64)))
+def with_shape(name, *shape):
+    return lambda f: setattr(f, name, nn.Parameter(torch.rand(shape, dtype=F64)))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +129,12 @@ def with_vector(name):
     [
         (lambda f: f.opt.update(mix_features=True), "it mixes features"),
         (lambda f: setattr(f, METHOD, f.multiply_attention), f"its {METHOD}"),
-        (with_vector("alpha_train"), "no single numbers"),
-        (with_vector("beta_train"), "no single numbers"),
+        (with_shape("alpha_train", D), "no single numbers"),
+        (with_shape("beta_train", D), "no single numbers"),
+        (with_shape("alpha_train", 1, 1, 1), "no single numbers"),
         (lambda f: setattr(f, "nfe", 1001), None),
     ],
-    ids=["mix", "method", "alpha", "beta", "nfe"],
+    ids=["mix", "method", "alpha", "beta", "axes", "nfe"],
 )  # fmt: skip
 def test_a_field_that_differs_is_left(change, reason):
     made = block(Transformer, False)().odefunc
@@ -170,16 +173,43 @@ def test_a_subclass_with_a_product_of_its_own_is_left():
     ]
 
 
-def test_weights_of_another_state(monkeypatch):
-    """As of a layer that is given half of the state it is multiplied by."""
+@pytest.mark.parametrize(
+    "other", [lambda x, edge: (x / 2, edge), lambda x, edge: (x, edge.flip(0))], ids=["x", "edge"]
+)
+def test_weights_of_another_state_or_graph(monkeypatch, other):
+    """As of a layer that is given half of the state it is multiplied by, or edges turned round."""
 
-    class Halved(_released.SpGraphTransAttentionLayer):
+    class Changed(_released.SpGraphTransAttentionLayer):
         def __call__(self, x, edge):
-            return super().__call__(x / 2, edge)
+            return super().__call__(*other(x, edge))
 
-    monkeypatch.setattr(_released, "SpGraphTransAttentionLayer", Halved)
+    monkeypatch.setattr(_released, "SpGraphTransAttentionLayer", Changed)
     report, _ = both(block(Transformer, False), solver=None)
-    assert report.used["Transformer, whole field"] > 6 and report.used["Halved"]
+    assert report.used["Transformer, whole field"] > 6 and report.used["Changed"]
+
+
+def test_a_wrapped_product_is_another(monkeypatch):
+    """`inspect` gives the source of what a function wraps."""
+    theirs = Transformer.multiply_attention
+    wrapped = functools.wraps(theirs)(lambda *args: 2 * theirs(*args))
+    monkeypatch.setattr(Transformer, METHOD, wrapped)
+    report, _ = both(block(Transformer, False), solver=None)
+    assert "Transformer, whole field" not in report.used
+
+
+def test_a_product_by_another_torch_sparse_is_left():
+    theirs = Transformer.multiply_attention
+    own = types.SimpleNamespace(spmm=lambda *args: 2 * torch_sparse.spmm(*args))
+    own = {"torch_sparse": own, "__builtins__": __builtins__}
+
+    class Other(Transformer):
+        multiply_attention = types.FunctionType(theirs.__code__, own, METHOD, (None,))
+
+    made = block(Other, False)().odefunc
+    made.x0 = X.clone()
+    with gf.compat.patch(solver=None) as patch:
+        made(0.0, X)
+    assert ("Other, whole field", "torch_sparse.spmm is left") in patch.report.left
 
 
 def test_one_token_makes_another_field():

@@ -1,5 +1,7 @@
 """Steps of solvers that are derived from torchdiffeq's: the same, in fewer passes."""
 
+import sys
+
 import pytest
 import torch
 from torchdiffeq._impl import rk_common
@@ -90,6 +92,15 @@ def test_a_field_that_writes_into_one_buffer():
     assert_close("states", got[0], want[0], tolerance=1e-12)
 
 
+def test_slopes_of_another_type():
+    """torchdiffeq converts them, and the first step is left to it."""
+    with torch.no_grad():
+        want = solve(Dopri5Solver, torch.float32, lambda t, y: -y.double())
+        with gf.compat.patch(**ALONE):
+            got = solve(Dopri5Solver, torch.float32, lambda t, y: -y.double())
+    assert_close("states", got[0], want[0])
+
+
 def test_left_as_they_were():
     """With gradients, of complex states, without the option, and once the patch is gone."""
     before = rk_common._runge_kutta_step, vars(rk_common.RKAdaptiveStepsizeODESolver)["_interp_fit"]
@@ -104,12 +115,30 @@ def test_left_as_they_were():
     assert all(a is b for a, b in zip(before, after, strict=True))
 
 
-def test_another_torchdiffeq_is_left(monkeypatch):
-    monkeypatch.setattr(rk_common, "_runge_kutta_step", lambda func, y0: None)
-    theirs = rk_common._runge_kutta_step
+@pytest.mark.parametrize(
+    ("place", "name", "becomes"),
+    [
+        (rk_common, "_runge_kutta_step", lambda func, y0: None),
+        (rk_common, "_runge_kutta_step", None),
+        (rk_common, "RKAdaptiveStepsizeODESolver", None),
+        (rk_common.RKAdaptiveStepsizeODESolver, "_interp_fit", None),
+    ],
+    ids=["arguments", "no step", "no class", "no fit"],
+)
+def test_another_torchdiffeq_is_left(monkeypatch, place, name, becomes):
+    if becomes is None:
+        monkeypatch.delattr(place, name)
+    else:
+        monkeypatch.setattr(place, name, becomes)
     with gf.compat.patch(**ALONE) as patch:
-        assert rk_common._runge_kutta_step is theirs
-    assert rk_common._runge_kutta_step is theirs
-    assert list(patch.report.left) == [
-        (steps.NAME, "its _runge_kutta_step is not the one that is known")
-    ]
+        assert vars(place).get(name) is becomes
+    assert vars(place).get(name) is becomes
+    missing = "_runge_kutta_step" if name == "_runge_kutta_step" else "_interp_fit"
+    assert list(patch.report.left) == [(steps.NAME, f"its {missing} is not the one that is known")]
+
+
+def test_without_torchdiffeq(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq._impl", None)
+    with gf.compat.patch(**ALONE) as patch:
+        pass
+    assert ["torchdiffeq cannot be imported" in why for _, why in patch.report.left] == [True]
