@@ -75,6 +75,7 @@ def is_one(cls: type) -> bool:
 def hooked(forward: Forward) -> Forward:
     """`forward` of a class, or in its place one operator, while a patch covers the field."""
     kind = FORWARDS[fingerprint(forward)]  # type: ignore[index]
+
     @functools.wraps(forward)
     def fused(self: Any, t: Any, x: Any) -> Tensor:
         patch = active("fields")
