@@ -45,14 +45,17 @@ def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     Returns:
         The states at `t`.
     """
+    patch = active("solver")
+    is_exact = patch is not None and patch.solver == "exact"
+    if is_exact:
+        options = {name: v for name, v in options.items() if not name.startswith("adjoint_")}
     report = _report(ODEINT_ADJOINT, y0, t, options)
     if report is None:
-        return package.solvers()[1](func, y0, t, **options)
-    patch = active("solver")
-    if patch is not None and patch.solver == "exact":
+        theirs = package.solvers()[0 if is_exact else 1]
+        return theirs(func, y0, t, **options)
+    if is_exact:
         report.use(EXACT)
-        own = {name: value for name, value in options.items() if not name.startswith("adjoint_")}
-        return our_odeint(func, y0, t, adjoint="auto", **own)
+        return our_odeint(func, y0, t, adjoint="auto", **options)
     report.use(ODEINT_ADJOINT)
     return our_odeint_adjoint(func, y0, t, **options)
 

@@ -44,11 +44,14 @@ def check_number(name: str, value: float, *, positive: bool) -> None:
 
 
 def check_scale(op: str, name: str, value: Any) -> None:
-    """`value` is a float, or a floating tensor."""
+    """`value` is a float, or a floating tensor: a scalar, or one value per channel."""
     if not isinstance(value, Tensor):
         check_float(op, name, value, "Or a Tensor: a scalar, or one value per channel.")
     elif not value.is_floating_point():
         raise TypeError(f"{op}: `{name}` must be floating, got {value.dtype}.")
+    elif value.dim() > 1:
+        got = list(value.shape)
+        raise ValueError(f"{op}: `{name}` must be a scalar or have shape [d], got {got}.")
 
 
 def check_count(name: str, value: int | None) -> None:

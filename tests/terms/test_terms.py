@@ -259,6 +259,7 @@ def refused(problem):
     yield lambda: given + x, TypeError, "unsupported operand"
     yield lambda: given * "2", TypeError, "can't multiply|unsupported operand"
     yield lambda: torch.tensor(1) * given, TypeError, "`scale` must be floating"
+    yield lambda: torch.ones(N, 1) * given, ValueError, "must be a scalar or have shape"
 
     def solve(term, **options):
         return lambda: gf.integrate(term, x, 1.0, **options)
