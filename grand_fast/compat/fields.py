@@ -95,7 +95,7 @@ def hooked(forward: Forward) -> Forward:
 
 def _not_ours(field: Any, x: Any, kind: Kind) -> str | None:
     method = _METHODS[kind]
-    product = getattr(type(field), method, None)
+    product: Any = getattr(type(field), method, None)
     if method in vars(field) or PRODUCTS.get(fingerprint(product) or "") != kind:
         return f"its {method} is another than the released one"
     if getattr(product.__globals__.get("torch_sparse"), "spmm", None) is not spmm:

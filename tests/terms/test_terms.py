@@ -275,7 +275,7 @@ def refused(problem):
     yield solve(gf.terms.source(x), **exact), TypeError, "part with a matrix, got 0"
 
 
-@pytest.mark.parametrize("number", range(25))
+@pytest.mark.parametrize("number", range(26))
 def test_what_does_not_fit_is_refused(number):
     call, error, match = list(refused(Problem()))[number]
     with pytest.raises(error, match=match):
