@@ -63,6 +63,8 @@ class GATConv(torch_geometric.nn.GATConv):  # type: ignore[misc]
             )
         if graph is None:
             return super().forward(x, edge_index, edge_attr, size, return_attention_weights)
+        # Before lin, as in PyG: lazy ones draw their weights in this order
+        residual = None if self.res is None else self.res(x)
         values = self.lin(x).view(-1, self.heads, self.out_channels)
         ends = torch.cat([self.att_dst, self.att_src])
         q, k = torch.einsum("nhc,shc->snh", values, ends)[..., None]
@@ -77,8 +79,8 @@ class GATConv(torch_geometric.nn.GATConv):  # type: ignore[misc]
             self, values, q, k, graph=graph, score=GAT(self.negative_slope), whole=whole,
             edge_key=None if edge_attr is None else self._of_edges(edge_attr),
         )  # fmt: skip
-        if self.res is not None:
-            y = y + self.res(x)
+        if residual is not None:
+            y = y + residual
         if self.bias is not None:
             y = y + self.bias
         if not wanted or weights is None:

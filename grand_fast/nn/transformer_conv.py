@@ -59,8 +59,9 @@ class TransformerConv(torch_geometric.nn.TransformerConv):  # type: ignore[misc]
         if graph is None:
             return super().forward(x, edge_index, edge_attr, return_attention_weights)
         shape = -1, self.heads, self.out_channels
-        values, q, k = (
-            lin(x).view(shape) for lin in (self.lin_value, self.lin_query, self.lin_key)
+        # In PyG's order, in which lazy ones draw their weights
+        q, k, values = (
+            lin(x).view(shape) for lin in (self.lin_query, self.lin_key, self.lin_value)
         )
         edges = None if edge_attr is None else self.lin_edge(edge_attr).view(shape)
         y, weights, _ = attended(
