@@ -89,10 +89,10 @@ class GATConv(torch_geometric.nn.GATConv):  # type: ignore[misc]
 
     def _of_edges(self, edge_attr: Tensor) -> Tensor:
         """What the features of edges add to the scores, `[E, H, 1]`."""
-        features = edge_attr.view(len(edge_attr), -1)
+        features = edge_attr[:, None] if edge_attr.dim() == 1 else edge_attr
         lin = self.lin_edge
         is_known = is_silent(lin, Linear.forward) and type(lin.weight) is Parameter
-        if is_known and features.shape[1] == lin.in_channels:
+        if is_known and features.shape[1:] == (lin.in_channels,):
             # The sum over d first: nothing has H·d columns for each edge
             weight = lin.weight.view(self.heads, self.out_channels, -1)
             per_head = torch.einsum("hcd,shc->dh", weight, self.att_edge)
