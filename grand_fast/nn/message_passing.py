@@ -54,7 +54,8 @@ def graph_for(
             return cached_graph(edge_index, len(x), layer.flow, one_loop_each=loops)
         except (TypeError, ValueError, NotImplementedError):
             reason = "its edges are none of a graph on the nodes of x"  # as PyG's code will say
-    _say_once(type(layer).__name__, reason)
+    if not torch.compiler.is_compiling():  # it would break the compiled program in two
+        _say_once(type(layer).__name__, reason)
     return None
 
 
