@@ -38,7 +38,7 @@ PUBLIC = {"grand_fast/_version.py", "grand_fast/checkpoint.py", "grand_fast/nn/a
 
 # Files of `kernels/gpu/attention` without one of their name in `kernels/cpu/attention`: what is
 # computed there alone.
-GPU_ALONE = {"weighted_sum"}
+GPU_ALONE = {"online_softmax"}
 
 
 def files():

@@ -9,8 +9,8 @@ import grand_fast as gf
 
 SURFACE = {
     gf: {"Graph", "Solution", "Solve", "Stats", "Status", "__version__", "backend", "compat",
-         "diffusion_rewiring", "graph_of", "integrate", "nn", "odeint", "odeint_adjoint", "ops",
-         "terms"},
+         "diffusion_rewiring", "graph_of", "integrate", "nn", "odeint", "odeint_adjoint",
+         "odeint_dense", "odeint_event", "ops", "terms"},
     gf.ops: {"ExpKernel", "GAT", "attention_diffusion", "attention_product",
              "csr_diffusion", "edge_attention", "edge_softmax", "error_ratio",
              "projected_attention_diffusion", "spmm", "stage_update"},
@@ -40,7 +40,8 @@ def documented(function):
 FUNCTIONS = [
     gf.ops.attention_diffusion, gf.ops.csr_diffusion, gf.ops.edge_attention,
     gf.ops.projected_attention_diffusion, gf.ops.stage_update, gf.ops.error_ratio, gf.integrate,
-    gf.ops.spmm, gf.ops.edge_softmax, gf.odeint, gf.odeint_adjoint, gf.Graph.from_edge_index,
+    gf.ops.spmm, gf.ops.edge_softmax, gf.odeint, gf.odeint_adjoint, gf.odeint_dense,
+    gf.odeint_event, gf.Graph.from_edge_index,
     gf.Graph.keep_edges, gf.Graph.reorder, gf.diffusion_rewiring, gf.graph_of,
     gf.compat.accelerate, gf.compat.patch, gf.terms.linear, gf.terms.attention,
     gf.terms.blurring_sharpening, gf.terms.source, gf.terms.reaction, gf.terms.graphcon,

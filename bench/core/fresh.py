@@ -18,7 +18,7 @@ from bench.core.report import Report
 # Enough to compile and load everything, too little to leave pages to be reused.
 TINY_NODES = 300
 
-Measured = dict[str, float]  # numbers by name
+Measured = dict[str, Any]  # what JSON can hold, numbers as a rule, by name
 Task = Callable[..., Measured]
 
 

@@ -18,6 +18,7 @@ SUITES = {
     "tuned": ("bench.tuned.suite", "seven tuned configurations of the paper on their graphs"),
     "solvers": ("bench.solvers.suite", "error, time and memory of the solvers against torchdiffeq"),
     "models": ("bench.models.suite", "an epoch of tuned models against the released code's"),
+    "compat": ("bench.compat.suite", "somebody's program as it is against the same on our kernels"),
     "paper": ("bench.paper.suite", "the experiments of the paper, beside its numbers"),
     "gpu": ("bench.gpu.suite", "GPU kernels on a GPU: right, how fast, how lean"),
     "gpu-report": ("bench.gpu_report.suite", "machine code of the GPU kernels, without a GPU"),
@@ -95,6 +96,27 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
         "--variant": _one(VARIANTS, "one of them (default: both; ogbn-arxiv: nl)"),
         "--layer": _one(LAYERS, "a layer of PyG's against ours, instead of models"),
     },
+    "compat": {
+        "--repository": {"type": Path, "required": True, "metavar": "DIR", "help": "the checkout"},
+        "--script": {
+            "default": "src/run_GNN.py", "metavar": "FILE",
+            "help": "the program in it, which trains (default src/run_GNN.py)",
+        },
+        "--dataset": {"metavar": "NAME", "help": "as an option of the program"},
+        "--rounds": _count("runs of each kind, in turns, after those of the check (default 5)"),
+        "--epochs": _count("that are timed in each run (default 5)"),
+        "--tolerance": {
+            "type": number(float, above=0), "default": 1e-3, "metavar": "X",
+            "help": "of the relative differences (default 1e-3)",
+        },
+        "--allocator": _one(
+            ("both", "keep", "system"), "keep and system as elsewhere; default: both, in turn"
+        )
+        | {"default": "both"},
+        "arguments": {
+            "nargs": "*", "metavar": "ARGUMENT", "help": "of the program, after two dashes"
+        },
+    },
     "gpu": {
         "--minutes": {
             "type": number(float, low=0), "default": 8.0, "metavar": "M",
@@ -131,7 +153,10 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }  # fmt: skip
-_DEFAULTS = {"paper": {"component": "largest", "out": PAPER_FOLDER}}
+_DEFAULTS = {
+    "paper": {"component": "largest", "out": PAPER_FOLDER},
+    "compat": {"graph": "the program's"},
+}
 
 
 def parser(arguments: list[str]) -> argparse.ArgumentParser:
@@ -152,11 +177,12 @@ def parser(arguments: list[str]) -> argparse.ArgumentParser:
             epilog=import_module(path).EPILOG if name in arguments else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        is_free = name not in ("tuned", "models", "paper")
+        is_free = name not in ("tuned", "models", "compat", "paper")
         options = _ALL | ({} if name == "paper" else _BUT_PAPER) | (_PROBLEM if is_free else {})
         for flag, values in (options | _OWN.get(name, {})).items():
             added.add_argument(flag, **values)
-        added.set_defaults(graph="random" if is_free else "tuned", **_DEFAULTS.get(name, {}))
+        graph = {"graph": "random" if is_free else "tuned"}
+        added.set_defaults(**graph | _DEFAULTS.get(name, {}))
     return main
 
 

@@ -56,6 +56,8 @@ def _error_ratio(*, graph: Graph, backend: str, **f: Tensor) -> Tensor:
 
 
 _FIELD = {"x": "nd", "alpha": "d", "beta": "d", "x0": "nd"}
+_PRODUCT = {"values": "nhd", "q": "nhk", "k": "nhk"}
+_EDGES = {"edge_key": "ehk", "edge_value": "ehd"}
 _PROJECTED = _FIELD | {"weight": "pd", "bias": "p"}
 OPERATORS = (
     Operator("attention_diffusion", _FIELD | {"q": "nhk", "k": "nhk"}, ops.attention_diffusion),
@@ -66,6 +68,10 @@ OPERATORS = (
     Operator("projected_attention_diffusion, one head", _PROJECTED, partial(_projected, heads=1)),
     Operator("error_ratio", {name: "nd" for name in ("x", "y", "f0", "f1", "f2")}, _error_ratio),
     Operator("edge_softmax", {"scores": "eh"}, ops.edge_softmax),
+    Operator("attention_product", _PRODUCT, ops.attention_product),
+    Operator(
+        "attention_product, edges", _PRODUCT | _EDGES, partial(ops.attention_product, reduce="cat")
+    ),
     Operator("spmm", {"x": "nhk", "values": "eh"}, ops.spmm),
     Operator("spmm, shared x", {"x": "nd", "values": "eh"}, ops.spmm),
 )

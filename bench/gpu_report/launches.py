@@ -15,6 +15,7 @@ from bench.core.problem import Shape
 from bench.gpu_report.compile import Launch, record
 from grand_fast import Graph
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
+from grand_fast.kernels.attention_product import gpu as attention_product
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.edge_attention import gpu as edge_attention
@@ -125,6 +126,14 @@ def calls(g: Inputs) -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
     if g.q.shape[1] > 1:
         del every["attention_diffusion forward, absorbed"]
+    if g.x.shape[1] == g.q[:1].numel():  # heads share the channels of a layer
+        v, dy = (t.unflatten(1, g.q.shape[1:]) for t in (g.x, g.df))
+        every["attention_product forward"] = lambda: attention_product.attention_product_fwd(
+            v, g.q, g.k, mean_heads=False, csr=g.csr
+        )
+        every["attention_product backward"] = lambda: attention_product.attention_product_bwd(
+            dy, v, g.q, k=g.k, norm=g.norm, **g.views, needs_dv=True, needs_dqk=True
+        )
     return every
 
 
@@ -146,6 +155,10 @@ def every_launch(
     g = inputs(graph, shape, dtype, index=index)
     source = g.plain | {"beta": g.alpha, "x0": g.x, "add": [(2.0, g.x), (0.5, g.x)]}
     field = {"alpha": g.alpha, "x_scale": 0.5, **g.views}
+    heads, d_k = g.q.shape[1:]
+    dy = g.x.new_empty(graph.num_nodes, heads, shape.channels)
+    v = torch.empty_like(dy)
+    tables = [g.x.new_empty(graph.num_edges, heads, width) for width in (d_k, shape.channels)]
     with record() as switched:
         csr_diffusion.csr_diffusion_fwd(g.x, g.a, **source)
         csr_diffusion.csr_diffusion_bwd(
@@ -154,8 +167,13 @@ def every_launch(
         edge_attention.edge_attention_fwd(g.q, g.k, mean_heads=True, csr=g.csr)
         edge_attention.edge_attention_bwd(g.a, g.q, g.k, norm=g.norm, **g.views)
         spmm.spmm_fwd(g.x[:, None], g.da, csr=g.csr)
-        dy = g.x.new_empty(graph.num_nodes, shape.heads, shape.channels)
         spmm.spmm_bwd(dy, g.x[:, None], g.da, **g.views, needs_dx=True, needs_da=True)
+        product: dict[str, Any] = {"k": g.k, "edge_key": tables[0], "edge_value": tables[1]}
+        attention_product.attention_product_fwd(v, g.q, **product, mean_heads=True, csr=g.csr)
+        attention_product.attention_product_bwd(
+            g.x, v, g.q, **product, norm=g.norm, **g.views, needs_dv=True, needs_dqk=True,
+            needs_dedge_key=True, needs_dedge_value=True,
+        )  # fmt: skip
         attention_diffusion.attention_diffusion_fwd(g.x, g.q, g.k, **source)
         for needs_dqk, needs_dalpha in ((False, False), (False, True), (True, True)):
             attention_diffusion.attention_diffusion_bwd(

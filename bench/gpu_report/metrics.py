@@ -111,7 +111,8 @@ def label(launch: Launch) -> str:
     on += [given["source"]] if "source" in given else []
     if (field := given.get("field")) is not None:
         on += (["dx"] if "bwd" in name else []) + (["scaled"] if field.alpha is not None else [])
-    on += [text for text in ("dw", "slot") if given.get(f"{text}_ptr") is not None]
+    optional = ("edge_key", "edge_value", "dw", "slot")
+    on += [text for text in optional if given.get(f"{text}_ptr") is not None]
     on += [
         name.split("_", 1)[1].lower()
         for name, value in launch.kwargs.items()

@@ -38,6 +38,7 @@ from bench.gpu_report.metrics import FP, Kernel
 # the state if it is given.
 GATHERED: Mapping[str, Sequence[tuple[str, ...]]] = {
     "_attention_diffusion_fwd_kernel": (("k",), ("k", "x")),
+    "_attention_product_fwd_kernel": (("k", "v"),),
     "_attention_bwd_dq_kernel": (("k", "x"),),
     "_attention_bwd_dk_kernel": (("q", "df", "norm"),),
     "_csr_diffusion_fwd_kernel": (("x",),),
@@ -101,10 +102,9 @@ def is_modelled(kernel: Kernel) -> bool:
 
 def gathered(launch: Launch) -> Sequence[tuple[str, ...]]:
     """The tables that each gather loop of a launch reads at the column index."""
+    given, loops = launch.arguments, GATHERED.get(launch.name, ())
     if launch.kwargs.get("IS_ONE_SWEEP"):
-        return (("x",),) if launch.kwargs["IS_ABSORBED"] else (("k", "x"),)
-    given = launch.arguments
-    loops = GATHERED.get(launch.name, ())
+        loops = (("x",),) if launch.kwargs.get("IS_ABSORBED") else loops[-1:]
     return [tuple(t for t in loop if given[f"{t}_ptr"] is not None) for loop in loops]
 
 

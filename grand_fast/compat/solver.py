@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +27,7 @@ def odeint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     Returns:
         The states at `t`.
     """
-    report = _report(ODEINT, func, options)
+    report = _report(ODEINT, y0, t, options)
     if report is None:
         return package.solvers()[0](func, y0, t, **options)
     report.use(ODEINT)
@@ -44,30 +45,33 @@ def odeint_adjoint(func: Any, y0: Any, t: Tensor, **options: Any) -> Any:
     Returns:
         The states at `t`.
     """
-    report = _report(ODEINT_ADJOINT, func, options)
+    report = _report(ODEINT_ADJOINT, y0, t, options)
     if report is None:
         return package.solvers()[1](func, y0, t, **options)
     patch = active("solver")
     if patch is not None and patch.solver == "exact":
         report.use(EXACT)
         own = {name: value for name, value in options.items() if not name.startswith("adjoint_")}
-        return our_odeint(func, y0, t, **own)
+        return our_odeint(func, y0, t, adjoint="auto", **own)
     report.use(ODEINT_ADJOINT)
     return our_odeint_adjoint(func, y0, t, **options)
 
 
-def _report(name: str, func: Any, options: dict[str, Any]) -> Report | None:
+def _report(name: str, y0: Any, t: Tensor, options: dict[str, Any]) -> Report | None:
     """That of the patch, where the call is one for our solvers."""
     patch = active("solver")
     if patch is None:
         return None
     reason = unusual()
+    for prefix in ("", "adjoint_"):
+        method, given = options.get(f"{prefix}method"), options.get(f"{prefix}options")
+        found = package.reason_for_theirs(
+            y0, t, method or options.get("method"), given if isinstance(given, Mapping) else None
+        )
+        if found is not None:
+            reason = f"{prefix}{found}" if method and found.startswith("method") else found
     if options.get("event_fn") is not None:
         reason = "it looks for an event"
-    for option in ("method", "adjoint_method"):
-        method = options.get(option)
-        if method is not None and not package.is_known(method):
-            reason = f"{option} {method!r} is torchdiffeq's own"
     if reason is None:
         return patch.report
     patch.report.leave(name, reason)

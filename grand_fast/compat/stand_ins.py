@@ -41,7 +41,8 @@ def stand_ins() -> Iterator[dict[str, str]]:
     try:
         yield reasons
     finally:
-        sys.meta_path[:] = [one for one in sys.meta_path if one not in (broken, last)]
+        if sys.meta_path is not None:  # as it is when the interpreter ends
+            sys.meta_path[:] = [one for one in sys.meta_path if one not in (broken, last)]
         for name in reasons:
             if sys.modules.get(name) is MODULES[name]:
                 del sys.modules[name]

@@ -102,7 +102,9 @@ def attention_product(
     call = Call(graph, name, weighting, mean_heads=reduce == "mean")
     q, k = (inner_contiguous(t) for t in score_object.prepare(q, k))
     w, top = edge_inputs(q, k, edge_weight, weighting=weighting, graph=graph, name=name)
-    tables = (None if t is None else t.contiguous() for t in (edge_key, edge_value))
+    tables = (
+        None if t is None else inner_contiguous(t).contiguous() for t in (edge_key, edge_value)
+    )
     y = _operator(call, inner_contiguous(values), q, k, *tables, w, top)
     return y if reduce == "mean" else y.flatten(1)
 

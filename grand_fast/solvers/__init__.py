@@ -10,7 +10,7 @@ from grand_fast.solvers.solution import Solution, SolveError, Stats, Status
 from grand_fast.solvers.solve import Adjoint, ContinuousOptions, Regularizer, Solve
 from grand_fast.solvers.solver import AbstractAdaptiveSolver, AbstractSolver, Step
 from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm
-from grand_fast.solvers.torchdiffeq.odeint import odeint
+from grand_fast.solvers.torchdiffeq.odeint import odeint, odeint_dense, odeint_event
 from grand_fast.solvers.torchdiffeq.odeint_adjoint import odeint_adjoint
 
 __all__ = [
@@ -18,5 +18,5 @@ __all__ = [
     "AbstractTerm", "Add", "Adjoint", "Combination", "ContinuousOptions", "ExplicitAdams",
     "ImplicitAdams", "Method", "Regularizer", "Scale", "SemiImplicitEuler", "Solution", "Solve",
     "SolveError", "Stats", "Status", "Step", "Uniformisation", "integrate", "odeint",
-    "odeint_adjoint",
+    "odeint_adjoint", "odeint_dense", "odeint_event",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ from grand_fast.solvers.solution import Solution, Status
 from grand_fast.solvers.solve import Adjoint, Solve
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.term import AbstractTerm, as_term
-from grand_fast.solvers.time_loop import Problem
+from grand_fast.solvers.time_loop import Problem, Result
 
 _ENDS = ("clamp", "interp")
 
@@ -125,30 +125,17 @@ def integrate(
         step_size=solve.step_size, first_step=solve.first_step, max_steps=solve.max_steps,
         max_nfe=solve.max_nfe,
     )  # fmt: skip
-    room = Room.of(state) if adjoint == "auto" and torch.is_grad_enabled() else None
-    adjoint = "checkpoint" if adjoint == "auto" else adjoint
+    needs_derivatives = beside is not None and beside.needs_derivatives
     if observe is not None:
         call = observe
         result = problem.observed(lambda t, x: call(t, x.to(x0.dtype)))
-    elif not torch.is_grad_enabled():
-        result = problem.solve(ADJOINTS["direct"])
-    elif adjoint == "continuous":
-        result = continuous(problem, solve.continuous(), x0.dtype)
-    elif solve.memory_limit is not None:
-        result = checkpoint_within(problem, solve.memory_limit)
-        room = None
-    elif adjoint == "checkpoint" and beside is not None and beside.needs_derivatives:
-        result, room = problem.solve(checkpoint_differentiating), None
-    elif adjoint == "checkpoint" and type(solver) is EmbeddedRungeKutta and solver.pair.is_fsal:
-        result = replace(problem, solver=CheckpointedPair(solver, room)).solve(
-            lambda step, x, carry: step(x, carry)
-        )
+    elif adjoint == "continuous" and torch.is_grad_enabled():
+        result = continuous(problem, solve.continuous(), x0.dtype).differentiated(adjoint)
+    elif adjoint != "direct" and needs_derivatives and torch.is_grad_enabled():
+        result = problem.solve(checkpoint_differentiating).differentiated("checkpoint")
     else:
-        result = problem.solve(room.differentiate if room else ADJOINTS[adjoint])
+        result = solve_by_steps(problem, adjoint, solve.memory_limit)
     result = result.to(x0.dtype)
-    if torch.is_grad_enabled():
-        used = "direct" if room and room.lasts else adjoint
-        result = result._replace(stats=replace(result.stats, adjoint=used))
     penalties: dict[str, Tensor] = {}
     if beside is not None:
         result, penalties = separated(result, beside)
@@ -159,6 +146,24 @@ def integrate(
     if x is x0:  # where no step counts, or one that changes nothing: the caller's own stays theirs
         x = x.clone()
     return Solution(x, result.stats, t, xs, penalties, result.status, counted.counter, counted.nfe)
+
+
+def solve_by_steps(problem: Problem, adjoint: Adjoint, memory_limit: int | None) -> Result:
+    """The solve, with the gradient of its steps as `adjoint` says, but for `"continuous"`."""
+    if not torch.is_grad_enabled():
+        return problem.solve(ADJOINTS["direct"])
+    if memory_limit is not None:
+        return checkpoint_within(problem, memory_limit).differentiated("checkpoint")
+    if adjoint == "direct":
+        return problem.solve(ADJOINTS["direct"]).differentiated("direct")
+    solver, room = problem.solver, Room.of(problem.x0) if adjoint == "auto" else None
+    if type(solver) is EmbeddedRungeKutta and solver.pair.is_fsal:
+        result = replace(problem, solver=CheckpointedPair(solver, room)).solve(
+            lambda step, x, carry: step(x, carry)
+        )
+    else:
+        result = problem.solve(room.differentiate if room else ADJOINTS["checkpoint"])
+    return result.differentiated("direct" if room and room.lasts else "checkpoint")
 
 
 def _is_planned(x0: Tensor, solver: AbstractSolver, adjoint: Adjoint) -> bool:

@@ -4,7 +4,7 @@ Steps, their acceptance, and the states that are asked for.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -128,12 +128,17 @@ class Result(NamedTuple):
         """With states of a type; as it is where they have it."""
         return self._replace(found=[x.to(dtype) for x in self.found], x=self.x.to(dtype))
 
+    def differentiated(self, adjoint: str) -> "Result":
+        """Its stats say how it will be differentiated."""
+        return self._replace(stats=replace(self.stats, adjoint=adjoint))
+
 
 @dataclass(frozen=True)
 class Problem:
     """From `x0` at `stops[0]` through the rising output times `stops`.
 
-    Options as in `integrate`. `ends`: an adaptive step ends at each output time.
+    Options as in `integrate`. `ends`: an adaptive step ends at each output time. `steps`: what
+    proposes the steps, by what the method's `start` gave, in place of those options.
     """
 
     term: CountedTerm
@@ -145,6 +150,8 @@ class Problem:
     first_step: float | None = field(default=None, kw_only=True)
     max_steps: int | None = field(default=None, kw_only=True)
     max_nfe: int | None = field(default=None, kw_only=True)
+    steps: Callable[[Carry], AbstractStepControl] | None = field(default=None, kw_only=True)
+    callbacks: Callbacks = field(default=Callbacks(), kw_only=True)
 
     def solve(
         self, differentiate: Differentiate, *, x0: Tensor | None = None,
@@ -157,13 +164,16 @@ class Problem:
         control = self.control(x0, carry)
         found, x = run_steps(
             self.term, x0, self.stops, solver=self.solver, control=control, carry=carry,
-            differentiate=differentiate, max_nfe=self.max_nfe, callbacks=callbacks,
+            differentiate=differentiate, max_nfe=self.max_nfe,
+            callbacks=callbacks or self.callbacks,
         )  # fmt: skip
         stats = Stats(self.term.nfe - before, control.accepted, control.rejected)
         return Result(found, x, control.t, stats, control.status)
 
     def control(self, x0: Tensor, carry: Carry) -> AbstractStepControl:
         """What proposes the steps; of adaptive ones it chooses the first, by an evaluation of f."""
+        if self.steps is not None:
+            return self.steps(carry)
         start = self.stops[0]
         if not isinstance(self.solver, AbstractAdaptiveSolver):
             takes_steps = len(self.stops) > 1

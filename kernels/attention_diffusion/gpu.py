@@ -53,7 +53,6 @@ from grand_fast.kernels.gpu.attention.normalizer import (
     write_norm,
 )
 from grand_fast.kernels.gpu.attention.scores import KernelWeighting, kernel_weighting, load_top
-from grand_fast.kernels.gpu.attention.weight_gradient import LANE_COLUMNS
 from grand_fast.kernels.gpu.attention.weighted_sum import sweep_once, weighted_sum
 from grand_fast.kernels.gpu.diffusion import (
     Field,
@@ -64,6 +63,7 @@ from grand_fast.kernels.gpu.diffusion import (
 )
 from grand_fast.kernels.gpu.pieces import launcher
 from grand_fast.kernels.gpu.sizes import (
+    LANE_COLUMNS,
     edges,
     head_lanes,
     head_sizes,

@@ -26,15 +26,13 @@ from torch import Tensor
 from grand_fast.kernels.csr import Csr, in_slots, in_view
 from grand_fast.kernels.gpu.attention.backward_far_side import all_scores, join_rows
 from grand_fast.kernels.gpu.attention.normalizer import (
-    join_groups,
     join_norm,
     load_norm,
-    no_scores,
     norm_of,
-    online,
     store_norm,
     store_part,
 )
+from grand_fast.kernels.gpu.attention.online_softmax import join_heads, no_scores, online_heads
 from grand_fast.kernels.gpu.attention.scores import (
     kernel_weighting,
     load_top,
@@ -86,19 +84,8 @@ def _edge_softmax_fwd_norm_kernel(
     m, l = no_scores(weighting, sizes)  # noqa: E741
     for e in range(0, count, sizes.BLOCK_E * sizes.BLOCK_G):
         s = load_table(s_ptr, beg, e + offs_e, count, sizes)
-        new_m = ()
-        new_l = ()
-        for g in tl.static_range(sizes.N_H):
-            m_g, l_g, _, _ = online(m[g], l[g], s[g], e + offs_e < count, weighting, top)
-            new_m = new_m + (m_g,)
-            new_l = new_l + (l_g,)
-        m, l = new_m, new_l  # noqa: E741
-    largest = ()
-    total = ()
-    for g in tl.static_range(sizes.N_H):
-        m_g, l_g, _ = join_groups(m[g], l[g])
-        largest = largest + (m_g,)
-        total = total + (l_g,)
+        m, l, _, _ = online_heads(m, l, s, e + offs_e < count, weighting, top)  # noqa: E741
+    largest, total, _ = join_heads(m, l)
     if pid_p < n_split:
         store_part(part_ptr, pid_p, largest, total, False, sizes)
     else:

@@ -13,6 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
+# A lane reads 128 bits of float32 at once. With 128 bits of a half type, half the lanes would read
+# a row, each with twice the registers: fewer warps, slower where two tables are gathered.
+LANE_COLUMNS = 4
 _WARP_COLUMNS = 512  # a wider row is shared by more warps, at the price of a barrier a turn
 
 
@@ -21,7 +24,7 @@ class Sizes(dict[str, int]):
 
     BLOCK_E, BLOCK_G: edges of a turn, see `edges`.
     H, d_k; BLOCK_H, BLOCK_K, BLOCK_A, VEC_A, N_A, N_H: of q and k, see `head_sizes`.
-    d; BLOCK_D, VEC_D, N_D: of x, see `value_sizes`.
+    d; BLOCK_D, VEC_D, N_D: of x, see `value_sizes`; or of a mean over heads, see `product_sizes`.
 
     Made once by functions that keep them: a launch looks its kernel up by their hash.
     """
@@ -121,3 +124,23 @@ def score_sizes(
     most = load_columns(dtype)
     sizes = head_sizes(h, d_k, head_lanes(h, d_k, most), most)
     return edges(sizes, values, scalars=sizes["BLOCK_H"] if per_head else 1)
+
+
+@lru_cache(maxsize=256)
+def product_sizes(
+    h: int, d: int, d_k: int, values: int, *, per_head: bool = False
+) -> dict[str, Any]:
+    """Of a kernel that gathers keys of `d_k` columns a head, and values of `d`: `x_sizes`.
+
+    Both are padded alike: where lanes hold other columns of the one than of the other, Triton 3.7
+    takes products of weights and rows through shared memory. The mean over heads of values is a row
+    of `d` columns. `values` and `per_head` as in `score_sizes`.
+    """
+    width = max(d, d_k)
+    sizes = head_sizes(h, width, head_lanes(h, width, LANE_COLUMNS), LANE_COLUMNS)
+    mean = {"d": d, "BLOCK_D": sizes["BLOCK_A"] // sizes["BLOCK_H"], "VEC_D": sizes["VEC_A"]}
+    mean["N_D"] = sizes["N_A"] // sizes["N_H"]
+    both = sizes | {"N_D": sizes["N_A"], "VEC_D": sizes["VEC_A"]}
+    options = edges(both, values, scalars=sizes["BLOCK_H"] if per_head else 1)
+    of_k = Sizes(options["sizes"], d_k=d_k)
+    return options | {"sizes": of_k, "x_sizes": Sizes(of_k, d_k=d, **mean)}

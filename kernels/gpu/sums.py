@@ -44,6 +44,19 @@ def scaled(x, factor):
 
 
 @triton.jit
+def mean_over_heads(y, sizes: tl.constexpr):
+    """The mean of the heads of a row in N_A chunks, in N_D of [BLOCK_D]."""
+    mean = ()
+    for c in tl.static_range(sizes.N_D):
+        total = y[c]
+        for g in tl.static_range(1, sizes.N_H):
+            total += y[g * sizes.N_D + c]
+        total = tl.sum(tl.reshape(total, [sizes.BLOCK_H, sizes.BLOCK_D]), 0)
+        mean = mean + (total / sizes.H,)
+    return mean
+
+
+@triton.jit
 def by_head(a, BLOCK_H: tl.constexpr):
     """[BLOCK_E, BLOCK_G, BLOCK_H · columns] → [BLOCK_E, BLOCK_G, BLOCK_H, columns]."""
     return tl.reshape(a, [a.shape[0], a.shape[1], BLOCK_H, a.shape[2] // BLOCK_H])
@@ -79,6 +92,19 @@ def head_dot(a, b, sizes: tl.constexpr):
             product += a[g * chunks + c] * b[g * chunks + c]
         s = s + (tl.sum(by_head(product, sizes.BLOCK_H), 3),)
     return s
+
+
+@triton.jit
+def times_heads(sums, factors):
+    """Chunks [BLOCK_G, columns] times the factors of their heads, groups of [BLOCK_G, BLOCK_H]."""
+    chunks: tl.constexpr = len(sums) // len(factors)
+    heads: tl.constexpr = factors[0].shape[1]
+    new = ()
+    for c in tl.static_range(len(sums)):
+        x = tl.reshape(sums[c], [sums[c].shape[0], heads, sums[c].shape[1] // heads])
+        x *= factors[c // chunks][:, :, None]
+        new = new + (tl.reshape(x, sums[c].shape),)
+    return new
 
 
 @triton.jit

@@ -167,12 +167,13 @@ def store_per_head(rows, numbers, mask_e, sizes: tl.constexpr):
 
 
 @triton.jit
-def words_of(table_ptr, stride: tl.constexpr, VEC: tl.constexpr):
+def words_of(table_ptr, stride: tl.constexpr, width: tl.constexpr, VEC: tl.constexpr):
     """A table of bfloat16 as one of 32-bit words, where lanes read whole ones; others as they are.
 
     Unpacked by hand, a pair takes two instructions; by the compiler's conversions, three.
     """
-    if table_ptr.dtype.element_ty == tl.bfloat16 and VEC % 2 == 0 and stride % 2 == 0:
+    is_even: tl.constexpr = VEC % 2 == 0 and stride % 2 == 0 and width % 2 == 0
+    if table_ptr.dtype.element_ty == tl.bfloat16 and is_even:
         table_ptr = table_ptr.to(tl.pointer_type(tl.uint32))
     return table_ptr
 
@@ -195,7 +196,10 @@ def gather_rows(
     kind: tl.constexpr, table_ptr, index, mask_e, stride: tl.constexpr, sizes: tl.constexpr
 ):
     """Rows of a table of a kind of `row_columns`, in chunks."""
-    words = words_of(table_ptr, stride, sizes.VEC_D if kind == "values" else sizes.VEC_A)
+    if kind == "values":
+        words = words_of(table_ptr, stride, sizes.d, sizes.VEC_D)
+    else:
+        words = words_of(table_ptr, stride, sizes.d_k, sizes.VEC_A)
     per: tl.constexpr = 2 if words.dtype.element_ty == tl.uint32 else 1  # columns of a word
     x = ()
     for c in tl.static_range(sizes.N_D if kind == "values" else sizes.N_A):
@@ -205,9 +209,62 @@ def gather_rows(
 
 
 @triton.jit
+def add_edge_rows(far, own, table_ptr, slot, mask_e, view, sizes: tl.constexpr):
+    """Rows at the far ends of edges and the own, with those of a table of edges, if there is one.
+
+    It belongs to senders, which are the far ends in the view of `A` itself, without `view.slot`.
+    """
+    if table_ptr is not None:
+        rows = gather_rows("heads", table_ptr, slot, mask_e, sizes.H * sizes.d_k, sizes)
+        if view.slot is None:
+            far = added(far, rows)
+        else:
+            own = added(own, rows)
+    return far, own
+
+
+@triton.jit
+def added(x, y):
+    """Sums of chunks."""
+    z = ()
+    for c in tl.static_range(len(y)):
+        z = z + (x[c] + y[c],)
+    return z
+
+
+@triton.jit
+def store_edge_rows(table_ptr, p, far, own, factor, slot, mask_e, view, sizes: tl.constexpr):
+    """Write factor · p x of edges, x the row of the receiver, p as in `add_weighted`."""
+    chunks: tl.constexpr = sizes.N_A // sizes.N_H
+    for c in tl.static_range(sizes.N_A):
+        offs, mask = row_columns("heads", c, sizes)
+        if view.slot is None:
+            x = own[c][None, None, :]
+        else:
+            x = far[c]
+        x = tl.reshape(x, [x.shape[0], x.shape[1], sizes.BLOCK_H, sizes.BLOCK_A // sizes.BLOCK_H])
+        px = (factor * p[c // chunks])[:, :, :, None] * x
+        px = tl.reshape(px, [px.shape[0], px.shape[1], offs.shape[0], offs.shape[1]])
+        at = table_ptr + slot[:, :, None, None].to(tl.int64) * (sizes.H * sizes.d_k) + offs
+        tl.store(at, px.to(table_ptr.dtype.element_ty), mask=mask_e[:, :, None, None] & mask)
+
+
+@triton.jit
 def store_row(kind: tl.constexpr, row_ptr, x, sizes: tl.constexpr):
     """Write a row of a kind of `row_columns`, given in chunks."""
     for c in tl.static_range(len(x)):
         offs, mask = row_columns(kind, c, sizes)
         x_c = tl.reshape(x[c], offs.shape).to(row_ptr.dtype.element_ty)
         tl.store(row_ptr + offs, x_c, mask=mask)
+
+
+@triton.jit
+def store_piece(
+    kind: tl.constexpr, table_ptr, part_ptr, x, row, pid_p, n_split, sizes: tl.constexpr
+):  # fmt: skip
+    """Write a row of a table whose rows are of a kind, or what is known of it from a piece."""
+    width: tl.constexpr = sizes.d if kind == "values" else sizes.H * sizes.d_k
+    if pid_p < n_split:
+        store_row(kind, part_ptr + pid_p * width, x, sizes)
+    else:
+        store_row(kind, table_ptr + row * width, x, sizes)

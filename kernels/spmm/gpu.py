@@ -34,7 +34,7 @@ from grand_fast.kernels.gpu.tiles import (
     load_row,
     load_slots,
     store_per_head,
-    store_row,
+    store_piece,
 )
 
 # Of a gathered tile, per lane: bytes in flight against registers, as in csr_diffusion.
@@ -65,11 +65,7 @@ def _spmm_fwd_kernel(
         slot = load_slots(view, beg, e + offs_e, mask_e)
         rows = a_ptr + slot[:, :, None].to(tl.int64) * sizes.H
         sums = add_weighted(sums, gather_per_head(rows, 0, mask_e, 0.0, sizes), x)
-    y = join_lanes(sums)
-    if pid_p < n_split:
-        store_row("heads", part_ptr + pid_p * (sizes.H * sizes.d_k), y, sizes)
-    else:
-        store_row("heads", y_ptr + row * (sizes.H * sizes.d_k), y, sizes)
+    store_piece("heads", y_ptr, part_ptr, join_lanes(sums), row, pid_p, n_split, sizes)
 
 
 @triton.jit

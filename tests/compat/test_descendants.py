@@ -129,3 +129,29 @@ def test_events_are_torchdiffeqs():
         )
     assert abs(float(found.detach()) - 0.6931) < 1e-3
     assert patch.report.left == {("torchdiffeq.odeint", "it looks for an event"): 1}
+
+
+@pytest.mark.parametrize("name", ["odeint", "odeint_adjoint"])
+def test_what_torchdiffeq_answers_is_reported_as_left(name):
+    import torchdiffeq
+
+    t, x = torch.tensor([0.0, 1.0], dtype=F64), torch.ones(1, dtype=F64)
+    of_adjoint = {"adjoint_params": (), "adjoint_method": "dopri8"}
+    cases = [
+        ("`step_t` is given", x, t, {"options": {"step_t": t[1:] / 2}}),
+        ("`perturb` is given", x, t, {"method": "rk4", "options": {"perturb": True}}),
+        ("`t` requires a gradient", x, t.clone().requires_grad_(), {}),
+        ("`y0` is complex", x + 0j, t, {}),
+    ]
+    if name == "odeint_adjoint":
+        cases += [("adjoint_method 'dopri8' is torchdiffeq's own", x, t, of_adjoint)]
+    for reason, y0, times, call in cases:
+        call = {"adjoint_params": (), **call} if name == "odeint_adjoint" else call
+        want = getattr(torchdiffeq, name)(lambda t, x: -x, y0, times, **call)
+        with gf.compat.patch() as patch:
+            got = getattr(torchdiffeq, name)(lambda t, x: -x, y0, times, **call)
+        assert_close(
+            "states", torch.view_as_real(got + 0j), torch.view_as_real(want + 0j), tolerance=1e-12
+        )
+        assert f"torchdiffeq.{name}" not in patch.report.used
+        assert patch.report.left == {(f"torchdiffeq.{name}", reason): 1}

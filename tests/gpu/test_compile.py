@@ -20,7 +20,7 @@ if INTERPRETED:
 from bench.core.problem import PAPER_SHAPES
 from bench.gpu_report.compile import TARGETS, compile_launch, record, resources
 from bench.gpu_report.launches import every_launch, passes
-from grand_fast.kernels.gpu.attention.weight_gradient import LANE_COLUMNS
+from grand_fast.kernels.gpu.sizes import LANE_COLUMNS
 from grand_fast.testing import random_graph
 
 from ._cases import CASES
@@ -70,11 +70,11 @@ def test_compiles_without_spills_or_float_atomics(arch, shape, dtype):
         tables = [launch.arguments.get(f"stride_{t}_n", 0) for t in ("x", "q", "k", "df")]
         # The pass that finds norm has the tiles of the forward that uses it.
         is_forward = launch.name == "_edge_attention_fwd_norm_kernel"
-        is_diffusion = launch.name.startswith("_attention_diffusion") or is_forward
-        is_diffusion |= launch.arguments.get("source") == "state"
+        gathers_both = launch.name.startswith(("_attention_diffusion", "_attention_product"))
+        gathers_both |= is_forward or launch.arguments.get("x_sizes") is not None
         if is_forward and shape.channels % LANE_COLUMNS:
             continue  # whose rows of x may begin anywhere
-        reads = LANE_COLUMNS if is_diffusion else 16
+        reads = LANE_COLUMNS if gathers_both else 16
         # The sizes are for 32 lanes: AMD's 64 share some rows 8 bytes each, still 512 a load.
         is_wide = min(reads * dtype.itemsize, 16) == 16 and TARGETS[arch].warp_size == 32
         if is_wide and any(tables) and all(s * dtype.itemsize % 16 == 0 for s in tables):

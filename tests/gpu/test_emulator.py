@@ -18,6 +18,8 @@ if INTERPRETED:
 from grand_fast import Graph
 from grand_fast.kernels.attention_diffusion import gpu as attention_diffusion
 from grand_fast.kernels.attention_diffusion import reference as attention_diffusion_reference
+from grand_fast.kernels.attention_product import gpu as attention_product
+from grand_fast.kernels.attention_product.reference import attention_product_fwd
 from grand_fast.kernels.csr_diffusion import gpu as csr_diffusion
 from grand_fast.kernels.csr_diffusion import reference as csr_diffusion_reference
 from grand_fast.kernels.edge_attention import gpu as edge_attention
@@ -141,6 +143,43 @@ def test_edge_attention(shape, dtype, arch):
     )
     dq, dk = grad(a, list(leaves.values()), da.double())
     _check(got, {"a": a, "norm": norm, "dq": dq, "dk": dk})
+
+
+_BY_SENDER = Weighting(0.5, normalize="sender")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mean_heads", "weighting", "dtype", "arch"),
+    [((4, 64, 16), True, None, torch.float32, "sm_80"),  # H, d, d_k: heads in groups
+     ((1, 130, 3), False, _BY_SENDER, torch.bfloat16, "sm_90")],  # a head in chunks
+    ids=str,
+)  # fmt: skip
+def test_attention_product(sizes, mean_heads, weighting, dtype, arch):
+    graph, (h, d, d_k) = make_graph((0, 13, 34, 3), busy=0.9), sizes
+    csr, csr_t = cut_views(graph)
+    n, e = graph.num_nodes, graph.num_edges
+    shapes = {"v": (n, h, d), "q": (n, h, d_k), "k": (n, h, d_k), "edge_key": (e, h, d_k)}
+    shapes |= {"edge_value": (e, h, d), "dy": (n, d) if mean_heads else (n, h, d)}
+    t = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    dy, v, q, k = (t.pop(name) for name in ("dy", "v", "q", "k"))
+    of = {"weighting": weighting, "csr": csr, "csr_t": csr_t, **t}
+    got = {}
+    with emulated(arch) as launches:
+        got["y"], got["norm"] = attention_product.attention_product_fwd(
+            v, q, k, mean_heads=mean_heads, **of
+        )
+        grads = attention_product.attention_product_bwd(
+            dy, v, q, k=k, norm=got["norm"], **of, needs_dv=True, needs_dqk=True,
+            needs_dedge_key=True, needs_dedge_value=True,
+        )  # fmt: skip
+    assert any("join" in launch.kernel for launch in launches)
+    leaves = _leaves(v=v, q=q, k=k, **t)
+    y, norm = attention_product_fwd(
+        **leaves, weighting=weighting, mean_heads=mean_heads, csr=graph.csr()
+    )
+    want = grad(y, list(leaves.values()), dy.double())
+    _check(got, {"y": y, "norm": norm})
+    _check(grads._asdict(), {f"d{name}": dx for name, dx in zip(leaves, want, strict=True)})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ if not INTERPRETED:
     skip_module(__file__)
 
 from grand_fast.kernels.gpu import pieces
-from grand_fast.ops import ExpKernel, attention_diffusion, edge_attention
+from grand_fast.ops import ExpKernel, attention_diffusion, attention_product, edge_attention
 from grand_fast.testing import assert_close, random_graph
 
 from ._compiled import PIECE_EDGES, make_graph
@@ -105,6 +105,23 @@ def test_edge_attention(case):
     inputs = _inputs(graph, case)
     del inputs["x"], inputs["alpha"]
     _compare(edge_attention, graph, inputs, case, mean_heads=mean_heads)
+
+
+@pytest.mark.parametrize(
+    ("case", "tables"),
+    [(CASES[0], ("edge_key", "edge_value")), (CASES[6], ("edge_value",))],
+    ids=["sender-key-value", "gat-squareplus-value"],
+)
+def test_attention_product(case, tables):
+    graph, d = _graph(case), 5
+    inputs = _inputs(graph, case)
+    n, h, d_k = inputs["q"].shape
+    del inputs["x"], inputs["alpha"]
+    inputs["values"] = torch.randn(n, h, d)
+    for name in tables:
+        inputs[name] = torch.randn(graph.num_edges, h, d_k if name == "edge_key" else d)
+    reduce = "cat" if CASES.index(case) else "mean"
+    _compare(attention_product, graph, inputs, case, reduce=reduce)
 
 
 def _with_state_added(x, **others):

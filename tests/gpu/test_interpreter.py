@@ -23,6 +23,7 @@ from grand_fast.kernels.edge_attention.gpu import edge_attention_fwd
 from grand_fast.kernels.gpu import pieces
 from grand_fast.ops import (
     attention_diffusion,
+    attention_product,
     csr_diffusion,
     edge_attention,
     edge_softmax,
@@ -83,6 +84,9 @@ def _run(operator, graph, inputs, backend, dtype=None, needs=None):
         out = csr_diffusion(graph=graph, backend=backend, **leaves)
     elif operator == "attention_diffusion":
         out = attention_diffusion(graph=graph, backend=backend, **leaves)
+    elif operator.startswith("attention_product"):
+        reduce = operator.rpartition("_")[2]
+        out = attention_product(graph=graph, reduce=reduce, backend=backend, **leaves)
     else:
         mean = operator == "edge_attention_mean"
         out = edge_attention(graph=graph, mean_heads=mean, backend=backend, **leaves)
@@ -120,6 +124,30 @@ EACH = [
 def test_against_float64(operator, kind, sizes):
     graph = _graph(kind)
     _compare(operator, graph, _inputs(operator, graph, *sizes))
+
+
+KEY, VALUE = "edge_key", "edge_value"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "reduce", "tables", "dtype", "needs"),
+    [
+        ("hub", SIZES[0], "mean", (KEY, VALUE), torch.float32, None),
+        ("empty_rows", SIZES[1], "cat", (VALUE,), torch.bfloat16, None),
+        ("single", SIZES[3], "mean", (KEY,), torch.float32, {"q", KEY}),
+        ("empty_rows", SIZES[4], "cat", (KEY, VALUE), torch.float32, {"values", VALUE}),
+        ("no_edges", SIZES[2], "mean", (KEY,), torch.float32, None),
+        ("empty", SIZES[1], "mean", (VALUE,), torch.float32, None),
+    ],
+    ids=str,
+)
+def test_attention_product(kind, sizes, reduce, tables, dtype, needs):
+    graph, (d, h, d_k) = _graph(kind), sizes
+    n, e = graph.num_nodes, graph.num_edges
+    shapes = {"values": (n, h, d), "q": (n, h, d_k), "k": (n, h, d_k)}
+    shapes |= {name: (e, h, d_k if name == KEY else d) for name in tables}
+    inputs = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    _compare(f"attention_product_{reduce}", graph, inputs, needs)
 
 
 @pytest.mark.parametrize(

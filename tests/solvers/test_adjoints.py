@@ -78,10 +78,19 @@ def test_a_limit_too_small_names_the_least():
     gradients(f, x0, method="rk4", memory_limit=least)
 
 
-def test_times_between_steps_need_no_limit():
-    f, x0 = field(), torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(ValueError, match="`memory_limit` must come with `times`"):
-        gradients(f, x0, times=[0.15, 3.2], method="rk4", memory_limit=10**9)
+@pytest.mark.parametrize("method", [*METHODS, "adaptive_heun", "explicit_adams"])
+@pytest.mark.parametrize(
+    "times", [[0.05, 0.15, 0.17, 3.17], [0.01, 0.02]], ids=["many", "first step"]
+)
+def test_a_limit_where_steps_pass_the_times(method, times):
+    f, x0 = field(), torch.randn(50, 4, dtype=torch.float64, requires_grad=True)
+    options = {"T": 3.2, "times": times, "method": method, "end": "interp"}
+    want, want_grads = gradients(f, x0, adjoint="direct", **options)
+    got, got_grads = gradients(f, x0, adjoint="checkpoint", memory_limit=200_000, **options)
+    assert_close("xs", got.xs, want.xs, tolerance=1e-12)
+    assert got.stats == want.stats
+    for name, g, w in zip(("x0", "weight", "bias"), got_grads, want_grads, strict=True):
+        assert_close(name, g, w, tolerance=1e-12)
 
 
 def kept_bytes(solve):

@@ -139,6 +139,7 @@ import grand_fast as gf
 
 torchdiffeq.odeint, torchdiffeq.odeint_adjoint = gf.odeint, gf.odeint_adjoint
 torchdiffeq._impl.odeint, torchdiffeq._impl.odeint_adjoint = gf.odeint, gf.odeint_adjoint
+torchdiffeq.odeint_event, torchdiffeq.odeint_dense = gf.odeint_event, gf.odeint_dense
 f = lambda t, y: -y
 y0 = torch.ones(2, dtype=torch.float64)
 t = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -163,7 +164,13 @@ for solve in (torchdiffeq.odeint, torchdiffeq.odeint_adjoint):
     times = t.clone().requires_grad_()
     (dt,) = torch.autograd.grad(solve(f, y0.detach(), times, **more)[-1].sum(), times)
     assert abs(float(dt[1]) + 2 * math.exp(-1)) < 1e-5
+    when, _ = torchdiffeq.odeint_event(
+        f, y0.detach(), t[0], event_fn=lambda t, y: y[0] - 0.5, odeint_interface=solve, **more
+    )
+    assert abs(float(when) - math.log(2)) < 1e-5
     more = {"adjoint_params": ()}
+for start in (y0.detach(), y0.detach() + 0j):
+    assert abs(torchdiffeq.odeint_dense(f, start, *t)(t[1] / 2)[0] - math.exp(-0.5)) < 1e-5
 print("fine")
 """
 

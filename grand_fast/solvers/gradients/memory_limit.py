@@ -6,7 +6,9 @@ With s states and each step run at most r times beside the first, C(s + r, s) st
 Reference: Griewank, Walther, Algorithm 799: revolve (2000).
 """
 
+from bisect import bisect
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from math import comb
 from typing import Any
@@ -20,7 +22,7 @@ from grand_fast.solvers.gradients.checkpoint import Take, run_again
 from grand_fast.solvers.gradients.room import Saved
 from grand_fast.solvers.solution import Stats, Status
 from grand_fast.solvers.solver import Carry
-from grand_fast.solvers.time_loop import Callbacks, Problem, Result
+from grand_fast.solvers.time_loop import Problem, Result
 
 # Measured with GRAND-nl, whose operator projects queries and keys again: 10 to 12, of which some is
 # memory that is kept for the next result.
@@ -89,19 +91,20 @@ def kept_bytes(step: Take, state: State) -> int:
     return saved.bytes
 
 
-def states_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int:
+def states_within(limit: int, work: int, size: int, parts: Sequence[int], more: int = 0) -> int:
     """States that each part of a solve may keep beside its first, all within `limit` bytes.
 
     work:  bytes that the backward of a step takes.
     size:  of a state.
     parts: steps of each part between output times, whose states stay whatever happens.
+    more:  states that stay beside those.
 
     Raises:
         ValueError: too few fit; the least limit.
     """
-    given_out, longer = len(parts) - 1, sum(steps > 1 for steps in parts)
+    given_out, longer = len(parts) - 1 + more, sum(steps > 1 for steps in parts)
     states = (limit - work) // max(1, size) - given_out
-    wanted = longer * least_states(max(parts))
+    wanted = longer * least_states(max(parts, default=0))
     if states < wanted:
         least = work + (given_out + wanted) * size
         raise OptionValueError(
@@ -114,27 +117,38 @@ def states_within(limit: int, work: int, size: int, parts: Sequence[int]) -> int
 def checkpoint_within(problem: Problem, limit: int) -> Result:
     """The solve with at most `limit` bytes kept for backward.
 
-    A dry run without a graph comes first. Every output time must end a step.
+    A dry run without a graph comes first. A state between the ends of a step is computed by that
+    step once more.
     """
     stats, status, reached, ends, size, work = _dry_run(problem)
     index = {t: i for i, t in enumerate(ends)}
-    if not set(reached) <= index.keys():
-        raise ValueError(
-            "integrate: `memory_limit` must come with `times` at the ends of steps, got others. "
-            "Use end='clamp', or times that are multiples of step_size."
-        )
-    # After a failure the last state that counts is no output, and differentiable all the same.
-    parts = list(pairwise(sorted({*reached, ends[-1]})))
+    # The last end of a step before each time that is none
+    before = {t: ends[bisect(ends, t) - 1] for t in reached if t not in index}
+    stays = {before.get(t, t) for t in reached}
+    if status is not Status.SUCCESS:
+        # The last state that counts is no output, and differentiable all the same.
+        stays.add(ends[-1])
+    parts = list(pairwise(sorted(stays)))
     lengths = [index[end] - index[begin] for begin, end in parts]
-    states = states_within(limit, work, size, lengths) if parts else 0
-    x = problem.x0
-    at = {reached[0]: x}
-    carry = problem.solver.start(problem.term, reached[0], x)
+    states = states_within(limit, work, size, lengths, len(before))
+    state: State = problem.x0, problem.solver.start(problem.term, reached[0], problem.x0)
+    at = {reached[0]: state}
     advance = [_advance(problem, t, end - t) for t, end in pairwise(ends)]
     for begin, end in parts:
-        x, carry = run(advance[index[begin] : index[end]], (x, carry), states)
-        at[end] = x
-    return Result([at[t] for t in reached], x, ends[-1], stats, status)
+        at[end] = state = run(advance[index[begin] : index[end]], state, states)
+
+    def state_at(t: float) -> Tensor:
+        if t in index:
+            return at[t][0]
+        i = index[before[t]]
+        x, carry = at[ends[i]]
+        within: Tensor = run_again(partial(_within, problem, t, ends[i], ends[i + 1]), x, *carry)
+        return within
+
+    found = [state_at(t) for t in reached]
+    if status is not Status.SUCCESS:
+        return Result(found, state[0], ends[-1], stats, status)
+    return Result(found, found[-1], reached[-1], stats, status)
 
 
 def _dry_run(problem: Problem) -> tuple[Stats, Status, list[float], list[float], int, int]:
@@ -152,9 +166,15 @@ def _dry_run(problem: Problem) -> tuple[Stats, Status, list[float], list[float],
             steps[1:] = [(step, (x, carry))]
         return step(x, carry)
 
-    callbacks = Callbacks(accept=lambda t, x, tau: ends.append(t))
+    heard = problem.callbacks.accept
+
+    def accept(t: float, x: Tensor, tau: float) -> None:
+        ends.append(t)
+        if heard:
+            heard(t, x, tau)
+
     with torch.no_grad():
-        result = problem.solve(take, callbacks=callbacks)
+        result = problem.solve(take, callbacks=problem.callbacks._replace(accept=accept))
     size = max((state_bytes(state) for _, state in steps), default=0)
     # While a step is differentiated its result, its gradients in and out, the state that runs on
     # to it, and what the operators work with are there as well.
@@ -169,3 +189,12 @@ def _advance(problem: Problem, t: float, tau: float) -> Advance:
         return step.x, step.carry
 
     return advance
+
+
+def _within(
+    problem: Problem, t: float, start: float, end: float, x: Tensor, *carry: Tensor
+) -> Tensor:
+    """The state at `t`, within the step from `start` to `end`."""
+    tau = end - start
+    step = problem.solver.step(problem.term, start, x, tau, carry)
+    return problem.solver.interpolate(x, step, tau, (t - start) / tau)

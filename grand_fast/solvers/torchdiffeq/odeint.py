@@ -1,23 +1,24 @@
-"""`odeint`: torchdiffeq's front door to the solvers."""
+"""`odeint` and its companions: torchdiffeq's front door to the solvers."""
 
 from collections.abc import Callable, Mapping
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grand_fast.solvers.half_precision import are_too_many
-from grand_fast.solvers.tolerances import attainable_by_slopes, default_tolerances, is_narrow
+from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.torchdiffeq import package
-from grand_fast.solvers.torchdiffeq.problem import State, Tolerance, pose, split
-from grand_fast.solvers.torchdiffeq.solves import (
-    IMPLICIT,
-    PAIRS,
-    RUNGE_KUTTA,
-    solve_by_error,
-    solve_on_a_grid,
+from grand_fast.solvers.torchdiffeq.calls import (
+    StepsAdjoint,
+    check_options,
+    odeint_as,
+    prepared,
+    shared,
+    with_defaults,
 )
+from grand_fast.solvers.torchdiffeq.events import DenseOutput
+from grand_fast.solvers.torchdiffeq.problem import State, Tolerance, pose
+from grand_fast.solvers.torchdiffeq.solves import How
 
 
 def odeint(
@@ -27,9 +28,11 @@ def odeint(
     *,
     rtol: Tolerance | None = None,
     atol: Tolerance | None = None,
-    method: str | None = None,
+    method: str | AbstractSolver | None = None,
     options: Mapping[str, object] | None = None,
     event_fn: Callable[..., Tensor] | None = None,
+    adjoint: StepsAdjoint = "direct",
+    memory_limit: int | None = None,
 ) -> State | tuple[Tensor, State]:
     """Integrate `dy/dt = func(t, y)` from `y(t[0]) = y0`, as `torchdiffeq.odeint` does.
 
@@ -45,12 +48,19 @@ def odeint(
             and what such a type cannot attain is raised, with a warning.
         method: `"dopri5"` (None), `"bosh3"`, `"adaptive_heun"`, `"euler"`, `"midpoint"`, `"rk4"`,
             `"explicit_adams"` or `"implicit_adams"` (also `"fixed_adams"`) run on our solvers;
-            any other that torchdiffeq has, on its own.
+            any other that torchdiffeq has, on its own. Beside those, as in `integrate`:
+            `"rk4_classic"`; `"semi_implicit_euler"` and `"uniformisation"`, where `func` is a term
+            with a matrix and `t` rises; or a solver object, with the tolerances it holds.
         options: as torchdiffeq's, by name; what the method does not know is named in a warning, as
             there. What our solvers do not do (`step_t`, `jump_t`, `perturb`, a narrow `dtype`)
-            hands the call to torchdiffeq, as do `event_fn`, a complex `y0` and a `t` that requires
-            a gradient.
-        event_fn: the solve ends where it is zero; `t` holds its start and a later time.
+            hands the call to torchdiffeq, as do a complex `y0` and a `t` that requires a gradient.
+        event_fn: function of `(t, y)`; the solve ends where it is zero, found by bisection to
+            `atol`. `t` holds its start and a later time. With fixed steps on torchdiffeq's solvers.
+        adjoint: `"direct"` keeps what every stage saves, `"checkpoint"` the state of each step and
+            runs the step again in backward, `"auto"` is the first while there is room, then the
+            second; see `integrate`. Their gradients agree to rounding.
+        memory_limit: bytes that checkpoints may take for backward at any time, as in `integrate`;
+            not with `"direct"` or `event_fn`.
 
     Returns:
         The states at `t`, `[times, …]`, in a tuple if `y0` is one; with `event_fn`, the time of the
@@ -59,103 +69,101 @@ def odeint(
     Raises:
         ValueError, TypeError, AssertionError: as torchdiffeq; the last where an adaptive solve
             fails, too.
+        NotImplementedError: a method that torchdiffeq lacks, checkpoints or a limit with a call
+            that our solvers hand to torchdiffeq.
 
-    Differentiable by `y0` and whatever `func` holds, through every stage.
+    Differentiable by `y0` and whatever `func` holds, through every stage; not by the time of an
+    event, for which see `odeint_event`.
     """
-    return odeint_as(
-        "odeint", func, y0, t, rtol=rtol, atol=atol, method=method, options=options,
-        event_fn=event_fn,
-    )  # fmt: skip
+    how = How(rtol, atol, method, options, adjoint, memory_limit)
+    return odeint_as("odeint", func, y0, t, how, event_fn)
 
 
-def odeint_as(
-    operator: str,
+def odeint_event(
     func: Callable[..., State],
     y0: State,
-    t: Tensor,
+    t0: Tensor,
     *,
-    rtol: Tolerance | None,
-    atol: Tolerance | None,
-    method: str | None,
-    options: Mapping[str, object] | None,
-    event_fn: Callable[..., Tensor] | None = None,
-    warns: bool = True,
-) -> State | tuple[Tensor, State]:
-    """`odeint`, under the name of the operator that the caller called.
+    event_fn: Callable[..., Tensor],
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, State]:
+    """Integrate from `y(t0) = y0` until `event_fn` is zero, as `torchdiffeq.odeint_event` does.
 
-    warns: of tolerances that are raised.
+    It is torchdiffeq's own function, which must be installed, over the solves of
+    `odeint_interface`. With e for `event_fn` and T for the time of the event, the implicit function
+    theorem gives `dT = −(∂e/∂y · dy) / (∂e/∂t + ∂e/∂y · f)`.
+
+    Args:
+        func, y0: as for `odeint`.
+        t0: scalar tensor, the start.
+        event_fn: function of `(t, y)` that returns a tensor; the first of its elements to change
+            its sign ends the solve.
+        reverse_time: integrate back in time.
+        odeint_interface: `gf.odeint`, `gf.odeint_adjoint`, or another of that signature.
+        kwargs: its further options, as `method`, `rtol`, `adjoint`.
+
+    Returns:
+        The time of the event, and the states at both ends, `[2, …]`, in a tuple if `y0` is one.
+
+    Differentiable by what `odeint_interface` is, the time of the event too.
+    Reference: Chen, Amos, Nickel 2021, Learning Neural Event Functions for Ordinary Differential
+    Equations.
     """
+    answer: tuple[Tensor, State] = package.part("odeint").odeint_event(
+        func, y0, t0, event_fn=event_fn, reverse_time=reverse_time,
+        odeint_interface=odeint_interface, **kwargs,
+    )  # fmt: skip
+    return answer
+
+
+def odeint_dense(
+    func: Callable[..., Tensor],
+    y0: Tensor,
+    t0: Tensor | float,
+    t1: Tensor | float,
+    *,
+    rtol: Tolerance | None = None,
+    atol: Tolerance | None = None,
+    method: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Callable[[Tensor | float], Tensor]:
+    """The solution between two times as a function of time, as `torchdiffeq.odeint_dense` gives.
+
+    The steps are our solver's; between their ends torchdiffeq's quartic, which must be installed.
+
+    Args:
+        func, y0, rtol, atol, options: as for `odeint`; one tensor for `y0`.
+        t0, t1: start and end.
+        method: `"dopri5"` (None), `"bosh3"` or `"adaptive_heun"`.
+
+    Returns:
+        A function of a time between `t0` and `t1`, float or scalar tensor, that gives the state
+        there, like `y0`. It keeps five states for each step.
+
+    Raises:
+        ValueError: another method; the function, for a time outside.
+        TypeError, AssertionError: as `odeint`.
+
+    Differentiable by `y0` and whatever `func` holds, and by that time. Times that fall are as the
+    caller gave them; in torchdiffeq's function they must be negated.
+    """
+    operator = "odeint_dense"
     check_options(operator, options=options)
-    rtol, atol = with_defaults(rtol, atol, y0)
-    chosen = "dopri5" if method is None else method
-    given: dict[str, Any] = dict(options or {})
-    if event_fn is not None or not _is_ours(y0, t, chosen, given):
-        theirs = package.solvers()[0]
-        answer: State | tuple[Tensor, State] = theirs(
-            func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn
-        )
-        return answer
-    given = package.known_options(operator, chosen, given)
-    if not given.pop("implicit", True):
-        chosen = "explicit_adams"
-    problem = pose(func, y0, t, operator)
-    dtype = problem.x0.dtype
-    if chosen not in RUNGE_KUTTA or are_too_many(_steps(t, given), dtype):
-        problem = problem.widened()
-    tolerances = problem.tolerance("rtol", rtol), problem.tolerance("atol", atol)
-    if is_narrow(dtype) and (chosen in PAIRS or chosen in IMPLICIT):
-        tolerances = attainable_by_slopes(operator, *tolerances, problem.x0, dtype, warns=warns)
-    solve = solve_by_error if chosen in PAIRS else solve_on_a_grid
-    xs = torch.stack(solve(problem, chosen, given, *tolerances)).to(dtype)
-    return xs if problem.shapes is None else split(xs, problem.shapes)
-
-
-def check_options(operator: str, **options: Any) -> None:
-    """Each is a mapping or None."""
-    for name, given in options.items():
-        if given is not None and not isinstance(given, Mapping):
-            got = type(given).__name__
-            raise TypeError(f"{operator}: `{name}` must be a dict or None, got {got}.")
-
-
-def _steps(t: Tensor, options: Mapping[str, Any]) -> float:
-    """About how many a grid has; by a constructor of its own nobody knows."""
-    step = options.get("step_size")
-    if isinstance(step, int | float) and step > 0:
-        return float(abs(t[-1] - t[0])) / step
-    return len(t) - 1.0
-
-
-def with_defaults(
-    rtol: Tolerance | None, atol: Tolerance | None, y0: State
-) -> tuple[Tolerance, Tolerance]:
-    """torchdiffeq's tolerances for None, or those of half types where the state has one."""
-    defaults = default_tolerances(torch.float64)
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    types = [part.dtype for part in parts if isinstance(part, Tensor)]
-    if types and is_narrow(joint := reduce(torch.promote_types, types)):
-        defaults = default_tolerances(joint)
-    return defaults[0] if rtol is None else rtol, defaults[1] if atol is None else atol
-
-
-def needs_torchdiffeq(y0: State, t: Tensor) -> bool:
-    """Whether the kind of the state or of the times is one that our solvers do not take."""
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    is_complex = any(isinstance(part, Tensor) and part.is_complex() for part in parts)
-    return is_complex or (isinstance(t, Tensor) and t.requires_grad)
-
-
-def _is_ours(y0: State, t: Tensor, method: str, options: dict[str, Any]) -> bool:
-    return (
-        not needs_torchdiffeq(y0, t)
-        and package.is_known(method)
-        and (method not in PAIRS or _is_plain_control(options))
-        and (method in PAIRS or not options.get("perturb", False))
-        and ("adams" not in method or 4 <= options.get("max_order", 12) <= 12)
-        and not any(isinstance(v, Tensor) and v.requires_grad for v in options.values())
-    )
-
-
-def _is_plain_control(options: dict[str, Any]) -> bool:
-    has_times = any(options.get(name) is not None for name in ("step_t", "jump_t"))
-    return not has_times and options.get("dtype", torch.float64) == torch.float64
+    if method not in (None, *package.BY_ERROR):
+        known = ", ".join(package.BY_ERROR)
+        raise ValueError(f"{operator}: `method` must be one of {known}, got {method!r}.")
+    if not isinstance(y0, Tensor):
+        got = type(y0).__name__
+        raise TypeError(f"{operator}: `y0` must be a Tensor, got {got}. Join them with torch.cat.")
+    dtype = t0.dtype if isinstance(t0, Tensor) else torch.float64
+    t = torch.tensor([float(t0), float(t1)], dtype=dtype)
+    how = with_defaults(How(rtol, atol, method, options), y0)
+    if package.reason_for_theirs(y0, t, method, options) is not None:
+        theirs = package.part("odeint").odeint_dense
+        solution: Callable[..., Tensor] = theirs(func, y0, t[0], t[1], **shared(how))
+        sign = -1 if t[0] > t[1] else 1
+        return lambda t: solution(sign * torch.as_tensor(t))
+    how, problem = prepared(how, pose(func, y0, t, operator))
+    return DenseOutput(problem, how)

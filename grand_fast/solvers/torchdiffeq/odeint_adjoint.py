@@ -12,10 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from grand_fast.solvers.step_control import Norm
 from grand_fast.solvers.torchdiffeq import package
-from grand_fast.solvers.torchdiffeq.odeint import (
+from grand_fast.solvers.torchdiffeq.calls import (
     check_options,
-    needs_torchdiffeq,
+    check_theirs,
     odeint_as,
+    shared,
     with_defaults,
 )
 from grand_fast.solvers.torchdiffeq.problem import (
@@ -29,6 +30,7 @@ from grand_fast.solvers.torchdiffeq.problem import (
     mixed_norm,
     split,
 )
+from grand_fast.solvers.torchdiffeq.solves import How
 
 _NAME = "odeint_adjoint"
 
@@ -56,7 +58,7 @@ def odeint_adjoint(
     `integrate` has exact ones.
 
     Args:
-        func, y0, t, rtol, atol, method, options: as for `odeint`.
+        func, y0, t, rtol, atol, method, options: as for `odeint`; methods by name.
         event_fn: as for `odeint`; hands the call to torchdiffeq, as does a complex `y0` or a `t`
             that requires a gradient.
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the second solve; by default
@@ -70,7 +72,7 @@ def odeint_adjoint(
 
     Raises:
         ValueError: `func` is no module and `adjoint_params` is None, or another `adjoint_method`
-            leaves it unclear which of `options` it takes.
+            leaves it unclear which of `options` it takes, or wants a matrix.
 
     Differentiable once, by `y0` and `adjoint_params`.
     Reference: Chen et al. 2018, Neural Ordinary Differential Equations, algorithm 1.
@@ -84,19 +86,25 @@ def odeint_adjoint(
         )
     if adjoint_params is not None:
         adjoint_params = tuple(adjoint_params)
+    _check_methods(method, adjoint_method)
     is_other = adjoint_method not in (None, method)
     if is_other and options is not None and adjoint_options is None:
         raise ValueError(
             "odeint_adjoint: `adjoint_options` must be given beside `options` where "
             "`adjoint_method` is not `method`."
         )
-    rtol, atol = with_defaults(rtol, atol, y0)
+    forward = with_defaults(How(rtol, atol, method, options), y0)
+    reason = package.reason_for_state(y0, t)
+    if event_fn is not None:
+        reason = "it looks for an event"
     # A replica's parameters are plain attributes, which torchdiffeq knows how to find.
-    if event_fn is not None or needs_torchdiffeq(y0, t) or getattr(func, "_is_replica", False):
-        theirs = package.solvers()[1]
-        answer: State | tuple[Tensor, State] = theirs(
-            func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn,
-            adjoint_rtol=adjoint_rtol, adjoint_atol=adjoint_atol, adjoint_method=adjoint_method,
+    if getattr(func, "_is_replica", False):
+        reason = "`func` is a replica"
+    if reason is not None:
+        check_theirs(_NAME, reason, forward)
+        answer: State | tuple[Tensor, State] = package.solvers()[1](
+            func, y0, t, **shared(forward), event_fn=event_fn, adjoint_rtol=adjoint_rtol,
+            adjoint_atol=adjoint_atol, adjoint_method=adjoint_method,
             adjoint_options=adjoint_options, adjoint_params=adjoint_params,
         )  # fmt: skip
         return answer
@@ -105,7 +113,6 @@ def odeint_adjoint(
     params = tuple(p for p in adjoint_params if p.requires_grad)
 
     x0, shapes = joined(y0, _NAME)
-    forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     given: dict[str, Any] = dict(options or {})
     state_norm = flat_norm(given.pop("norm", None), shapes)
     inner = given if adjoint_options is None else dict(adjoint_options)
@@ -115,15 +122,30 @@ def odeint_adjoint(
             stacklevel=2,
         )
     inner["norm"] = _adjoint_norm(inner.get("norm"), state_norm, shapes)
-    backward = {
-        "rtol": rtol if adjoint_rtol is None else adjoint_rtol,
-        "atol": atol if adjoint_atol is None else adjoint_atol,
-        "method": method if adjoint_method is None else adjoint_method,
-        "options": inner,
-    }
+    backward = How(
+        forward.rtol if adjoint_rtol is None else adjoint_rtol,
+        forward.atol if adjoint_atol is None else adjoint_atol,
+        method if adjoint_method is None else adjoint_method,
+        inner,
+    )
     solve = _Solve(func, shapes, t, forward, backward)
     xs: Tensor = _AdjointFunction.apply(solve, x0, *params)
     return xs if shapes is None else split(xs, shapes)
+
+
+def _check_methods(method: Any, adjoint_method: Any) -> None:
+    for name, value in (("method", method), ("adjoint_method", adjoint_method)):
+        if not isinstance(value, str | None):
+            raise TypeError(
+                f"{_NAME}: `{name}` must be a name or None, got {type(value).__name__}. "
+                "gf.integrate takes solvers, and has this gradient by adjoint='continuous'."
+            )
+    backward = adjoint_method or method
+    if backward in package.OF_A_MATRIX:
+        raise ValueError(
+            f"{_NAME}: `adjoint_method` must be a method for any f, as dopri5, got {backward!r}: "
+            "the adjoint equations have no matrix."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +155,8 @@ class _Solve:
     func: Func
     shapes: list[Size] | None
     t: Tensor
-    forward: dict[str, Any]
-    backward: dict[str, Any]
+    forward: How
+    backward: How
 
     def augmented(self, params: tuple[Tensor, ...]) -> Func:
         """The field of `(adjoint of t, y, a, *g)`.
@@ -172,9 +194,11 @@ class _AdjointFunction(Function):
     def forward(ctx: Any, solve: _Solve, x0: Tensor, *params: Tensor) -> Tensor:
         with torch.no_grad():
             y0 = x0 if solve.shapes is None else split(x0, solve.shapes)
-            found = cast(State, odeint_as(_NAME, solve.func, y0, solve.t, **solve.forward))
+            found = cast(State, odeint_as(_NAME, solve.func, y0, solve.t, solve.forward))
             xs = found if isinstance(found, Tensor) else _rows(found)
         ctx.solve = solve
+        # By this name torchdiffeq's users find the norm, or put another in its place
+        ctx.adjoint_options = solve.backward.options
         ctx.save_for_backward(xs, *params)
         return xs
 
@@ -188,7 +212,7 @@ class _AdjointFunction(Function):
         for i in range(len(solve.t) - 1, 0, -1):
             back = solve.t[i - 1 : i + 1].flip(0)
             found = odeint_as(
-                _NAME, field, (dt, xs[i], a, *grads), back, **solve.backward,
+                _NAME, field, (dt, xs[i], a, *grads), back, solve.backward,
                 warns=i == len(solve.t) - 1,
             )  # fmt: skip
             dt, _, a, *grads = (states[1] for states in found)

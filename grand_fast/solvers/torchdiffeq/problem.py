@@ -12,7 +12,7 @@ from torch import Size, Tensor
 from grand_fast.solvers.combination import Combination, check_field
 from grand_fast.solvers.half_precision import WideTerm
 from grand_fast.solvers.step_control import Norm, rms_norm
-from grand_fast.solvers.term import AbstractTerm
+from grand_fast.solvers.term import AbstractLinearTerm, AbstractTerm
 from grand_fast.solvers.time_loop import Callback, Callbacks
 
 State = Tensor | tuple[Tensor, ...]
@@ -155,6 +155,14 @@ class GivenTerm(AbstractTerm):
         if type(self.term).axpy is AbstractTerm.axpy:
             return super().axpy(t, x, base, tau)
         return self.term.axpy(t, x, base, tau)
+
+    def freeze(self, t: float, x: Tensor) -> AbstractLinearTerm:
+        """The term with its matrix at `x`."""
+        return self.term.freeze(t, x)
+
+    def linear(self) -> AbstractLinearTerm:
+        """The term, if its matrix is constant."""
+        return self.term.linear()
 
 
 class TensorField(AbstractTerm):

@@ -169,8 +169,7 @@ def group_pass(
     shares = _dtop_shares(inputs, work.turn.numel())
     outputs: dict[str, Any] = {"delta": delta, "norm_beside_delta": norm_beside_delta}
     outputs |= results.arguments()
-    if shares is not None:
-        outputs["dtop"] = shares.tensor
+    outputs |= {"dtop": shares.tensor} if shares else {}
     whole = kernel(writes=writes, step="whole")
     whole(work, pieces=False, scratch=scratch, **arguments, **outputs)
     dtop = None if shares is None else shares.total().sum()
@@ -184,8 +183,7 @@ def group_pass(
         delta[work.hub_rows] = sum_pieces(partial_delta, work) / sum_pieces(partial_a, work)
         shares = _dtop_shares(inputs, pieces)
         outputs = {"delta": delta} | results.piece_arguments(work)
-        if shares is not None:
-            outputs["dtop"] = shares.tensor
+        outputs |= {"dtop": shares.tensor} if shares else {}
         of_sums = kernel(writes=writes - {"dalpha"}, step="sums")
         of_sums(work, pieces=True, scratch=scratch, **arguments, **outputs)
         if dtop is not None and shares is not None:

@@ -24,16 +24,20 @@ from grand_fast.kernels.gpu.attention.scores import (
     weights,
 )
 from grand_fast.kernels.gpu.attention.weight_gradient import (
+    Product,
     add_values,
     backward_sizes,
+    backward_view,
+    no_values,
     state_arguments,
+    store_values,
     weight_gradient,
 )
-from grand_fast.kernels.gpu.diffusion import Field, join_field, store_sum
-from grand_fast.kernels.gpu.pieces import view_of
+from grand_fast.kernels.gpu.diffusion import Field, join_field
 from grand_fast.kernels.gpu.sizes import row_warps
 from grand_fast.kernels.gpu.sums import add_weighted, join, join_lanes, scaled, zeros
 from grand_fast.kernels.gpu.tiles import (
+    add_edge_rows,
     edge_offsets,
     gather_rows,
     load_columns,
@@ -42,7 +46,8 @@ from grand_fast.kernels.gpu.tiles import (
     load_scaled,
     load_slots,
     load_split,
-    store_row,
+    store_edge_rows,
+    store_piece,
     turn_columns,
 )
 from grand_fast.kernels.weighting import Upstream
@@ -67,10 +72,12 @@ def _attention_bwd_dk_kernel(
     dtop_ptr,
     part_ptr,
     field,
+    product,
     da_ptr,
     df_ptr,
     x_ptr,
     alpha_ptr,
+    edge_value_ptr,
     q_ptr,
     k_ptr,
     norm_ptr,
@@ -82,7 +89,10 @@ def _attention_bwd_dk_kernel(
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
     scale,
+    df_kind: tl.constexpr,
+    x_kind: tl.constexpr,
     source: tl.constexpr,
+    x_sizes: tl.constexpr,
     sizes: tl.constexpr,
 ):
     has_dk: tl.constexpr = dk_ptr is not None
@@ -97,25 +107,28 @@ def _attention_bwd_dk_kernel(
     if has_dk:
         if source == "state":
             x = load_scaled(x_ptr + row * stride_x_n, alpha_ptr, sizes)
+        elif x_sizes is not None:
+            x = load_row(x_kind, x_ptr + row * stride_x_n, x_sizes)
         k_sums = zeros(sizes.N_A, sizes.BLOCK_A, sizes)
         if weighting.top is not None:
             top_sums = zeros(sizes.N_H, sizes.BLOCK_H, sizes)
-    x_sums = ()
-    if field is not None:
-        x_sums = zeros(sizes.N_D, sizes.BLOCK_D, sizes)
+    x_sums = no_values(field, product, x_sizes)
     i_next = load_columns(view, beg, offs_e, count)
     for e in range(0, count, sizes.BLOCK_E * sizes.BLOCK_G):
         mask_e = e + offs_e < count
-        i, i_next = turn_columns(i_next, view, beg, e, offs_e, count, source == "state", sizes)
+        i, i_next = turn_columns(i_next, view, beg, e, offs_e, count, x_sizes is not None, sizes)
         slot = load_slots(view, beg, e + offs_e, mask_e)
         q = gather_rows("heads", q_ptr, i, mask_e, stride_q_n, sizes)
         df = ()
-        if source == "state":
-            df = gather_rows("values", df_ptr, i, mask_e, stride_df_n, sizes)
-        w, u, s = edge_scores(q, k, slot, mask_e, weighting, sizes)
+        if x_sizes is not None:
+            df = gather_rows(df_kind, df_ptr, i, mask_e, stride_df_n, x_sizes)
+        q, k_e = add_edge_rows(q, k, weighting.edge_key, slot, mask_e, view, sizes)
+        w, u, s = edge_scores(q, k_e, slot, mask_e, weighting, sizes)
         t = ()
         if has_dk:
-            t = weight_gradient(x, df, 0.0, da_ptr, slot, mask_e, source, sizes)
+            t = weight_gradient(
+                x, df, 0.0, da_ptr, edge_value_ptr, slot, mask_e, view, source, x_sizes, sizes
+            )
         shift, inverse, delta = gather_norm(norm_ptr, i, mask_e, weighting, has_dk, sizes)
         a = weights(s, shift, inverse, weighting, top)
         if has_dk:
@@ -128,7 +141,7 @@ def _attention_bwd_dk_kernel(
             k_sums = add_weighted(k_sums, du, q)
             if dw_ptr is not None:
                 dw = edge_weight_gradient(ds, u, weighting)
-                if source != "heads":
+                if source != "heads" and source != "values":
                     dw /= sizes.H
                 tl.store(dw_ptr + slot, dw.to(dw_ptr.dtype.element_ty), mask=mask_e)
             if weighting.top is not None:
@@ -136,17 +149,18 @@ def _attention_bwd_dk_kernel(
                 top_sums = ()
                 for h in tl.static_range(sizes.N_H):
                     top_sums = top_sums + (sums[h] + tl.sum(ds[h], 0),)
-        if field is not None:
-            x_sums = add_values(x_sums, a, df)
-    if field is not None:
-        ax = scaled(join_lanes(x_sums), 1 / sizes.H)
-        store_sum(field, ax, row, pid_p, n_split, sizes)
+            if product is not None and product.dedge_key is not None:
+                store_edge_rows(product.dedge_key, du, q, k, scale, slot, mask_e, view, sizes)
+        if len(x_sums) > 0:
+            x_sums = add_values(x_sums, a, df, source)
+        if product is not None and product.dedge_value is not None:
+            of_head = 1.0 if source == "values" else 1 / sizes.H
+            store_edge_rows(product.dedge_value, a, df, x, of_head, slot, mask_e, view, x_sizes)
+    if len(x_sums) > 0:
+        store_values(field, product, x_sums, row, pid_p, n_split, source, x_sizes)
     if has_dk:
         dk = scaled(join_lanes(k_sums), scale)
-        if pid_p < n_split:
-            store_row("heads", part_ptr + pid_p * (sizes.H * sizes.d_k), dk, sizes)
-        else:
-            store_row("heads", dk_ptr + row * (sizes.H * sizes.d_k), dk, sizes)
+        store_piece("heads", dk_ptr, part_ptr, dk, row, pid_p, n_split, sizes)
         if weighting.top is not None:
             tl.store(dtop_ptr + pid_p, all_scores(top_sums))
 
@@ -182,9 +196,13 @@ def far_side(
     weighting: KernelWeighting,
     csr: Csr,
     field: Field | None,
+    product: Product | None,
     needs_dedge_weight: bool,
 ) -> tuple[Float[Tensor, "N H d_k"] | None, Float[Tensor, " E"] | None, Float[Tensor, ""] | None]:
-    """dk, dedge_weight and dtop, if `norm_delta` is given; writes `field`, that of dx, if it is."""
+    """dk, dedge_weight and dtop, if `norm_delta` is given; writes `field`, that of dx, if it is.
+
+    And what `product` asks for, of which dedge_key needs `norm_delta`, too.
+    """
     work, (n, h, d_k) = csr.work, q.shape
     programs, edge_weight = work.piece_row.numel(), weighting.edge_weight
     dk = part = dw = part_top = None
@@ -199,13 +217,14 @@ def far_side(
     heads = upstream.heads_of_mean(h)
     if n:
         values = _VALUES if upstream.channels else _VALUES_OF_SCORES
-        needs_slot = upstream.da is not None or edge_weight is not None
         _attention_bwd_dk_kernel[(programs,)](
-            dk, dw, part_top, part_ptr=part, field=field, q_ptr=q, k_ptr=k, norm_ptr=norm,
-            weighting=weighting, view=view_of(csr, needs_slot=needs_slot), n_split=work.n_split,
-            stride_q_n=q.stride(0), stride_k_n=k.stride(0), scale=weighting.scale / heads,
-            **state_arguments(upstream),
-            **backward_sizes(upstream.channels, h, d_k, q.dtype, values, gathers_norm=True),
+            dk, dw, part_top, part_ptr=part, field=field, product=product, q_ptr=q, k_ptr=k,
+            norm_ptr=norm, weighting=weighting, n_split=work.n_split, stride_q_n=q.stride(0),
+            view=backward_view(csr, upstream, weighting), stride_k_n=k.stride(0),
+            scale=weighting.scale / heads, **state_arguments(upstream),
+            **backward_sizes(
+                upstream.source, upstream.channels, h, d_k, q.dtype, values, gathers_norm=True
+            ),
         )  # fmt: skip
         if field is not None:
             join_field(field, csr)

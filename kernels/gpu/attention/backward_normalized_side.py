@@ -26,16 +26,20 @@ from grand_fast.kernels.gpu.attention.scores import (
     weights,
 )
 from grand_fast.kernels.gpu.attention.weight_gradient import (
+    Product,
     add_values,
     backward_sizes,
+    backward_view,
+    no_values,
     state_arguments,
+    store_values,
     weight_gradient,
 )
-from grand_fast.kernels.gpu.diffusion import Field, join_field, store_sum
-from grand_fast.kernels.gpu.pieces import view_of
+from grand_fast.kernels.gpu.diffusion import Field, join_field
 from grand_fast.kernels.gpu.sizes import Sizes, row_warps
-from grand_fast.kernels.gpu.sums import add_weighted, join, join_lanes, row_dot, scaled, zeros
+from grand_fast.kernels.gpu.sums import add_weighted, join, join_lanes, row_dot, zeros
 from grand_fast.kernels.gpu.tiles import (
+    add_edge_rows,
     edge_offsets,
     gather_rows,
     heads_of,
@@ -137,10 +141,12 @@ def _attention_bwd_dq_kernel(
     norm_delta_ptr,
     part_ptr,
     field,
+    product,
     da_ptr,
     df_ptr,
     x_ptr,
     alpha_ptr,
+    edge_value_ptr,
     q_ptr,
     k_ptr,
     norm_ptr,
@@ -152,7 +158,10 @@ def _attention_bwd_dq_kernel(
     stride_q_n: tl.constexpr,
     stride_k_n: tl.constexpr,
     scale,
+    df_kind: tl.constexpr,
+    x_kind: tl.constexpr,
     source: tl.constexpr,
+    x_sizes: tl.constexpr,
     sizes: tl.constexpr,
 ):
     pid_p = tl.program_id(0).to(tl.int64)
@@ -167,36 +176,38 @@ def _attention_bwd_dq_kernel(
         g = load_scaled(df_ptr + row * stride_df_n, alpha_ptr, sizes)
         # After some diffusion neighbours are alike: t − t0 is small, and keeps its digits in sums.
         t0 = row_dot(g, load_row("values", x_ptr + row * stride_x_n, sizes))
+    elif x_sizes is not None:
+        g = load_row(df_kind, df_ptr + row * stride_df_n, x_sizes)
     sums = no_sums(sizes)
-    x_sums = ()
-    if field is not None:
-        x_sums = zeros(sizes.N_D, sizes.BLOCK_D, sizes)
+    x_sums = no_values(field, product, x_sizes)
     j_next = load_columns(view, beg, offs_e, count)
     for e in range(0, count, sizes.BLOCK_E * sizes.BLOCK_G):
         mask_e = e + offs_e < count
-        j, j_next = turn_columns(j_next, view, beg, e, offs_e, count, source == "state", sizes)
+        j, j_next = turn_columns(j_next, view, beg, e, offs_e, count, x_sizes is not None, sizes)
         k = gather_rows("heads", k_ptr, j, mask_e, stride_k_n, sizes)
         x = ()
-        if source == "state":
-            x = gather_rows("values", x_ptr, j, mask_e, stride_x_n, sizes)
+        if x_sizes is not None:
+            x = gather_rows(x_kind, x_ptr, j, mask_e, stride_x_n, x_sizes)
         slot = load_slots(view, beg + e, offs_e, mask_e)
-        w, u, s = edge_scores(k, q, slot, mask_e, weighting, sizes)
+        k, q_e = add_edge_rows(k, q, weighting.edge_key, slot, mask_e, view, sizes)
+        w, u, s = edge_scores(k, q_e, slot, mask_e, weighting, sizes)
         p = ()
         for h in tl.static_range(sizes.N_H):
             p_h = unnormalised(s[h], shift[h], weighting, top)
             p = p + (tl.where(mask_e[:, :, None], p_h, 0.0),)
-        t = weight_gradient(g, x, t0, da_ptr, slot, mask_e, source, sizes)
+        t = weight_gradient(
+            g, x, t0, da_ptr, edge_value_ptr, slot, mask_e, view, source, x_sizes, sizes
+        )
         sums = add_to_sums(sums, p, t, k, u, s, w, weighting, top)
-        if field is not None:
-            x_sums = add_values(x_sums, weights(s, shift, inverse, weighting, top), x)
+        if len(x_sums) > 0:
+            x_sums = add_values(x_sums, weights(s, shift, inverse, weighting, top), x, source)
     sums = (join_lanes(sums[0]), join_lanes(sums[1]), join_lanes(sums[2]), join_lanes(sums[3]))
     if pid_p < n_split:
         store_part(part_ptr, pid_p, sums, t0, shift, sizes)
     else:
         store_dq(dq_ptr, norm_delta_ptr, row, sums, t0, shift, scale, sizes)
-    if field is not None:
-        ax = scaled(join_lanes(x_sums), 1 / sizes.H)
-        store_sum(field, ax, row, pid_p, n_split, sizes)
+    if len(x_sums) > 0:
+        store_values(field, product, x_sums, row, pid_p, n_split, source, x_sizes)
 
 
 @triton.jit
@@ -235,10 +246,11 @@ def normalized_side(
     weighting: KernelWeighting,
     csr: Csr,
     field: Field | None,
+    product: Product | None,
 ) -> tuple[Float[Tensor, "N H d_k"], Float[Tensor, "N 3 H"]]:
     """dq, and what the far side needs of a row, see `store_dq`.
 
-    Writes `field`, that of dx, if it is given: where senders normalise.
+    Writes `field`, that of dx, or the `dv` of `product`, if it is given: where senders normalise.
     """
     work, (n, h, d_k) = csr.work, q.shape
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -246,15 +258,17 @@ def normalized_side(
     if n == 0:
         return dq, norm_delta
     scale = weighting.scale / upstream.heads_of_mean(h)
-    options = backward_sizes(upstream.channels, h, d_k, q.dtype, _VALUES, gathers_norm=False)
+    options = backward_sizes(
+        upstream.source, upstream.channels, h, d_k, q.dtype, _VALUES, gathers_norm=False
+    )
     joined = _joined(options["sizes"])
     width = 2 * joined["BLOCK_A"] + 4 * joined["BLOCK_H"]
     part = torch.empty((work.n_split, width), dtype=torch.float32, device=q.device)
-    needs_slot = upstream.da is not None or weighting.edge_weight is not None
     _attention_bwd_dq_kernel[(work.piece_row.numel(),)](
-        dq, norm_delta, part, field=field, q_ptr=q, k_ptr=k, norm_ptr=norm, weighting=weighting,
-        view=view_of(csr, needs_slot=needs_slot), n_split=work.n_split, stride_q_n=q.stride(0),
-        stride_k_n=k.stride(0), scale=scale, **state_arguments(upstream), **options,
+        dq, norm_delta, part, field=field, product=product, q_ptr=q, k_ptr=k, norm_ptr=norm,
+        weighting=weighting, view=backward_view(csr, upstream, weighting),
+        n_split=work.n_split, stride_q_n=q.stride(0), stride_k_n=k.stride(0), scale=scale,
+        **state_arguments(upstream), **options,
     )  # fmt: skip
     if work.n_split:
         _attention_bwd_dq_join_kernel[(work.split_row.numel(),)](

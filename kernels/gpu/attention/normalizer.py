@@ -16,17 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.csr import Csr
+from grand_fast.kernels.gpu.attention.online_softmax import join_heads, no_scores, online_heads
 from grand_fast.kernels.gpu.attention.scores import (
     LOG2E,
     KernelWeighting,
     edge_scores,
     in_base_2,
     load_top,
-    unit,
-    unnormalised,
 )
 from grand_fast.kernels.gpu.sizes import Sizes, score_sizes
 from grand_fast.kernels.gpu.tiles import (
+    add_edge_rows,
     edge_offsets,
     gather_per_head,
     gather_rows,
@@ -44,46 +44,6 @@ SWEEP_VALUES = 32  # of a tile of keys per lane: a key is used at once, only m a
 
 
 @triton.jit
-def online(m, l, s, mask_e, weighting, top):  # noqa: E741
-    """One turn of the online sum of one group of heads.
-
-    m, l [BLOCK_G, BLOCK_H], s [BLOCK_E, BLOCK_G, BLOCK_H]. Returns the new m and l, what old sums
-    are multiplied by, and p. In a softmax m is the shift in base 2, the largest score;
-    squareplus counts from `top` instead, and m stays 0.
-    """
-    if weighting.top is None:
-        s = tl.where(mask_e[:, :, None], s, float("-inf"))
-        largest = tl.maximum(m, tl.max(s, 0) * (unit(weighting) * LOG2E))
-        fade = tl.exp2(m - largest)
-        p = unnormalised(s, largest, weighting, top)
-        return largest, l * fade + tl.sum(p, 0), fade, p
-    else:
-        p = tl.where(mask_e[:, :, None], unnormalised(s, m, weighting, top), 0.0)
-        return m, l + tl.sum(p, 0), m, p
-
-
-@triton.jit
-def no_scores(weighting, sizes: tl.constexpr):
-    """m and l before the first edge."""
-    # Finite, so that a group without edges gives exp(m − m) = 1 and not NaN.
-    least: tl.constexpr = -1e38 if weighting.top is None else 0.0
-    m = ()
-    l = ()  # noqa: E741
-    for _ in tl.static_range(sizes.N_H):
-        m = m + (tl.full([sizes.BLOCK_G, sizes.BLOCK_H], least, tl.float32),)
-        l = l + (tl.zeros([sizes.BLOCK_G, sizes.BLOCK_H], tl.float32),)  # noqa: E741
-    return m, l
-
-
-@triton.jit
-def join_groups(m, l):  # noqa: E741
-    """m and l of one group of heads over all groups of lanes, each [BLOCK_H], and their shares."""
-    largest = tl.max(m, 0)
-    fade = tl.exp2(m - largest[None, :])
-    return largest, tl.sum(l * fade, 0), fade
-
-
-@triton.jit
 def sweep_scores(
     q, k_ptr, weighting, top, view, beg, count, stride_k_n: tl.constexpr, sizes: tl.constexpr
 ):
@@ -96,20 +56,10 @@ def sweep_scores(
         j, j_next = turn_columns(j_next, view, beg, e, offs_e, count, True, sizes)
         k = gather_rows("heads", k_ptr, j, mask_e, stride_k_n, sizes)
         slot = load_slots(view, beg, e + offs_e, mask_e)
-        s = edge_scores(k, q, slot, mask_e, weighting, sizes)[2]
-        new_m = ()
-        new_l = ()
-        for g in tl.static_range(sizes.N_H):
-            m_g, l_g, _, _ = online(m[g], l[g], s[g], mask_e, weighting, top)
-            new_m = new_m + (m_g,)
-            new_l = new_l + (l_g,)
-        m, l = new_m, new_l  # noqa: E741
-    largest = ()
-    total = ()
-    for g in tl.static_range(sizes.N_H):
-        m_g, l_g, _ = join_groups(m[g], l[g])
-        largest = largest + (m_g,)
-        total = total + (l_g,)
+        k, q_e = add_edge_rows(k, q, weighting.edge_key, slot, mask_e, view, sizes)
+        s = edge_scores(k, q_e, slot, mask_e, weighting, sizes)[2]
+        m, l, _, _ = online_heads(m, l, s, mask_e, weighting, top)  # noqa: E741
+    largest, total, _ = join_heads(m, l)
     return largest, total
 
 

@@ -36,7 +36,7 @@ class KernelWeighting(NamedTuple):
     """A `Weighting` as an argument of kernels: None and `function` are known to the compiler.
 
     scale: of the dot product. slope: of leaky_relu. top: a scalar, which says that the normaliser
-    is squareplus. edge_weight: [E], in slots of `A`.
+    is squareplus. edge_weight: [E], in slots of `A`. edge_key: [E, H, d_k], there too.
     """
 
     function: tl.constexpr
@@ -44,15 +44,22 @@ class KernelWeighting(NamedTuple):
     slope: float | None
     top: Tensor | None
     edge_weight: Tensor | None
+    edge_key: Tensor | None = None
 
     def view(self, csr: Csr) -> View:
-        """With slots in `A` if kernels are to look there for weights."""
-        return view_of(csr, needs_slot=self.edge_weight is not None)
+        """With slots in `A` if kernels are to look there for weights or keys."""
+        return view_of(csr, needs_slot=self.needs_slot)
+
+    @property
+    def needs_slot(self) -> bool:
+        """Whether there are tables of edges."""
+        return self.edge_weight is not None or self.edge_key is not None
 
 
 def kernel_weighting(
-    weighting: Weighting | None, d_k: int, *, edge_weight: Tensor | None, top: Tensor | None
-) -> KernelWeighting:
+    weighting: Weighting | None, d_k: int, *, edge_weight: Tensor | None, top: Tensor | None,
+    edge_key: Tensor | None = None,
+) -> KernelWeighting:  # fmt: skip
     """Of the paper's weighting unless another is given; the direction is a matter of launches."""
     weighting = weighting or scaled_dot(d_k)
     assert weighting.scale > 0  # the largest score is that of the largest `s · unit`
@@ -62,6 +69,7 @@ def kernel_weighting(
         slope=weighting.slope if weighting.function == "leaky_relu" else None,
         top=top if weighting.normalizer == "squareplus" else None,
         edge_weight=edge_weight,
+        edge_key=edge_key,
     )
 
 

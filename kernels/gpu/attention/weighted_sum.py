@@ -1,32 +1,40 @@
-"""Sweeps of the forward of `attention_diffusion` over the edges of a piece."""
+"""Sweeps of the forward of `attention_diffusion` and `attention_product` over a piece's edges."""
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment,var-annotated"
 # (functions under @triton.jit take values that Python's types cannot name, and grow tuples)
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from grand_fast.kernels.gpu.attention.normalizer import (
-    gather_norm,
+from grand_fast.kernels.gpu.attention.normalizer import gather_norm
+from grand_fast.kernels.gpu.attention.online_softmax import (
     join_groups,
+    join_heads,
     no_scores,
     online,
+    online_heads,
 )
-from grand_fast.kernels.gpu.attention.scores import edge_scores, weight
+from grand_fast.kernels.gpu.attention.scores import edge_scores, weight, weights
 from grand_fast.kernels.gpu.sums import (
     add_weighted,
     by_head,
     join_lanes,
     rounded,
     scaled,
+    times_heads,
     zeros,
 )
 from grand_fast.kernels.gpu.tiles import (
+    add_edge_rows,
     edge_offsets,
     gather_rows,
     heads_of,
     load_columns,
     load_slots,
+    turn_columns,
 )
 
 
@@ -188,3 +196,60 @@ def sweep_once(
             part = rounded(part)  # else the last addition is over by now
         flat = flat + (tl.sum(part, 0),)
     return flat, largest, total
+
+
+class Tables(NamedTuple):
+    """What an edge reads beside its weight's `norm`, as one argument of kernels."""
+
+    k: Tensor
+    v: Tensor
+    edge_value: Tensor | None
+    stride_k_n: tl.constexpr
+    stride_v_n: tl.constexpr
+
+
+@triton.jit
+def sweep_values(
+    q, shift, inverse, norm_ptr, tables, weighting, top, view, beg, count, IS_ONLINE: tl.constexpr,
+    sizes: tl.constexpr, x_sizes: tl.constexpr,
+):  # fmt: skip
+    """Σ a v over a piece, N_A of [BLOCK_A] of `x_sizes`; and m, l of its scores if not yet known.
+
+    shift, inverse: of the row, as `norm_of` gives them; or (), and each edge finds its sender's.
+    """
+    offs_e = edge_offsets(sizes)
+    m, l = no_scores(weighting, sizes)  # noqa: E741
+    sums = zeros(x_sizes.N_A, x_sizes.BLOCK_A, x_sizes)
+    j_next = load_columns(view, beg, offs_e, count)
+    for e in range(0, count, sizes.BLOCK_E * sizes.BLOCK_G):
+        mask_e = e + offs_e < count
+        j, j_next = turn_columns(j_next, view, beg, e, offs_e, count, True, sizes)
+        k = gather_rows("heads", tables.k, j, mask_e, tables.stride_k_n, sizes)
+        v = gather_rows("heads", tables.v, j, mask_e, tables.stride_v_n, x_sizes)
+        slot = load_slots(view, beg, e + offs_e, mask_e)
+        k, q = add_edge_rows(k, q, weighting.edge_key, slot, mask_e, view, sizes)
+        v, q = add_edge_rows(v, q, tables.edge_value, slot, mask_e, view, x_sizes)
+        s = edge_scores(k, q, slot, mask_e, weighting, sizes)[2]
+        if IS_ONLINE:
+            m, l, fades, p = online_heads(m, l, s, mask_e, weighting, top)  # noqa: E741
+            if weighting.top is None:
+                sums = times_heads(sums, fades)
+        else:
+            shift_e, inverse_e = shift, inverse
+            if len(shift) == 0:
+                shift_e, inverse_e, _ = gather_norm(norm_ptr, j, mask_e, weighting, False, sizes)
+            p = weights(s, shift_e, inverse_e, weighting, top)
+        sums = add_weighted(sums, p, v)
+    largest = ()
+    total = ()
+    if IS_ONLINE:
+        largest, total, fades = join_heads(m, l)
+        shares = ()
+        for g in tl.static_range(sizes.N_H):
+            inverse_g = tl.where(total[g] != 0.0, 1.0 / total[g], 0.0)
+            shares = shares + (fades[g] * inverse_g[None, :],)
+        groups = times_heads(sums, shares)
+        sums = ()
+        for c in tl.static_range(x_sizes.N_A):
+            sums = sums + (rounded(groups[c]),)
+    return join_lanes(sums), largest, total

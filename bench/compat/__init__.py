@@ -1,0 +1,1 @@
+"""Somebody's program as it is, and on our kernels."""
