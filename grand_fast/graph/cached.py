@@ -106,8 +106,8 @@ def _views_of(given: Tensor) -> tuple[dict[Any, _Known], Any]:
 
 def _keep(table: dict[Any, Any], key: Any, value: Any) -> None:
     """Enter what is used last, in place of what was used longest ago."""
-    if len(table) == _KEPT:
-        del table[next(iter(table))]
+    for oldest in list(table)[: 1 - _KEPT]:  # several, after threads that entered one each
+        table.pop(oldest, None)
     table[key] = value
 
 

@@ -63,6 +63,8 @@ class GATConv(torch_geometric.nn.GATConv):  # type: ignore[misc]
             )
         if graph is None:
             return super().forward(x, edge_index, edge_attr, size, return_attention_weights)
+        # Before lin, as in PyG: lazy ones draw their weights in this order
+        residual = None if self.res is None else self.res(x)
         values = self.lin(x).view(-1, self.heads, self.out_channels)
         ends = torch.cat([self.att_dst, self.att_src])
         q, k = torch.einsum("nhc,shc->snh", values, ends)[..., None]
@@ -77,8 +79,8 @@ class GATConv(torch_geometric.nn.GATConv):  # type: ignore[misc]
             self, values, q, k, graph=graph, score=GAT(self.negative_slope), whole=whole,
             edge_key=None if edge_attr is None else self._of_edges(edge_attr),
         )  # fmt: skip
-        if self.res is not None:
-            y = y + self.res(x)
+        if residual is not None:
+            y = y + residual
         if self.bias is not None:
             y = y + self.bias
         if not wanted or weights is None:
@@ -87,10 +89,10 @@ class GATConv(torch_geometric.nn.GATConv):  # type: ignore[misc]
 
     def _of_edges(self, edge_attr: Tensor) -> Tensor:
         """What the features of edges add to the scores, `[E, H, 1]`."""
-        features = edge_attr.view(len(edge_attr), -1)
+        features = edge_attr[:, None] if edge_attr.dim() == 1 else edge_attr
         lin = self.lin_edge
         is_known = is_silent(lin, Linear.forward) and type(lin.weight) is Parameter
-        if is_known and features.shape[1] == lin.in_channels:
+        if is_known and features.shape[1:] == (lin.in_channels,):
             # The sum over d first: nothing has H·d columns for each edge
             weight = lin.weight.view(self.heads, self.out_channels, -1)
             per_head = torch.einsum("hcd,shc->dh", weight, self.att_edge)

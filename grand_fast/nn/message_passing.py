@@ -54,7 +54,8 @@ def graph_for(
             return cached_graph(edge_index, len(x), layer.flow, one_loop_each=loops)
         except (TypeError, ValueError, NotImplementedError):
             reason = "its edges are none of a graph on the nodes of x"  # as PyG's code will say
-    _say_once(type(layer).__name__, reason)
+    if not torch.compiler.is_compiling():  # it would break the compiled program in two
+        _say_once(type(layer).__name__, reason)
     return None
 
 
@@ -96,7 +97,7 @@ def own_ways(layer: MessagePassing) -> str | None:
         return "it is explained or decomposed"
     if any(getattr(layer, name) for name in _HOOKS):
         return "its messages have hooks"
-    if _is_rewritten(type(layer)) or not vars(layer).keys().isdisjoint(_PARTS):
+    if _is_rewritten(type(layer)) or _has_own_part(layer):
         return "a part of its message passing is of its own"
     if not 0 <= layer.dropout <= 1:
         return "dropout is no probability"
@@ -111,6 +112,15 @@ def _is_rewritten(cls: type) -> bool:
         if not all(getattr(part, "__module__", "").startswith(makers) for part in parts):
             return True
     return False
+
+
+def _has_own_part(layer: MessagePassing) -> bool:
+    """Whether a layer has a part that its class has not; PyG itself gives one that was explained
+    its `propagate` back this way."""
+    classes = (vars(each) for each in type(layer).__mro__)
+    generated = [names["_jinja_propagate"] for names in classes if "_jinja_propagate" in names]
+    own = [vars(layer)[name] for name in _PARTS if name in vars(layer)]
+    return any(getattr(part, "__func__", part) not in generated for part in own)
 
 
 def _other_input(layer: Any, x: Any, edge_index: Any, edge_attr: Any, whole: bool) -> str | None:

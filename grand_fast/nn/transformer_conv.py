@@ -27,8 +27,8 @@ class TransformerConv(torch_geometric.nn.TransformerConv):  # type: ignore[misc]
     of them lives. What the operators do not cover runs by PyG's code, and a log says why, once:
     two sets of nodes, edges in forms other than int64 `[2, E]` or `torch.sparse_csr`, features of
     edges together with dropout in training or `return_attention_weights`, another `aggr`, hooks of
-    message passing, `explain`, autocast, `torch.compile` and `torch.func`. Results agree to
-    rounding; with dropout they do from the same seed.
+    message passing, `explain`, autocast, `torch.func` and, without a log, `torch.compile`. Results
+    agree to rounding; with dropout they do from the same seed.
     Reference: Shi et al. 2021 (UniMP), equations 3 to 5.
     """
 
@@ -59,8 +59,9 @@ class TransformerConv(torch_geometric.nn.TransformerConv):  # type: ignore[misc]
         if graph is None:
             return super().forward(x, edge_index, edge_attr, return_attention_weights)
         shape = -1, self.heads, self.out_channels
-        values, q, k = (
-            lin(x).view(shape) for lin in (self.lin_value, self.lin_query, self.lin_key)
+        # In PyG's order, in which lazy ones draw their weights
+        q, k, values = (
+            lin(x).view(shape) for lin in (self.lin_query, self.lin_key, self.lin_value)
         )
         edges = None if edge_attr is None else self.lin_edge(edge_attr).view(shape)
         y, weights, _ = attended(

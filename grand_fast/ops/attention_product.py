@@ -94,9 +94,10 @@ def attention_product(
     check_choice(_OP, "edge_order", edge_order, known=EDGE_ORDERS)
     edge_key = _prepared(edge_key, score_object, normalizer)
     if edge_order == "user":
-        edge_key, edge_value = (
-            None if t is None else to_slots(t, graph) for t in (edge_key, edge_value)
-        )
+        is_both = edge_key is edge_value
+        edge_key = None if edge_key is None else to_slots(edge_key, graph)
+        if edge_value is not None:
+            edge_value = edge_key if is_both else to_slots(edge_value, graph)
     name = choose(_OP, backend, values)
     call = Call(graph, name, weighting, mean_heads=reduce == "mean")
     q, k = (inner_contiguous(t) for t in score_object.prepare(q, k))

@@ -102,6 +102,13 @@ def test_views_and_graphs_of_one_tensor_are_few():
     assert graph_of(edges[:, 8:], n + 8) is held[8] and graph_of(edges[:, 8:], n) is not held[0]
 
 
+def test_too_many_that_threads_have_left_go():
+    """Each finds room for one more, then all enter theirs."""
+    table = dict.fromkeys(range(12))
+    cached._keep(table, "last", None)
+    assert list(table) == [9, 10, 11, "last"]
+
+
 def test_views_that_begin_alike_are_kept_apart():
     edges = torch.tensor([[0, 1], [2, 0]])
     first, other = graph_of(edges, 3), graph_of(edges.t(), 3)

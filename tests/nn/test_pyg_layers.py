@@ -258,13 +258,35 @@ def test_copies_pickles_and_states(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_columns_that_come_with_the_first_call(name):
-    layers = [getattr(package, name)(-1, D, edge_dim=-1).double() for package in (pyg, gf.nn)]
-    given = inputs("random", EDGE_DIM)
+    """The same seed gives the same weights."""
+    given, layers = inputs("random", EDGE_DIM), []
+    options = {"residual": True} if name == "GATConv" else {}
     with gf.backend("reference"):
-        for layer in layers:
-            layer(*given)
-        layers[1].load_state_dict(layers[0].state_dict())
+        for package in (pyg, gf.nn):
+            torch.manual_seed(0)
+            layers.append(getattr(package, name)(-1, D, edge_dim=-1, **options).double())
+            layers[-1](*given)
         compare(layers, given)
+
+
+def test_features_of_no_edges():
+    layers = pair("GATConv", edge_dim=EDGE_DIM, add_self_loops=False)
+    given = inputs("no_edges", EDGE_DIM)
+    with gf.backend("reference"):
+        assert torch.equal(*(layer(*given) for layer in layers))
+
+
+def test_explained_for_a_while(reasons):
+    """PyG then leaves a part in the layer."""
+    layer, given = pair("GATConv")[1], inputs("random")
+    layer.explain = True
+    layer.explain = False
+    with gf.backend("reference"):
+        layer(*given)
+    assert not reasons
+    layer.propagate = lambda edges, **given: given["x"][0]
+    layer(*given)
+    assert reasons
 
 
 def test_a_hook_of_a_projection_is_heard():
@@ -275,7 +297,8 @@ def test_a_hook_of_a_projection_is_heard():
         compare(layers, given)
 
 
-def test_compiled_as_pyg():
+def test_compiled_as_pyg(monkeypatch):
+    monkeypatch.undo()  # a log would break the program in two
     layer, given = pair("GATConv")[1], inputs("random")
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     with gf.backend("reference"):
