@@ -14,16 +14,25 @@ class CountedTerm(AbstractTerm):
     """A term that counts its evaluations in `nfe`; a product with its matrix is one.
 
     What it returns stays as it is while the term is evaluated again.
+
+    Args:
+        term: what is counted.
+        limit: of evaluations, after which the solve gives up.
     """
 
-    def __init__(self, term: AbstractTerm) -> None:
-        self.term = term
+    def __init__(self, term: AbstractTerm, limit: int | None = None) -> None:
+        self.term, self.limit = term, limit
         self.counter = Counter()
 
     @property
     def nfe(self) -> int:
         """Evaluations so far, those in backward too."""
         return self.counter.nfe
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there have been as many as there may be."""
+        return self.limit is not None and self.nfe >= self.limit
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Those that the inner term depends on."""

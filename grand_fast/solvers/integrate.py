@@ -117,13 +117,12 @@ def integrate(
     whole, state = beside or term, x0 if beside is None else beside.join(x0)
     if is_widened(solver, x0.dtype, abs(T) / solve.step_size if solve.step_size else 1.0):
         whole, state = WideTerm.of(whole, state)
-    counted = CountedTerm(whole)
+    counted = CountedTerm(whole, solve.max_nfe)
     if adjoint != "continuous":
         solver = solver.of(counted)
     problem = Problem(
         counted, state, sorted({0.0, T, *wanted}), solver=solver, ends=end == "clamp",
         step_size=solve.step_size, first_step=solve.first_step, max_steps=solve.max_steps,
-        max_nfe=solve.max_nfe,
     )  # fmt: skip
     needs_derivatives = beside is not None and beside.needs_derivatives
     if observe is not None:

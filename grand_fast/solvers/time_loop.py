@@ -45,7 +45,6 @@ def run_steps(
     control: AbstractStepControl,
     differentiate: Differentiate,
     carry: Carry,
-    max_nfe: int | None = None,
     callbacks: Callbacks | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """The states at `times`, which rise from the start, and the last state that counts.
@@ -60,7 +59,7 @@ def run_steps(
     on_step, on_accept, on_reject = callbacks or Callbacks()
     for stop in times[1:]:
         while control.t < stop:
-            if max_nfe is not None and term.nfe >= max_nfe:
+            if term.is_spent:
                 control.status = Status.MAX_STEPS
                 return found, x
             within = None
@@ -149,7 +148,6 @@ class Problem:
     ends: bool = field(default=True, kw_only=True)
     first_step: float | None = field(default=None, kw_only=True)
     max_steps: int | None = field(default=None, kw_only=True)
-    max_nfe: int | None = field(default=None, kw_only=True)
     steps: Callable[[Carry], AbstractStepControl] | None = field(default=None, kw_only=True)
     callbacks: Callbacks = field(default=Callbacks(), kw_only=True)
 
@@ -164,8 +162,7 @@ class Problem:
         control = self.control(x0, carry)
         found, x = run_steps(
             self.term, x0, self.stops, solver=self.solver, control=control, carry=carry,
-            differentiate=differentiate, max_nfe=self.max_nfe,
-            callbacks=callbacks or self.callbacks,
+            differentiate=differentiate, callbacks=callbacks or self.callbacks,
         )  # fmt: skip
         stats = Stats(self.term.nfe - before, control.accepted, control.rejected)
         return Result(found, x, control.t, stats, control.status)

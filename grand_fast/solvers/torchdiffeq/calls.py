@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from grand_fast.ops.backends import transforms_active
-from grand_fast.ops.checks import check_choice
-from grand_fast.solvers.checks import check_int
 from grand_fast.solvers.half_precision import is_widened
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.tolerances import attainable_by_slopes, default_tolerances, is_narrow
@@ -50,7 +48,6 @@ def odeint_as(
     warns: of tolerances that are raised.
     """
     check_options(operator, options=how.options)
-    _check_gradient(operator, how, event_fn)
     how = with_defaults(how, y0)
     reason = package.reason_for_theirs(y0, t, how.method, how.options, event_fn)
     if reason is not None:
@@ -88,29 +85,13 @@ def prepared(how: How, problem: Problem, *, warns: bool = True) -> tuple[How, Pr
     if is_narrow(dtype) and (method in PAIRS or method in IMPLICIT):
         rtol, atol = attainable_by_slopes(operator, rtol, atol, problem.x0, dtype, warns=warns)
     adjoint = "direct" if transforms_active() else how.adjoint
-    return How(rtol, atol, method, options, adjoint, how.memory_limit), problem
+    return How(rtol, atol, method, options, adjoint, how.limit), problem
 
 
 def returned(problem: Problem, xs: Tensor) -> State:
     """The states in the caller's type and form."""
     xs = xs.to(problem.dtype)
     return xs if problem.shapes is None else split(xs, problem.shapes)
-
-
-def _check_gradient(operator: str, how: How, event_fn: Any) -> None:
-    check_choice(operator, "adjoint", how.adjoint, known=("auto", "direct", "checkpoint"))
-    limit = how.memory_limit
-    if limit is None:
-        return
-    check_int(operator, "memory_limit", limit, low=1, kind="an int or None")
-    if how.adjoint == "direct":
-        raise ValueError(
-            f"{operator}: `memory_limit` must come with adjoint 'auto' or 'checkpoint', got "
-            "'direct'."
-        )
-    if event_fn is not None or transforms_active():
-        where = "with an event_fn" if event_fn is not None else "under torch.func and forward mode"
-        raise NotImplementedError(f"{operator}: `memory_limit` must be None {where}, got {limit}.")
 
 
 def check_theirs(operator: str, reason: str, how: How) -> None:
@@ -123,8 +104,8 @@ def check_theirs(operator: str, reason: str, how: How) -> None:
         raise NotImplementedError(
             f"{operator}: `method` must be one of torchdiffeq's where {reason}, got {how.name!r}."
         )
-    if how.adjoint == "checkpoint" or how.memory_limit is not None:
-        got = "'checkpoint'" if how.memory_limit is None else "a memory_limit"
+    if how.adjoint == "checkpoint" or how.limit is not None:
+        got = "'checkpoint'" if how.limit is None else f"a limit of {how.limit} bytes"
         raise NotImplementedError(
             f"{operator}: `adjoint` must be 'direct' or 'auto', without a limit, where {reason}, "
             f"which torchdiffeq answers, got {got}."

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grand_fast.ops.backends import transforms_active
+from grand_fast.ops.checks import check_choice
+from grand_fast.solvers.checks import check_int
 from grand_fast.solvers.solver import AbstractSolver
 from grand_fast.solvers.torchdiffeq import package
 from grand_fast.solvers.torchdiffeq.calls import (
@@ -76,7 +79,23 @@ def odeint(
     event, for which see `odeint_event`.
     """
     how = How(rtol, atol, method, options, adjoint, memory_limit)
+    _check_gradient(how, event_fn)
     return odeint_as("odeint", func, y0, t, how, event_fn)
+
+
+def _check_gradient(how: How, event_fn: Any) -> None:
+    check_choice("odeint", "adjoint", how.adjoint, known=("auto", "direct", "checkpoint"))
+    limit = how.limit
+    if limit is None:
+        return
+    check_int("odeint", "memory_limit", limit, low=1, kind="an int or None")
+    if how.adjoint == "direct":
+        raise ValueError(
+            "odeint: `memory_limit` must come with adjoint 'auto' or 'checkpoint', got 'direct'."
+        )
+    if event_fn is not None or transforms_active():
+        where = "with an event_fn" if event_fn is not None else "under torch.func and forward mode"
+        raise NotImplementedError(f"odeint: `memory_limit` must be None {where}, got {limit}.")
 
 
 def odeint_event(

@@ -59,7 +59,7 @@ class How:
     method: Any = None
     options: Mapping[str, Any] | None = None
     adjoint: Adjoint = "direct"
-    memory_limit: int | None = None
+    limit: int | None = None  # of the bytes of checkpoints
 
     @property
     def known(self) -> Mapping[str, Any]:
@@ -78,7 +78,7 @@ class How:
 
     def solved(self, whole: time_loop.Problem, problem: Problem) -> Result:
         """The solve, differentiable by its steps."""
-        return checked(solve_by_steps(whole, self.adjoint, self.memory_limit), problem)
+        return checked(solve_by_steps(whole, self.adjoint, self.limit), problem)
 
 
 def checked(result: Result, problem: Problem) -> Result:
