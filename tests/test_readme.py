@@ -34,7 +34,7 @@ def test_it_is_short():
 
 def test_the_map_is_on_the_first_screen():
     screen = "\n".join(README.splitlines()[:40])
-    inner = ("graph", "ops", "solvers", "nn", "data", "training")
+    inner = ("graph", "ops", "solvers", "nn", "terms", "compat", "data", "training")
     folders = ["kernels", "bench", "tests", "docs", *(f"grand_fast/{name}" for name in inner)]
     for folder in folders:
         assert f"`{folder}/`" in screen and (ROOT / folder).is_dir(), folder
