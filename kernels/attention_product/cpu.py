@@ -23,8 +23,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward import attention_bwd
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec
-from grand_fast.kernels.cpu.attention.normalizer import forward_rows, row_weights, run_forward
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeSpec
+from grand_fast.kernels.cpu.attention.normalizer import (
+    EdgeInputs,
+    forward_rows,
+    row_weights,
+    run_forward,
+)
 from grand_fast.kernels.cpu.attention.scores import RowBuffer
 from grand_fast.kernels.cpu.attention.weighted_sum import head_terms, sums_of
 from grand_fast.kernels.cpu.gathered_sums import Term, ahead, block_of, prefetch_rows

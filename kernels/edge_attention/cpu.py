@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward import attention_bwd
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeSpec
 from grand_fast.kernels.cpu.attention.normalizer import (
+    EdgeInputs,
     find_top,
     forward_rows,
     row_weights,

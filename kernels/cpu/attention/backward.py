@@ -23,7 +23,7 @@ from torch import Tensor
 from grand_fast.kernels.cpu.attention.backward_far_side import other_pass
 from grand_fast.kernels.cpu.attention.backward_normalized_side import group_pass
 from grand_fast.kernels.cpu.attention.backward_results import Results, StateGradient
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs
+from grand_fast.kernels.cpu.attention.normalizer import EdgeInputs
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.weighting import Upstream

@@ -8,7 +8,8 @@ from functools import lru_cache, partial
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward_results import Results
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec, Side
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeSpec, Side
+from grand_fast.kernels.cpu.attention.normalizer import EdgeInputs
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
     UpstreamSpec,

@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.backward_results import Results
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeSpec
+from grand_fast.kernels.cpu.attention.normalizer import EdgeInputs
 from grand_fast.kernels.cpu.attention.scores import RowBuffer, load_heads
 from grand_fast.kernels.cpu.attention.weight_gradient import (
     UpstreamSpec,

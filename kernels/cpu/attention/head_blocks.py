@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from grand_fast.kernels.cpu.attention.scores import (
     Added,
@@ -20,41 +19,9 @@ from grand_fast.kernels.cpu.gathered_sums import ahead, prefetch_rows
 from grand_fast.kernels.cpu.language import Floats, Int, Kernel, Matrix, Vec
 from grand_fast.kernels.cpu.math import exp, fma, sqrt, where_positive
 from grand_fast.kernels.cpu.rows import PREFETCH_ELEMENTS, Row
-from grand_fast.kernels.csr import Csr
 from grand_fast.kernels.weighting import Weighting
 
 Side = Literal["receiver", "sender"]
-
-
-@dataclass(frozen=True)
-class EdgeInputs:
-    """What the weights of all edges depend on beside the graph; arguments as in the reference."""
-
-    q: Tensor
-    k: Tensor
-    weighting: Weighting
-    edge_weight: Tensor | None
-    top: Tensor | None
-    edge_key: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int, torch.dtype]:
-        """H, d_k and the dtype."""
-        return (*self.q.shape[1:], self.q.dtype)
-
-    def spec(self, csr: Csr) -> EdgeSpec:
-        """What kernels are compiled for, for a pass over the view `csr`."""
-        given = self.edge_weight is not None, self.edge_key is not None
-        return EdgeSpec(*self.shape, csr.col.dtype, self.weighting, *given)
-
-    def arguments(self, csr: Csr) -> dict[str, Any]:
-        """What kernels are given, for a pass over the view `csr`."""
-        named: dict[str, Any] = {"q": self.q, "k": self.k, "col": csr.col, "rowptr": csr.rowptr}
-        named |= {"last_edge": csr.col.numel() - 1}
-        top = None if self.top is None else self.top.to(self.q.dtype)
-        given = {"slot": csr.slot, "edge_weight": self.edge_weight, "top": top}
-        given |= {"edge_key": self.edge_key}
-        return named | {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

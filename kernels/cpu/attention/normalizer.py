@@ -1,16 +1,20 @@
-"""The passes of forward that know no normaliser yet: they find it, or the largest score."""
+"""What weights are made of, and the passes of forward that know no normaliser yet.
+
+These find it, or the largest score.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grand_fast.kernels.cpu.attention.head_blocks import EdgeInputs, EdgeSpec, EdgeView, Norm, Side
+from grand_fast.kernels.cpu.attention.head_blocks import EdgeSpec, EdgeView, Norm, Side
 from grand_fast.kernels.cpu.attention.scores import HeadGroup, RowBuffer, load_heads
 from grand_fast.kernels.cpu.gathered_sums import stretches
 from grand_fast.kernels.cpu.language import Matrix, Vec
@@ -18,8 +22,40 @@ from grand_fast.kernels.cpu.math import maximum
 from grand_fast.kernels.cpu.memory import empty
 from grand_fast.kernels.cpu.rows import Compiled, Row, Work, each_row, scratch_size, sum_pieces
 from grand_fast.kernels.csr import Csr
+from grand_fast.kernels.weighting import Weighting
 
 SUM_EDGES = 512  # summed on their own first, as SUM_EDGES in `cpu/gathered_sums.py`
+
+
+@dataclass(frozen=True)
+class EdgeInputs:
+    """What the weights of all edges depend on beside the graph; arguments as in the reference."""
+
+    q: Tensor
+    k: Tensor
+    weighting: Weighting
+    edge_weight: Tensor | None
+    top: Tensor | None
+    edge_key: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, torch.dtype]:
+        """H, d_k and the dtype."""
+        return (*self.q.shape[1:], self.q.dtype)
+
+    def spec(self, csr: Csr) -> EdgeSpec:
+        """What kernels are compiled for, for a pass over the view `csr`."""
+        given = self.edge_weight is not None, self.edge_key is not None
+        return EdgeSpec(*self.shape, csr.col.dtype, self.weighting, *given)
+
+    def arguments(self, csr: Csr) -> dict[str, Any]:
+        """What kernels are given, for a pass over the view `csr`."""
+        named: dict[str, Any] = {"q": self.q, "k": self.k, "col": csr.col, "rowptr": csr.rowptr}
+        named |= {"last_edge": csr.col.numel() - 1}
+        top = None if self.top is None else self.top.to(self.q.dtype)
+        given = {"slot": csr.slot, "edge_weight": self.edge_weight, "top": top}
+        given |= {"edge_key": self.edge_key}
+        return named | {name: value for name, value in given.items() if value is not None}
 
 
 def forward_rows(view: EdgeView, *, known: bool) -> list[tuple[Matrix, int]]:
